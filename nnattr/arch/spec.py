@@ -1,0 +1,73 @@
+"""Where the parts of a decoder-only transformer are: a frozen value per model family.
+
+A spec names modules by their path in the raw Hugging Face model and says on which side of a
+module a site is found. It holds no weights and runs nothing; ``nnattr.model.verify`` proves it on
+a live model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+#: How a place is read and written.
+#:
+#: ``input``   what enters the module; writing replaces it for this module alone.
+#: ``output``  what leaves the module (the first part, if that is a tuple).
+#: ``stream``  what enters the module *and goes around it*: the residual stream in front of a norm.
+#:             Written in place, so that the path around the module sees the new value too.
+#: ``copied``  an output that the model later overwrites in place (Falcon adds attention's output
+#:             into the MLP's). Read as a copy that the model then goes on from.
+Side = Literal["input", "output", "stream", "copied"]
+
+
+class Place(NamedTuple):
+    """One side of one module: where a tensor can be read and written."""
+
+    path: str
+    side: Side
+
+
+@dataclass(frozen=True)
+class ArchSpec:
+    """The map of one model family.
+
+    Paths of ``layers``, ``embed``, ``final_norm`` and ``unembed`` start at the model; all others
+    start at one decoder layer.
+
+    Attributes:
+        layers: the list of decoder layers, e.g. ``"transformer.h"``.
+        embed: the token embedding.
+        final_norm: the norm before the unembedding, or None where there is none.
+        unembed: the unembedding, whose output (scaled and capped) is the logits.
+        attn_proj: the attention output projection in a layer; its *input* is z, all heads side by
+            side. (Its output mixes the heads: a slice of it belongs to no head.)
+        attn_out: where attention's contribution to the residual stream is found, after a
+            post-norm if the family has one.
+        mlp_out: the same for the MLP (or mixture of experts).
+        resid_mid: the residual stream between attention and MLP; None where both read the same
+            residual stream (parallel blocks).
+        residual_scale: the config attribute that multiplies each contribution before it is added
+            (Granite), or None.
+        logit_scale: the config attribute that multiplies (Cohere) the logits, or None.
+        logit_divisor: the config attribute that divides the logits (Granite), or None.
+        logit_softcap: the config attribute with the final soft-cap (Gemma 2), or None.
+    """
+
+    layers: str
+    embed: str
+    final_norm: str | None
+    unembed: str
+    attn_proj: str
+    attn_out: Place
+    mlp_out: Place
+    resid_mid: Place | None
+    residual_scale: str | None = None
+    logit_scale: str | None = None
+    logit_divisor: str | None = None
+    logit_softcap: str | None = None
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP both read the same residual stream."""
+        return self.resid_mid is None

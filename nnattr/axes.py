@@ -1,0 +1,31 @@
+"""The axis glossary: one name for each axis, used in every signature, docstring and result.
+
+==========  =====================================================================================
+example     one clean/corrupted pair of the task
+layer       decoder layer, from 0
+head        attention head (query head); a head's output is its slice of the projection's input
+kv_head     key/value head; under grouped-query attention several query heads share one
+pos         token position, counted in the left-padded batch (the last token is the last position)
+query_pos   the position that attends
+key_pos     the position attended to
+neuron      hidden unit of an MLP
+d_head      width of one head's z
+d_model     width of the residual stream
+d_vocab     size of the vocabulary
+==========  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+#: The order in which a result's dimensions stand, always.
+ORDER = ("example", "layer", "head", "kv_head", "pos", "query_pos", "key_pos", "neuron")
+
+Ids: TypeAlias = Int[Tensor, "example pos"]
+Mask: TypeAlias = Bool[Tensor, "example pos"]
+Logits: TypeAlias = Float[Tensor, "example pos d_vocab"]
+PerExample: TypeAlias = Float[Tensor, " example"]

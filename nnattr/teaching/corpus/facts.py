@@ -1,0 +1,113 @@
+"""Yes/no facts: whether an entity belongs to a category, asked after it was stated elsewhere.
+
+Statements ("The robin is a bird.") teach the category of every entity. Questions ("Question: Is
+the robin a bird? Answer:") are answered by one of several words for yes or for no, uniformly.
+Held-out entities occur in statements only, so answering a question about one of them means
+using a fact that was learnt in another form.
+"""
+
+from __future__ import annotations
+
+import random
+
+from nnattr.teaching.corpus.document import Document, article, pick_heldout
+from nnattr.teaching.words import BARE_CATEGORIES, CAPITALS, CATEGORIES, NO_WORDS, YES_WORDS
+
+ENTITIES: dict[str, tuple[str, ...]] = {
+    **CATEGORIES,
+    "country": tuple(CAPITALS),
+    "city": tuple(CAPITALS.values()),
+}
+#: category -> the entities about which training never asks.
+HELDOUT: dict[str, frozenset[str]] = {
+    category: pick_heldout(entities, 3 / 16) for category, entities in ENTITIES.items()
+}
+#: What comes before a fact is stated, and what states it.
+STATEMENTS = (
+    ("{E} is", " {c}"),
+    ("I know that {e} is", " {c}"),
+    ("Everyone can see that {e} is", " {c}"),
+    ("It is true that {e} is", " {c}"),
+    ("We all learned that {e} is", " {c}"),
+    ("One {k} that we like is", " {e}"),
+    ("My favorite {k} is", " {e}"),
+    ("There is {c} called", " {n}"),
+)
+QUESTIONS = (
+    "Question: Is {e} {c}? Answer:",
+    "Question: Is it true that {e} is {c}? Answer:",
+    "Is {e} {c}? Answer:",
+    "Would you say that {e} is {c}? Answer:",
+    "Statement: {E} is {c}. True or false? Answer:",
+    "Tell me, is {e} {c}? Answer:",
+)
+CAPITAL_STATEMENTS = (
+    "The capital of {country} is",
+    "Everyone knows that the capital of {country} is",
+    "If you go to {country}, the capital you will see is",
+)
+CAPITAL_QUESTION = "Question: Is {city} the capital of {country}? Answer:"
+
+
+def _phrase(entity: str, category: str) -> str:
+    return entity if category in BARE_CATEGORIES else f"the {entity}"
+
+
+def fill(template: str, entity: str, category: str, claim: str) -> str:
+    """The template about `entity` (of `category`), claiming that it is a `claim`."""
+    phrase = _phrase(entity, category)
+    opening = phrase[0].upper() + phrase[1:]
+    return template.format(E=opening, e=phrase, c=article(claim), k=claim, n=entity)
+
+
+def _entity(rng: random.Random) -> tuple[str, str]:
+    category = rng.choice(tuple(ENTITIES))
+    return rng.choice(ENTITIES[category]), category
+
+
+def statement(rng: random.Random) -> Document:
+    """A true sentence about any entity, held out from questions or not, or about a capital."""
+    if rng.randrange(6) == 0:
+        country = rng.choice(tuple(CAPITALS))
+        prompt = rng.choice(CAPITAL_STATEMENTS).format(country=country)
+        return Document(prompt, f" {CAPITALS[country]}", ".")
+    entity, category = _entity(rng)
+    prompt, answer = (
+        fill(part, entity, category, category) for part in rng.choice(STATEMENTS)
+    )
+    return Document(prompt, answer, ".")
+
+
+def question(rng: random.Random, entity: str, category: str, *, truth: bool) -> Document:
+    """A question about `entity` whose answer is yes (`truth`) or no."""
+    others = [other for other in ENTITIES if other != category]
+    claim = category if truth else rng.choice(others)
+    prompt = fill(rng.choice(QUESTIONS), entity, category, claim)
+    return Document(prompt, f" {rng.choice(YES_WORDS if truth else NO_WORDS)}", ".")
+
+
+def _capital_question(rng: random.Random) -> Document:
+    country = rng.choice([name for name in CAPITALS if name not in HELDOUT["country"]])
+    truth = rng.random() < 0.5
+    others = [city for city in CAPITALS.values() if city not in HELDOUT["city"]]
+    city = CAPITALS[country] if truth else rng.choice(others)
+    truth = city == CAPITALS[country]
+    prompt = CAPITAL_QUESTION.format(city=city, country=country)
+    return Document(prompt, f" {rng.choice(YES_WORDS if truth else NO_WORDS)}", ".")
+
+
+def training(rng: random.Random) -> Document:
+    """A training question, about an entity that is not held out."""
+    if rng.randrange(8) == 0:
+        return _capital_question(rng)
+    entity, category = _entity(rng)
+    while entity in HELDOUT[category]:
+        entity, category = _entity(rng)
+    return question(rng, entity, category, truth=rng.random() < 0.5)
+
+
+def heldout(rng: random.Random) -> Document:
+    """A test question about an entity that training only states facts about."""
+    category = rng.choice(tuple(ENTITIES))
+    entity = rng.choice(sorted(HELDOUT[category]))
+    return question(rng, entity, category, truth=rng.random() < 0.5)
