@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nnattr.methods.activation_patching import activation_patching
     from nnattr.methods.agreement import agreement
     from nnattr.methods.attribution_patching import attribution_patching
+    from nnattr.methods.submit import Job, submit
     from nnattr.metrics import KL, LogitDiff, LogProb, Loss, Prob
     from nnattr.model.verify import verify
     from nnattr.model.view import Model, load
@@ -61,6 +62,8 @@ _HOME = {
     "activation_patching": "nnattr.methods.activation_patching",
     "agreement": "nnattr.methods.agreement",
     "attribution_patching": "nnattr.methods.attribution_patching",
+    "Job": "nnattr.methods.submit",
+    "submit": "nnattr.methods.submit",
     "KL": "nnattr.metrics",
     "LogProb": "nnattr.metrics",
     "LogitDiff": "nnattr.metrics",
@@ -79,6 +82,7 @@ __all__ = [
     "ArchError",
     "ArchSpec",
     "BackendError",
+    "Job",
     "Local",
     "LogProb",
     "LogitDiff",
@@ -99,6 +103,7 @@ __all__ = [
     "load",
     "metrics",
     "plots",
+    "submit",
     "tasks",
     "verify",
 ]

@@ -4,13 +4,13 @@ A metric is any function ``metric(logits, batch) -> [example]`` with ``logits`` 
 [example, pos, d_vocab] (the last token of every prompt is position -1). ``batch`` has the
 attributes
 
-- ``answers``, ``wrong_answers``: token ids [example, word]; rows with fewer words are filled up, and
-  ``answers_mask``, ``wrong_answers_mask`` say which entries count;
+- ``answers``, ``wrong_answers``: token ids [example, word]; rows with fewer words are filled up,
+  and ``answers_mask``, ``wrong_answers_mask`` say which entries count;
 - ``ids``, ``mask``: the tokens of the run [example, pos], and which are not padding;
 - ``clean_logits``: the clean run's own logits at the last position [example, d_vocab].
 
-The classes here are such functions with a name. Metrics travel to the server: torch and the standard
-library only. They compute in float32 whatever the model's dtype.
+The classes here are such functions with a name. Metrics travel to the server: torch and the
+standard library only. They compute in float32 whatever the model's dtype.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class LogitDiff:
     needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
         last = logits[:, -1].float()
         right = group_mean(last, batch.answers, batch.answers_mask)
         return right - group_mean(last, batch.wrong_answers, batch.wrong_answers_mask)
@@ -56,6 +57,7 @@ class LogProb:
     needs: ClassVar[tuple[str, ...]] = ("answers",)
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
         return group_log_prob(logits[:, -1].float(), batch.answers, batch.answers_mask)
 
 
@@ -70,6 +72,7 @@ class Prob:
     needs: ClassVar[tuple[str, ...]] = ("answers",)
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
         return group_log_prob(logits[:, -1].float(), batch.answers, batch.answers_mask).exp()
 
 
@@ -86,6 +89,7 @@ class KL:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
         run = logits[:, -1].float().log_softmax(-1)
         clean = batch.clean_logits.float().log_softmax(-1)
         return (clean.exp() * (clean - run)).sum(-1)
@@ -102,6 +106,7 @@ class Loss:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
         predicted = logits[:, :-1].float().log_softmax(-1)
         loss = -predicted.gather(-1, batch.ids[:, 1:, None])[..., 0]
         counted = batch.mask[:, 1:] & batch.mask[:, :-1]
@@ -132,6 +137,8 @@ def group_log_prob(logits: torch.Tensor, words: torch.Tensor, mask: torch.Tensor
 
 def describe(metric: Metric) -> str:
     """The metric's name as results record it."""
-    return repr(metric) if type(metric).__name__ in METRICS else getattr(
-        metric, "__qualname__", repr(metric)
+    return (
+        repr(metric)
+        if type(metric).__name__ in METRICS
+        else getattr(metric, "__qualname__", repr(metric))
     )

@@ -1,9 +1,9 @@
 """`Scores`, the one result type: labelled numbers per example, with where they came from.
 
 A score is a *change of the metric*. ``raw`` holds it in the metric's own units, ``values`` divided
-by ``scale``: with the mean gap between the two runs as the scale, 0 means the run patched into and 1
-the other run. On disk a result is one safetensors file with the rest as JSON in its header; loading
-runs no code.
+by ``scale``: with the mean gap between the two runs as the scale, 0 means the run patched into and
+1 the other run. On disk a result is one safetensors file with the rest as JSON in its header;
+loading runs no code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -33,8 +33,9 @@ CELL_DIMS = tuple(dim for dim in ORDER if dim != "example")
 class Provenance(BaseModel):
     """What a result was made from, and how; enough to make it again.
 
-    ``arguments`` are the method's own. ``task`` says how the task was made, ``task_hash`` digests its
-    tokens. ``seconds`` is wall time; ``jobs`` and bytes count requests to a server (0 if local).
+    ``arguments`` are the method's own. ``task`` says how the task was made, ``task_hash`` digests
+    its tokens. ``seconds`` is wall time; ``jobs``, bytes, queue and run seconds speak of requests to a
+    server (0 if local).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,9 +56,12 @@ class Provenance(BaseModel):
     jobs: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True)
+class Cell:
     """One cell of a result: its index along the cell dimensions, label, value, standard error."""
 
     index: tuple[int, ...]
@@ -67,7 +71,7 @@ class Cell(NamedTuple):
 
 
 class Ranking(tuple[Cell, ...]):
-    """Cells in order; prints as a table, and ``indices`` gives the bare ``(layer, head)`` tuples."""
+    """Cells in order; prints as a table, ``indices`` gives the bare ``(layer, head)`` tuples."""
 
     @property
     def indices(self) -> list[tuple[int, ...]]:
@@ -94,7 +98,7 @@ class Scores:
             does not have).
         baselines: the metric of the two runs, dims ``("run", "example")``, runs ``"clean"`` and
             ``"corrupted"``; from the same job as the scores.
-        scale: what ``values`` are divided by: the mean gap between the runs when normalised, else 1.
+        scale: what ``values`` are divided by: the runs' mean gap when normalised, else 1.
         provenance: how this was made.
         error: standard errors of ``raw`` once the examples have been averaged, else None.
     """
@@ -149,7 +153,9 @@ class Scores:
             (below about 20) it is too narrow.
         """
         if "example" not in self.raw.dims:
-            raise ResultError("These scores are averaged already; bootstrap the ones before mean().")
+            raise ResultError(
+                "These scores are averaged already; bootstrap the ones before mean()."
+            )
         if not 0 < level < 1:
             raise ResultError(f"level is {level}; expected a number between 0 and 1, such as 0.95.")
         draw = np.random.default_rng(seed)
@@ -198,7 +204,9 @@ class Scores:
         cells = []
         for flat in order:
             at = np.unravel_index(flat, values.shape)
-            found = {dim: mean.raw[dim].to_numpy()[i] for dim, i in zip(self.cell_dims, at, strict=True)}
+            found = {
+                dim: mean.raw[dim].to_numpy()[i] for dim, i in zip(self.cell_dims, at, strict=True)
+            }
             index = tuple(int(value) for value in found.values())
             text = cell_label(found, mean._token(found))
             cells.append(Cell(index, text, float(values[at]), float(errors[at])))
@@ -238,7 +246,9 @@ class Scores:
         try:
             save_file(contiguous, str(path), metadata={"nnattr": json.dumps(header)})
         except Exception as error:
-            raise ResultError(f"The result could not be written to {str(path)!r}: {error}") from error
+            raise ResultError(
+                f"The result could not be written to {str(path)!r}: {error}"
+            ) from error
         return Path(path)
 
     def _array(self, key: str) -> xr.DataArray:
@@ -259,15 +269,15 @@ class Scores:
         try:
             with safe_open(str(path), framework="numpy") as file:
                 header = json.loads((file.metadata() or {})["nnattr"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in header["dims"]}
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise ResultError(
                 f"{path} is not a complete nnattr result ({type(error).__name__}: {error})."
             ) from error
         if header.get("schema") != SCHEMA:
             raise ResultError(
-                f"{path} has schema {header.get('schema')!r} and this nnattr reads schema {SCHEMA}; "
-                "load it with the version that wrote it."
+                f"{path} has schema {header.get('schema')!r} and this nnattr reads schema "
+                f"{SCHEMA}; load it with the version that wrote it."
             )
         try:
             arrays = {
@@ -304,8 +314,10 @@ def _stderr(raw: xr.DataArray) -> xr.DataArray:
     """Standard error of the mean over the examples that have a value; NaN below two."""
     count = raw.notnull().sum("example")
     squares = ((raw - raw.mean("example")) ** 2).sum("example")
-    return np.sqrt(squares / (count - 1).where(count > 1) / count)
+    return (squares / (count - 1).where(count > 1) / count) ** 0.5
 
 
 def _coords(array: xr.DataArray) -> dict[Hashable, Any]:
-    return {key: [list(coord.dims), coord.to_numpy().tolist()] for key, coord in array.coords.items()}
+    return {
+        key: [list(coord.dims), coord.to_numpy().tolist()] for key, coord in array.coords.items()
+    }

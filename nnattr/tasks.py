@@ -80,9 +80,9 @@ class Task:
             name: what results call the task.
 
         Raises:
-            TaskError: the lists have different lengths or are empty, a pair's prompts have different
-                numbers of tokens, a prompt has unknown words, or an answer is not one token. The
-                message names the prompt and the offending piece.
+            TaskError: the lists have different lengths or are empty, a pair's prompts have
+                different numbers of tokens, a prompt has unknown words, or an answer is not one
+                token. The message names the prompt and the offending piece.
         """
         clean, corrupted = _texts("clean", clean), _texts("corrupted", corrupted)
         right, wrong = _groups("answers", answers), _groups("wrong_answers", wrong_answers)
@@ -108,7 +108,16 @@ class Task:
             key: _span(key, value, clean_tokens, clean) for key, value in (spans or {}).items()
         }
         return cls(
-            clean, corrupted, right, wrong, clean_tokens, corrupted_tokens, *ids, named, name
+            clean=clean,
+            corrupted=corrupted,
+            answers=right,
+            wrong_answers=wrong,
+            clean_tokens=clean_tokens,
+            corrupted_tokens=corrupted_tokens,
+            answer_ids=ids[0],
+            wrong_answer_ids=ids[1],
+            spans=named,
+            name=name,
         )
 
     @property
@@ -161,19 +170,23 @@ class Task:
         pick = [int(i) for i in chosen]
         if not pick:
             raise TaskError(f"No examples are left at {index!r} of a task with {len(self)}.")
-        return Task(
-            *(
-                tuple(rows[i] for i in pick) if rows else ()
-                for rows in (self.clean, self.corrupted, self.answers, self.wrong_answers)
-            ),
-            _take(self.clean_tokens, pick),
-            _take(self.corrupted_tokens, pick),
-            *(
-                tuple(rows[i] for i in pick) if rows else ()
-                for rows in (self.answer_ids, self.wrong_answer_ids)
-            ),
-            {key: tuple(rows[i] for i in pick) for key, rows in self.spans.items()},
-            self.name,
+        rows = {
+            key: tuple(getattr(self, key)[i] for i in pick) if getattr(self, key) else ()
+            for key in (
+                "clean",
+                "corrupted",
+                "answers",
+                "wrong_answers",
+                "answer_ids",
+                "wrong_answer_ids",
+            )
+        }
+        return replace(
+            self,
+            **rows,
+            clean_tokens=_take(self.clean_tokens, pick),
+            corrupted_tokens=_take(self.corrupted_tokens, pick),
+            spans={key: tuple(span[i] for i in pick) for key, span in self.spans.items()},
         )
 
     def __iter__(self) -> Iterator[Task]:
@@ -274,7 +287,8 @@ def _ioi_words(tokenizer: Any) -> tuple[list[str], list[str], list[str], list[st
         template
         for template in IOI_TEMPLATES
         if unknown is None
-        or unknown not in tokenizer(template.format(**filled), add_special_tokens=False)["input_ids"]
+        or unknown
+        not in tokenizer(template.format(**filled), add_special_tokens=False)["input_ids"]
     ]
     if not templates:
         raise TaskError(
@@ -331,9 +345,7 @@ def _same_length(**lists: Sequence[Any]) -> None:
         raise TaskError(f"These need one entry per pair, but their lengths are {lengths}.")
 
 
-def _aligned(
-    clean: Sequence[str], corrupted: Sequence[str], one: Tokens, other: Tokens
-) -> None:
+def _aligned(clean: Sequence[str], corrupted: Sequence[str], one: Tokens, other: Tokens) -> None:
     rows = zip(clean, corrupted, one.strings, other.strings, strict=True)
     for i, (left, right, a, b) in enumerate(rows):
         if len(a) != len(b):

@@ -103,7 +103,8 @@ def _check_row(tokenizer: Any, prompt: str, row: Sequence[int]) -> None:
     limit = tokenizer.model_max_length
     if len(row) > limit:
         raise TaskError(
-            f"The prompt {prompt[:60]!r}... is {len(row)} tokens, and the tokenizer's limit is {limit}."
+            f"The prompt {prompt[:60]!r}... is {len(row)} tokens, and the tokenizer's limit is "
+            f"{limit}."
         )
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in row and tokenizer.unk_token not in prompt:

@@ -15,6 +15,8 @@ given the rest, not what is necessary. Effects of cells do not add up. (Vig et a
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from nnattr.backend import Tick
 from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
-from nnattr.model.runs import batch_of, examples, inputs, run, wrong_shape
+from nnattr.model.runs import asks, gather, inputs, measure, refusal, repeated, run
 from nnattr.model.sites import SiteName, read, write
 from nnattr.model.view import Model
 from nnattr.results import Scores
@@ -40,6 +42,7 @@ def activation_patching(
     positions: Positions = "all",
     direction: Direction = "denoising",
     normalized: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> Scores:
     """The exact effect of patching each cell of a site, one cell at a time.
 
@@ -53,6 +56,8 @@ def activation_patching(
             reverse.
         normalized: divide by the task's mean gap between the runs: 0 = nothing changed, 1 = the
             whole way to the other run.
+        checkpoint: a folder for finished parts: the same call takes up what is there. Locally a
+            part is a layer; on a server a job, of which there is one unless the backend has limits.
 
     Returns:
         scores with dims ``(example, layer[, head][, pos])``.
@@ -66,81 +71,77 @@ def activation_patching(
     Cost: one forward pass of the batch for each run, one row per cell and example in chunks, and an
     unpatched control of each chunk size (which makes patching a run with itself exactly 0).
     """
-    study = Study(model, task, metric, site, positions, direction, normalized)
-    return study.ask(patching_job, "activation_patching")
+    study = Study(
+        patching_job,
+        "activation_patching",
+        True,
+        model,
+        task,
+        metric,
+        site,
+        positions,
+        direction,
+        normalized,
+    )
+    return study.run(checkpoint)
 
 
 def patching_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
-    """Patch every cell, a chunk of examples at a time."""
-    n, rows = payload["base"]["ids"].shape[0], payload["rows"]
-    step = min(n, rows)
-    cells = payload["spots"].shape[0] * payload["units"]
-    chunk = max(1, rows // step)
-    forwards = -(-n // step) * len(payload["places"]) * -(-cells // chunk)
+    """Both baselines and the change of the metric for every cell."""
+    cells = [
+        (spot, unit) for spot in range(len(payload["spots"])) for unit in range(payload["units"])
+    ]
     parts: list[dict[str, Any]] = []
-    for start in range(0, n, step):
-        done = len(parts) * (forwards // -(-n // step))
-        part = patch_examples(nn, tick, done, forwards, chunk, start, start + step, **payload)
-        if "refused" in part:
-            return part
-        parts.append(part)
-    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    for ask in asks(payload):
+        theirs, source_logits = run(nn, ask.source, ask.places, ask.options)
+        ours, base_logits = run(nn, ask.base, ask.places, ask.options)
+        clean = (base_logits if ask.base_is_clean else source_logits)[:, -1]
+        base = measure(ask, ask.base, base_logits, clean)
+        refused = refusal(base, ask.n)
+        if refused:
+            return refused
+        control: dict[int, Tensor] = {}
+        layers = []
+        for where, own, other in zip(ask.places, ours, theirs, strict=True):
+            layers.append(patch_layer(nn, ask, where, own, other, cells, clean, control))
+            tick(len(parts) * len(ask.places) + len(layers), len(asks(payload)) * len(ask.places))
+        parts.append(
+            {
+                "change": torch.stack(layers, 1).unflatten(-1, (-1, ask.units)).transpose(-1, -2),
+                "base": base,
+                "source": measure(ask, ask.source, source_logits, clean),
+            }
+        )
+    return gather(parts)
 
 
-def patch_examples(
+def patch_layer(
     nn: Any,
-    tick: Tick,
-    done: int,
-    forwards: int,
-    chunk: int,
-    start: int,
-    stop: int,
-    *,
-    base: dict[str, Tensor],
-    source: dict[str, Tensor],
-    base_is_clean: bool,
-    answers: dict[str, Tensor],
-    places: list[tuple[str, str]],
-    units: int,
-    spots: Tensor,
-    metric: Metric,
-    options: dict[str, Any],
-    rows: int,
-) -> dict[str, Any]:
-    """Both baselines and the change of the metric for every cell of some examples."""
-    base, source = examples(base, start, stop), examples(source, start, stop)
-    answers, spots = examples(answers, start, stop), spots[:, start:stop]
-    n = base["ids"].shape[0]
-    theirs, source_logits = run(nn, source, places, options)
-    ours, base_logits = run(nn, base, places, options)
-    clean = (base_logits if base_is_clean else source_logits)[:, -1]
-    base_value = metric(base_logits, batch_of(answers, base, clean))
-    refusal = wrong_shape(base_value, n)
-    if refusal:
-        return {"refused": ("metric", refusal)}
-    source_value = metric(source_logits, batch_of(answers, source, clean))
-    control: dict[int, Tensor] = {}
-    layers = []
-    cells = [(spot, unit) for spot in range(spots.shape[0]) for unit in range(units)]
-    for where, own, other in zip(places, ours, theirs, strict=True):
-        changes = []
-        for at in range(0, len(cells), chunk):
-            some = cells[at : at + chunk]
-            copies = len(some)
-            batch = batch_of(answers, base, clean, copies)
-            if copies not in control:
-                control[copies] = metric(unpatched(nn, base, copies, options), batch)
-            chosen = cell_mask(some, spots, units)
-            logits = patched(nn, base, where, own, other, chosen, options)
-            changes.append((metric(logits, batch) - control[copies]).view(copies, n))
-            done += 1
-            tick(done, forwards)
-        layers.append(torch.cat(changes).view(spots.shape[0], units, n))
-    return {
-        "change": torch.stack(layers).permute(3, 0, 2, 1),
-        "base": base_value,
-        "source": source_value,
-    }
+    ask: SimpleNamespace,
+    where: tuple[str, str],
+    own: Tensor,
+    other: Tensor,
+    cells: list[tuple[int, int]],
+    clean: Tensor,
+    control: dict[int, Tensor],
+) -> Tensor:
+    """The change [example, cell] for every cell of one layer.
+
+    ``control`` holds the unpatched metric for each number of rows: the same batch size gives the
+    same rounding, which makes patching a run with itself exactly 0.
+    """
+    at_once = max(1, ask.rows // ask.n)
+    changes = []
+    for start in range(0, len(cells), at_once):
+        some = cells[start : start + at_once]
+        copies = len(some)
+        if copies not in control:
+            _, logits = run(nn, repeated(ask.base, copies), [], ask.options)
+            control[copies] = measure(ask, ask.base, logits, clean, copies)
+        logits = patched(nn, ask, where, own, other, cell_mask(some, ask.spots, ask.units))
+        change = measure(ask, ask.base, logits, clean, copies) - control[copies]
+        changes.append(change.view(copies, ask.n))
+    return torch.cat(changes).T
 
 
 def cell_mask(cells: list[tuple[int, int]], spots: Tensor, units: int) -> Tensor:
@@ -149,36 +150,25 @@ def cell_mask(cells: list[tuple[int, int]], spots: Tensor, units: int) -> Tensor
     return torch.stack([spots[spot][..., None] & unit[one] for spot, one in cells])
 
 
-def unpatched(nn: Any, base: dict[str, Tensor], copies: int, options: dict[str, Any]) -> Tensor:
-    """The logits of the base run in a batch as large as a patched one."""
-    with nn.trace(inputs(base, copies), **options):
-        with torch.no_grad():
-            logits = nn.output.logits
-    return logits
-
-
 def patched(
     nn: Any,
-    base: dict[str, Tensor],
+    ask: SimpleNamespace,
     where: tuple[str, str],
     own: Tensor,
     other: Tensor,
     chosen: Tensor,
-    options: dict[str, Any],
 ) -> Tensor:
     """The logits [cell * example, pos, d_vocab] with each row's chosen cell taken from ``other``.
 
     Only what differs between the runs is written, so that a run patched with itself is left as it
     is to the last bit, whatever the batch size.
     """
-    copies, units = chosen.shape[0], chosen.shape[-1]
-    with nn.trace(inputs(base, copies), **options):
+    copies, _, width, units = chosen.shape
+    with nn.trace(inputs(repeated(ask.base, copies)), **ask.options):
         with torch.no_grad():
-            live = read(nn, where)
-            mask = (chosen.to(other.device)[..., None] & (other != own).unflatten(-1, (units, -1)))
-            value = torch.where(
-                mask.flatten(-2), other, live.unflatten(0, (copies, -1))
-            ).flatten(0, 1)
-            write(nn, where, value)
+            live = read(nn, where, width).unflatten(0, (copies, -1))
+            differs = (other != own).unflatten(-1, (units, -1))
+            mask = (chosen.to(other.device)[..., None] & differs).flatten(-2)
+            write(nn, where, torch.where(mask, other, live).flatten(0, 1))
             logits = nn.output.logits
     return logits

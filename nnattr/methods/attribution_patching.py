@@ -17,6 +17,8 @@ the exact effects. Check the cells you rely on with `activation_patching`. (Nand
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from nnattr.backend import Tick
 from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
-from nnattr.model.runs import batch_of, examples, inputs, run, wrong_shape
+from nnattr.model.runs import asks, gather, inputs, measure, refusal, run
 from nnattr.model.sites import SiteName, read
 from nnattr.model.view import Model
 from nnattr.results import Scores
@@ -42,6 +44,7 @@ def attribution_patching(
     positions: Positions = "all",
     direction: Direction = "denoising",
     normalized: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> Scores:
     """A first-order estimate of `activation_patching` for every cell of a site, in one job.
 
@@ -54,73 +57,63 @@ def attribution_patching(
     Cost: two forward passes and one backward pass over the examples, in chunks; the backward pass
     goes through activations only, not weights.
     """
-    study = Study(model, task, metric, site, positions, direction, normalized)
-    return study.ask(attribution_job, "attribution_patching", embed=model.spec.embed)
+    study = Study(
+        attribution_job,
+        "attribution_patching",
+        False,
+        model,
+        task,
+        metric,
+        site,
+        positions,
+        direction,
+        normalized,
+    )
+    return study.run(checkpoint)
 
 
 def attribution_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
-    """Estimate every cell, a chunk of examples at a time."""
-    n, step = payload["base"]["ids"].shape[0], payload["rows"]
+    """Both baselines and the estimated change for every cell."""
     parts: list[dict[str, Any]] = []
-    for start in range(0, n, step):
-        part = attribute_examples(nn, start, start + step, **payload)
+    for ask in asks(payload):
+        part = attribute(nn, ask)
         if "refused" in part:
             return part
         parts.append(part)
-        tick(len(parts), -(-n // step))
-    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        tick(len(parts), len(asks(payload)))
+    return gather(parts)
 
 
-def attribute_examples(
-    nn: Any,
-    start: int,
-    stop: int,
-    *,
-    base: dict[str, Tensor],
-    source: dict[str, Tensor],
-    base_is_clean: bool,
-    answers: dict[str, Tensor],
-    places: list[tuple[str, str]],
-    units: int,
-    spots: Tensor,
-    metric: Metric,
-    options: dict[str, Any],
-    embed: str,
-    rows: int,
-) -> dict[str, Any]:
-    """Both baselines and the estimated change for every cell of some examples.
+def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
+    """Both baselines and the estimated change for every cell of one chunk of examples.
 
     The source run has a trace of its own, in the same session: in one batch with the base run the
     backward pass would go through its rows as well, for nothing.
     """
-    base, source = examples(base, start, stop), examples(source, start, stop)
-    answers, spots = examples(answers, start, stop), spots[:, start:stop]
-    n = base["ids"].shape[0]
-    theirs, source_logits = run(nn, source, places, options)
-    with nn.trace(inputs(base), **options):
-        nn.get(embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
-        live = [read(nn, where) for where in places]
+    theirs, source_logits = run(nn, ask.source, ask.places, ask.options)
+    with nn.trace(inputs(ask.base), **ask.options):
+        nn.get(ask.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
+        live = [read(nn, where, ask.spots.shape[-1]) for where in ask.places]
         ours = [value.detach().clone() for value in live]
         logits = nn.output.logits
         tracked = logits.grad_fn is not None
-        clean = (logits.detach() if base_is_clean else source_logits)[:, -1]
-        value = metric(logits, batch_of(answers, base, clean))
-        refusal = wrong_shape(value, n)
-        if tracked and not refusal:
-            slopes = torch.autograd.grad(value.sum(), live)
-    if refusal:
-        return {"refused": ("metric", refusal)}
+        clean = (logits.detach() if ask.base_is_clean else source_logits)[:, -1]
+        base = measure(ask, ask.base, logits, clean)
+        refused = refusal(base, ask.n)
+        slopes = torch.autograd.grad(base.sum(), live) if tracked and not refused else ()
+    if refused:
+        return refused
     if not tracked:
         reason = "this deployment gives no gradients; use activation_patching, which needs none"
         return {"refused": ("backend", reason)}
     change = [
-        contribution(slope, other, own, spots, units)
+        contribution(slope, other, own, ask.spots, ask.units).cpu()
         for slope, other, own in zip(slopes, theirs, ours, strict=True)
     ]
     return {
-        "change": torch.stack([one.cpu() for one in change], 1),
-        "base": value.detach(),
-        "source": metric(source_logits, batch_of(answers, source, clean)),
+        "change": torch.stack(change, 1),
+        "base": base.detach(),
+        "source": measure(ask, ask.source, source_logits, clean),
     }
 
 

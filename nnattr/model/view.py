@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnattr import teaching
-from nnattr.arch.discover import discover
+from nnattr.arch.discover import candidates, missing
 from nnattr.arch.spec import ArchSpec
 from nnattr.arch.table import lookup
-from nnattr.backend import Backend, Job, Outcome, resolve
+from nnattr.backend import Backend, JobFunction, Outcome, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model import sites
 
@@ -75,9 +75,10 @@ class Model:
         Raises:
             ArchError: the site is unknown or this family does not have it.
         """
-        return [tuple(sites.place(self.spec, site, layer)) for layer in range(self.n_layers)]
+        found = (sites.place(self.spec, site, layer) for layer in range(self.n_layers))
+        return [(place.path, place.side) for place in found]
 
-    def run(self, job: Job, payload: Mapping[str, Any], *, label: str) -> Outcome:
+    def run(self, job: JobFunction, payload: Mapping[str, Any], *, label: str) -> Outcome:
         """Run ``job(nn, tick, **payload)`` on this model's backend as one session."""
         return self.backend.run(self.nn, job, payload, label=label)
 
@@ -141,14 +142,13 @@ def load(
     if where.holds_weights and module is None:
         module = _weights(str(source), name, device, dtype, revision, kwargs)
     nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
-    config = nn.config.get_text_config()
-    known = spec or lookup(config)
-    view = Model(nn, tokenizer, known or discover(nn._module), where, name, revision)
-    if spec is not None or known is None:
-        from nnattr.model.verify import verify
+    known = lookup(nn.config)
+    if spec is None and known is not None and not missing(known, nn._module):
+        return Model(nn, tokenizer, known, where, name, revision)
+    from nnattr.model.verify import proven
 
-        verify(view).require()
-    return view
+    specs = [spec] if spec is not None else list(candidates(nn._module))
+    return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
 
 
 def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str, Any]) -> Any:

@@ -1,0 +1,40 @@
+# Everything a user or CI does. `.venv` is made on first use and remade when its inputs change.
+PYTHON ?= python3
+PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUN = .venv/bin/python -m
+
+.PHONY: demo test check conformance bench format
+
+demo: .venv/installed
+	.venv/bin/nnattr demo
+
+test: .venv/installed-dev
+	$(RUN) pytest tests
+
+check: .venv/installed-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright
+
+format: .venv/installed-dev
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+conformance: .venv/installed-dev
+	$(RUN) tests.conformance.conformance --write docs/architectures.md
+
+bench: .venv/installed-dev
+	$(RUN) tests.benchmarks.foundation
+
+# torch first, by its exact version: left to the resolver it may pull a build with gigabytes of CUDA
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("nnattr needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Run: make PYTHON=python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Installing nnattr into .venv (once; a few minutes) ..."
+	$(PIP_INSTALL) $$(grep '^torch==' constraints.txt)
+	$(PIP_INSTALL) -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $@

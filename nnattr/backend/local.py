@@ -1,0 +1,104 @@
+"""Jobs in this process: plainly, or by way of the request that a server would get."""
+
+from __future__ import annotations
+
+import linecache
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnattr.backend.progress import ProgressBar
+from nnattr.backend.seam import Cost, JobFunction, Outcome, session, silent
+from nnattr.errors import BackendError, NnattrError
+
+
+@dataclass(frozen=True)
+class Local:
+    """Run in this process, on the weights that are loaded here."""
+
+    name: str = field(default="local", init=False)
+    holds_weights: bool = field(default=True, init=False)
+    max_job_seconds: float | None = field(default=None, init=False)
+    max_job_bytes: int | None = field(default=None, init=False)
+
+    def run(self, nn: Any, job: JobFunction, payload: Mapping[str, Any], *, label: str) -> Outcome:
+        """Run the job here."""
+        started = time.perf_counter()
+        with ProgressBar(label) as bar:
+            values = _here(nn, job, payload, bar.tick, None, label)
+        return Outcome(values, Cost(time.perf_counter() - started))
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Run in this process what a server would run: the session serialised and rebuilt.
+
+    What a server would refuse fails here too. (nnsight's own ``remote="local"`` runs the original
+    objects and misses that.) It cannot see packages that a server lacks.
+    """
+
+    name: str = field(default="simulated", init=False)
+    holds_weights: bool = field(default=True, init=False)
+    max_job_seconds: float | None = None
+    max_job_bytes: int | None = None
+
+    def run(self, nn: Any, job: JobFunction, payload: Mapping[str, Any], *, label: str) -> Outcome:
+        """Run what the request holds, here."""
+        started = time.perf_counter()
+        carrier = _loopback(nn)
+        values = _here(nn, job, payload, silent, carrier, label)
+        return Outcome(values, Cost(time.perf_counter() - started, 1, carrier.bytes_sent))
+
+
+def _here(
+    nn: Any, job: JobFunction, payload: Mapping[str, Any], tick: Any, carrier: Any, label: str
+) -> dict[str, Any]:
+    try:
+        return session(nn, job, payload, tick, carrier)
+    except NnattrError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise BackendError(
+            f"{label} failed in this process: {type(error).__name__}: {lines[-1]}"
+        ) from error
+
+
+def _loopback(nn: Any) -> Any:
+    """An nnsight backend that runs the serialised, rebuilt block in this process."""
+    from nnsight.ndif import pull_env
+    from nnsight.schema.request import RequestModel
+    from nnsight.tracing.backend import Backend as NnsightBackend
+    from nnsight.tracing.globals import BLOCKS, SOURCES
+    from nnsight.tracing.util import push
+
+    class Loopback(NnsightBackend):
+        bytes_sent = 0
+
+        def __call__(self, tracer: Any) -> None:
+            pull_env()
+            nn.dispatch()
+            frame = tracer.info.frame
+            blob = RequestModel.serialize(tracer, True)
+            self.bytes_sent = len(blob)
+            # The rebuilt block must be compiled from the source that travelled, not from the
+            # caches that this process holds for the same file name.
+            caches: Any = (linecache.cache, SOURCES, BLOCKS)
+            snapshot: list[dict[Any, Any]] = [dict(cache) for cache in caches]
+            name = frame.f_code.co_filename
+            SOURCES.pop(name, None)
+            for key in [key for key in BLOCKS if key[0] == name]:
+                del BLOCKS[key]
+            try:
+                objects = nn._remoteable_persistent_objects()  # no public name exists for these
+                rebuilt = RequestModel.deserialize(blob, objects, True)
+                rebuilt.execute(rebuilt.info.code)
+                saved = {"result": rebuilt.info.frame.f_locals["result"]}  # what `session` saves
+            finally:
+                for cache, before in zip(caches, snapshot, strict=True):
+                    cache.clear()
+                    cache.update(before)
+            push(frame, saved)
+
+    return Loopback()

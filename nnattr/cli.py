@@ -1,0 +1,232 @@
+"""The command line: ``nnattr demo | run | doctor | models``.
+
+Commands import what they need when they run, so that ``nnattr --help`` is quick. Every `NnattrError`
+ends as one message on stderr and exit status 1, without a traceback (``nnattr --debug ...`` shows it);
+Ctrl-C ends with status 130.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nnattr.errors import NnattrError, ResultError
+
+EXAMPLE = """\
+# One analysis for `nnattr run`. Only model and task are needed; the rest shows other choices.
+model: teaching-gpt2             # a teaching model, a Hugging Face id, or a local folder
+task:
+  name: ioi                      # a generator of nnattr.tasks, with its arguments
+  arguments: {n: 32, seed: 0}
+  # or your own pairs instead of a name:
+  # clean: ["When Mary and John went to the store, John gave a drink to"]
+  # corrupted: ["When Mary and John went to the store, Mary gave a drink to"]
+  # answers: [" Mary"]           # one token each, with its leading space
+  # wrong_answers: [" John"]
+method: attribution_patching     # or activation_patching, which is exact and slower
+metric: LogitDiff                # LogitDiff, LogProb, Prob, KL or Loss
+site: z                          # z (heads), attn_out, mlp_out, resid_pre, resid_mid, resid_post
+positions: all                   # all, each, last, a number, a list, or a span such as S2
+direction: denoising             # or noising
+normalized: true
+backend: local                   # local, simulated, ndif, or the http(s) address of a server
+output: scores.safetensors       # read it again with nnattr.Scores.load
+top: 10
+"""
+
+
+class Commands(TyperGroup):
+    """A group of commands whose known errors are messages and whose interruption is quiet."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except NnattrError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Which parts of a language model cause a behaviour?",
+)
+
+BackendName = Annotated[
+    str | None,
+    typer.Option(
+        help="local, simulated, ndif, or the http(s) address of a server; otherwise "
+        "NNATTR_BACKEND, then your configuration file, then local."
+    ),
+]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Which parts of a language model cause a behaviour?"""
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str, typer.Option(help="A teaching model, a Hugging Face id, or a local folder.")
+    ] = "teaching-gpt2",
+    n: Annotated[int, typer.Option(help="Number of prompt pairs.", min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="Which names and places.")] = 0,
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("nnattr-demo.html"),
+    backend: BackendName = None,
+) -> None:
+    """Find the heads that identify the indirect object, exactly and by estimate."""
+    _must_be_writable(output)
+    from nnattr.demo import measure, summary
+    from nnattr.model.view import load
+    from nnattr.report import demo_page
+
+    found = measure(load(model, backend=backend), n, seed)
+    typer.echo(summary(found))
+    _write(output, demo_page(found))
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(help="A YAML or JSON file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write the figure as a page.")] = None,
+    backend: BackendName = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a file to start from.")] = False,
+) -> None:
+    """Run the analysis that a file describes, and print its strongest cells."""
+    if example:
+        typer.echo(EXAMPLE, nl=False)
+        return
+    if config is None:
+        raise NnattrError(
+            "`nnattr run` needs a file; `nnattr run --example > ioi.yaml` writes one to start from."
+        )
+    from nnattr.config import RunConfig
+
+    settings = RunConfig.from_file(config)
+    if backend is not None:
+        settings = settings.model_copy(update={"backend": backend})
+    for path in (settings.output, plot):
+        if path is not None:
+            _must_be_writable(Path(path))
+    from nnattr.analysis import analyse, described
+
+    scores = analyse(settings)
+    typer.echo(described(scores, settings.top))
+    if settings.output is not None:
+        typer.echo(f"Wrote {scores.save(settings.output)}")
+    if plot is not None:
+        from nnattr.report import single_figure
+
+        _write(plot, single_figure(scores))
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="A Hugging Face id or a local folder.")],
+    backend: BackendName = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code from the Hub.")
+    ] = False,
+) -> None:
+    """Prove that a model's heads and residual stream are where nnattr reads them."""
+    from nnattr.model.verify import verify
+    from nnattr.model.view import load
+
+    extra = {"trust_remote_code": True} if trust_remote_code else {}
+    proof = verify(load(model, backend=backend, device=device, dtype=dtype, **extra))
+    typer.echo(str(proof))
+    if not proof.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models() -> None:
+    """List the teaching models and the known families."""
+    from nnattr.arch.table import ROWS
+    from nnattr.teaching import NAMES, folder
+
+    typer.echo(f"{'':16}{'layers':>7}{'heads':>7}{'kv heads':>10}{'d_model':>9}{'MB':>6}")
+    for name in NAMES:
+        typer.echo(_teaching_model(name, folder(name)))
+    families = textwrap.fill(
+        ", ".join(sorted(ROWS)), 78, initial_indent="  ", subsequent_indent="  "
+    )
+    typer.echo(
+        f"\n{len(ROWS)} known families, by the model_type of their configuration:\n{families}"
+    )
+    typer.echo(
+        "\nOther causal language models are discovered and proven when they are loaded;\n"
+        "`nnattr doctor MODEL` shows the proof."
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="nnattr")
+
+
+def _teaching_model(name: str, folder: Path) -> str:
+    """One teaching model's size and held-out accuracies."""
+    if not (folder / "config.json").exists():
+        return f"{name:16}  not here; `python -m nnattr.teaching.train` makes it"
+    config = json.loads((folder / "config.json").read_text())
+
+    def size(*keys: str) -> Any:
+        return next((config[key] for key in keys if key in config), "?")
+
+    heads = size("num_attention_heads", "n_head")
+    kv_heads = config.get("num_key_value_heads", heads)
+    layers, width = size("num_hidden_layers", "n_layer"), size("hidden_size", "n_embd")
+    weights = folder / "model.safetensors"
+    megabytes = f"{weights.stat().st_size / 1e6:.1f}" if weights.exists() else "-"
+    line = f"{name:16}{layers:>7}{heads:>7}{kv_heads:>10}{width:>9}{megabytes:>6}"
+    if not (folder / "metrics.json").exists():
+        return line
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    accuracies = [
+        f"{key.removesuffix('_accuracy').replace('_', ' ')} {value:.1%}"
+        for key, value in metrics.items()
+        if key.endswith("_accuracy")
+    ]
+    return (
+        line
+        + "\n"
+        + textwrap.fill(
+            f"held out: {', '.join(accuracies)}", 78, initial_indent="  ", subsequent_indent="  "
+        )
+    )
+
+
+def _must_be_writable(path: Path) -> None:
+    """Refuse a bad output path before the work, not after it."""
+    if path.is_dir():
+        raise ResultError(f"{str(path)!r} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise ResultError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into.")
+
+
+def _write(path: Path, html: str) -> None:
+    """Write a page and say so."""
+    try:
+        path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"{str(path)!r} could not be written: {error}") from error
+    typer.echo(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB, opens without a network)")

@@ -1,0 +1,167 @@
+"""The main job from end to end: which heads make a model identify the indirect object?
+
+`measure` asks the question twice, exactly and by the first-order estimate; `summary` writes the
+answer for a terminal. `nnattr.report` writes it as a page.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnattr import tasks
+from nnattr.methods.activation_patching import activation_patching
+from nnattr.methods.agreement import Agreement, agreement
+from nnattr.methods.attribution_patching import attribution_patching
+from nnattr.metrics import LogitDiff
+from nnattr.model.view import Model
+from nnattr.results import Cell, Scores
+from nnattr.tasks import Task
+
+TOP = 8
+WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo measured.
+
+    Attributes:
+        model: the model asked.
+        task: indirect-object identification, names swapped in the corrupted prompts.
+        exact: activation patching of every head.
+        estimate: attribution patching of every head.
+        by_position: activation patching of the residual stream before each layer, one position at
+            a time, on pairs that share one layout.
+        seed: what the task was drawn with.
+    """
+
+    model: Model
+    task: Task
+    exact: Scores
+    estimate: Scores
+    by_position: Scores
+    seed: int
+
+    @property
+    def agreement(self) -> Agreement:
+        """How well the estimate stands for the exact scores."""
+        return agreement(self.exact, self.estimate)
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the estimate was."""
+        return self.exact.provenance.seconds / self.estimate.provenance.seconds
+
+    @property
+    def warning(self) -> str:
+        """What to think of the scores if the model does not do the task; empty if it does."""
+        clean, corrupted = (baseline(self.exact, run)[0] for run in ("clean", "corrupted"))
+        if clean > 0.5 > corrupted:
+            return ""
+        return (
+            f"{self.model.name} does not do this task: it does not prefer the right name more often "
+            "than the other. The scores below say how its outputs come about, not how the task is "
+            "solved."
+        )
+
+    @property
+    def ranked(self) -> list[tuple[Cell, Cell]]:
+        """The strongest heads by the exact method and by the estimate, side by side."""
+        return list(zip(self.exact.top(TOP), self.estimate.top(TOP), strict=True))
+
+
+def measure(model: Model, n: int, seed: int) -> Demo:
+    """Run the whole demo.
+
+    Args:
+        model: any model whose tokenizer has enough names as single tokens.
+        n: number of prompt pairs.
+        seed: which names, places and templates.
+
+    Raises:
+        NnattrError: the task does not fit the model, or a method failed.
+    """
+    task, metric = tasks.ioi(model.tokenizer, n=n, seed=seed), LogitDiff()
+    for method in (attribution_patching, activation_patching):  # first calls set nnsight up
+        method(model, task[:1], metric, normalized=False)
+    estimate = attribution_patching(model, task, metric)
+    exact = activation_patching(model, task, metric)
+    alike = same_layout(model.tokenizer, n, seed)
+    by_position = activation_patching(model, alike, metric, site="resid_pre", positions="each")
+    return Demo(model, task, exact, estimate, by_position, seed)
+
+
+def same_layout(tokenizer: Any, n: int, seed: int) -> Task:
+    """Up to ``n`` pairs of one template, so that a position means the same in each."""
+    task = tasks.ioi(tokenizer, n=8 * n, seed=seed, order="ABBA")
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for i, tokens in enumerate(task.clean_tokens.strings):
+        groups[tokens[0], len(tokens), *(rows[i] for rows in task.spans.values())].append(i)
+    return task[max(groups.values(), key=len)[:n]]
+
+
+def baseline(scores: Scores, run: str) -> tuple[float, float, float]:
+    """Of one run: the share of prompts that prefer the answer, the metric's mean and its error."""
+    values = scores.baselines.sel(run=run).to_numpy()
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float((values > 0).mean()), float(values.mean()), float(error)
+
+
+def measured(value: float, error: float, digits: int = 3) -> str:
+    """A value with its standard error, if that is known."""
+    return f"{value:+.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
+
+
+def summary(demo: Demo) -> str:
+    """The demo's answer as text of at most 80 columns."""
+    model, task = demo.model, demo.task
+    lines = [
+        f"{model.name}: {model.architecture}, {model.n_layers} layers x {model.n_heads} heads, "
+        f"{model.dtype}, {model.backend.name}",
+        "",
+        f"Indirect-object identification, {len(task)} pairs of prompts, such as",
+        *_wrapped("clean      ", f"{task.clean[0]} →{task.answers[0][0]}"),
+        *_wrapped("corrupted  ", f"{task.corrupted[0]} →{task.wrong_answers[0][0]}"),
+        "",
+        f"{'':24}{'right name preferred':>22}{'logit difference':>26}",
+    ]
+    for run in ("clean", "corrupted"):
+        share, mean, error = baseline(demo.exact, run)
+        lines.append(f"{run + ' prompts':24}{share:>22.0%}{measured(mean, error, 2):>26}")
+    if demo.warning:
+        lines += ["", *textwrap.wrap(demo.warning, WIDTH)]
+    lines += ["", *_heads(demo), "", str(demo.agreement), _timing(demo)]
+    return "\n".join(lines)
+
+
+def _wrapped(tag: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH - 2, initial_indent=f"  {tag}", subsequent_indent=" " * (2 + len(tag))
+    )
+
+
+def _heads(demo: Demo) -> list[str]:
+    """The strongest heads by both methods, side by side."""
+    lines = [
+        "One head at a time from the clean run into the corrupted one: share of the",
+        "logit difference that it brings back (0 none, 1 all; ± standard error)",
+        "",
+        f"{'':4}{'activation patching (exact)':34}attribution patching (estimate)",
+    ]
+    for rank, cells in enumerate(demo.ranked, 1):
+        one, other = (f"{cell.label:<8}{measured(cell.value, cell.stderr, 4)}" for cell in cells)
+        lines.append(f"{rank:>2}  {one:34}{other}")
+    return lines
+
+
+def _timing(demo: Demo) -> str:
+    exact, estimate = (scores.provenance.seconds for scores in (demo.exact, demo.estimate))
+    return (
+        f"Activation patching {exact:.2f} s, attribution patching {estimate:.2f} s: "
+        f"{demo.speedup:.0f} times faster"
+    )

@@ -1,0 +1,129 @@
+"""The frame of an answer: what its numbers mean, fixed before any number is there.
+
+A job returns bare tensors. The frame holds the names of their axes, which of them mean nothing, how
+to normalise, and the provenance; it is plain data, so it can wait on disk while a server works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import BaseModel, ConfigDict
+
+from nnattr.backend import Cost
+from nnattr.errors import BackendError, MetricError, NnattrError, TaskError
+from nnattr.results import Provenance, Scores
+
+#: A job that cannot go on returns ``{"refused": (kind, reason)}``; this is what we raise for it.
+REFUSALS: dict[str, type[NnattrError]] = {"metric": MetricError, "backend": BackendError}
+
+
+class Frame(BaseModel):
+    """How to read what a job of a causal method returns.
+
+    Attributes:
+        layers, units, cells: sizes of the axes of ``change`` after the examples.
+        has_heads: whether the units are heads.
+        tokens: a label per position where each cell is one, else None.
+        absent: for each example the cells that its prompt does not have.
+        direction: which run was patched into.
+        normalized: whether values are divided by the gap between the runs.
+        prompts: the clean prompts, for messages.
+        provenance: everything but the cost.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int
+    units: int
+    cells: int
+    has_heads: bool
+    tokens: tuple[str, ...] | None
+    absent: tuple[tuple[bool, ...], ...]
+    direction: Literal["denoising", "noising"]
+    normalized: bool
+    prompts: tuple[str, ...]
+    provenance: Provenance
+
+    def scores(self, values: dict[str, Any], cost: Cost) -> Scores:
+        """Label what the job returned.
+
+        Args:
+            values: ``change`` [example, layer, unit, cell] and the metric of the run patched into
+                and of the other, ``base`` and ``source`` [example].
+            cost: what the job or jobs cost.
+
+        Raises:
+            MetricError: the metric was not one finite number per example.
+            TaskError: the runs do not differ, so there is nothing to divide by.
+            BackendError: the values are not what the job was to return.
+        """
+        base, source = (values[key].double().numpy() for key in ("base", "source"))
+        self._finite(base, "patched into")
+        self._finite(source, "patched from")
+        clean, corrupted = (source, base) if self.direction == "denoising" else (base, source)
+        baselines = xr.DataArray(
+            np.stack([clean, corrupted]),
+            dims=("run", "example"),
+            coords={"run": ["clean", "corrupted"], "example": np.arange(len(base))},
+        )
+        scale = self._gap(base, source) if self.normalized else 1.0
+        priced = {key: round(value, 4) for key, value in asdict(cost).items()}
+        provenance = self.provenance.model_copy(update=priced)
+        return Scores(self._labelled(values["change"]), baselines, scale, provenance)
+
+    def refuse(self, values: dict[str, Any]) -> None:
+        """Raise what the job refused with, or if these are not values that it returns."""
+        said = f"{self.provenance.method} with {self.provenance.metric}"
+        if "refused" in values:
+            kind, reason = values["refused"]
+            raise REFUSALS[kind](f"{said}: {reason}")
+        n = len(self.prompts)
+        for key, tail in (("base", ()), ("source", ()), ("change", (self.units, self.cells))):
+            shape = tuple(getattr(values.get(key), "shape", ()))
+            if shape[:1] + shape[2:] != (n, *tail):
+                raise BackendError(f"{said}: {key!r} came back with the shape {shape}.")
+
+    def _labelled(self, change: torch.Tensor) -> xr.DataArray:
+        absent = torch.tensor(self.absent)[:, None, None, :]
+        values = change.float().masked_fill(absent, float("nan")).numpy()
+        array = xr.DataArray(
+            values,
+            dims=("example", "layer", "head", "pos"),
+            coords={
+                "example": np.arange(values.shape[0]),
+                "layer": np.arange(self.layers),
+                "head": np.arange(self.units),
+                "pos": np.arange(self.cells),
+            },
+        )
+        if self.tokens is None:
+            array = array.isel(pos=0, drop=True)
+        else:
+            array = array.assign_coords(token=("pos", list(self.tokens)))
+        return array if self.has_heads else array.isel(head=0, drop=True)
+
+    def _gap(self, base: np.ndarray, source: np.ndarray) -> float:
+        """The task's mean change from the run patched into to the other run."""
+        gap = float(np.mean(source - base))
+        size = float(np.mean(np.abs(source)) + np.mean(np.abs(base)))
+        if abs(gap) <= 1e-5 * max(size, 1e-3):
+            raise TaskError(
+                f"{self.provenance.metric} is {base.mean():.6g} in the run patched into and "
+                f"{source.mean():.6g} in the other, on average: there is nothing to attribute. Use "
+                "prompts on which the runs differ, another metric, or normalized=False."
+            )
+        return gap
+
+    def _finite(self, values: np.ndarray, run: str) -> None:
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise MetricError(
+                f"{self.provenance.metric} is {values[bad[0]]} on the run {run} of example "
+                f"{bad[0]}, {self.prompts[bad[0]]!r}. Check the model's weights for NaN or "
+                f"overflow (`nnattr doctor {self.provenance.model}`), or use dtype='float32'."
+            )

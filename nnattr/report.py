@@ -1,0 +1,221 @@
+"""The demo's answer as one page that opens without a network."""
+
+from __future__ import annotations
+
+from html import unescape
+
+from nnattr import page, plots
+from nnattr.demo import TOP, Demo, baseline, measured
+from nnattr.plots import words
+from nnattr.plots.look import limit_of
+from nnattr.results import Scores
+
+SHOWN = 4  # prompt pairs on the page
+
+
+def demo_page(demo: Demo) -> str:
+    """The whole page as HTML."""
+    lead = page.paragraph(
+        "After “When Mary and John went to the store, John gave a drink to”, a language model that "
+        "keeps track of who is who continues with “Mary”. This page finds the attention heads of "
+        f"{demo.model.name} that do it, twice: exactly, by patching one head at a time, and by an "
+        "estimate for all heads from a single backward pass.",
+        "lead",
+    )
+    sections = (_task, _baselines, _heads, _agreement, _positions, _made)
+    return page.document(
+        "Which heads identify the indirect object?",
+        lead + _facts(demo),
+        [write(demo) for write in sections],
+    )
+
+
+def single_figure(scores: Scores) -> str:
+    """A page with the scores' own figure and how they were made."""
+    caption = "Mean over examples. Point at a cell for its value and standard error."
+    return page.document(
+        unescape(words.title(scores)),
+        page.paragraph(unescape(words.subtitle(scores)), "lead"),
+        [
+            page.figure(scores.plot(title=""), "scores", caption),
+            page.section("How this was made", page.definitions(_provenance(scores))),
+        ],
+    )
+
+
+def _facts(demo: Demo) -> str:
+    best = demo.ranked[0][0]
+    return page.facts(
+        {
+            "of the clean prompts prefer the right name": f"{baseline(demo.exact, 'clean')[0]:.0%}",
+            f"of the logit difference moves with head {best.label} alone": f"{best.value:.0%}",
+            "Pearson correlation of the estimate with the exact scores": (
+                f"{demo.agreement.pearson:.3f}"
+            ),
+            "the speed of the estimate over that of the exact method": f"{demo.speedup:.0f}×",
+        }
+    )
+
+
+def _task(demo: Demo) -> str:
+    task = demo.task
+    rows = zip(
+        task.clean_tokens.strings,
+        task.corrupted_tokens.strings,
+        task.answers,
+        task.wrong_answers,
+        strict=True,
+    )
+    examples = [
+        (
+            ("clean", page.marked(clean, corrupted), f"→ {right.strip()}"),
+            ("corrupted", page.marked(corrupted, clean), f"→ {wrong.strip()}"),
+        )
+        for clean, corrupted, (right, *_), (wrong, *_) in list(rows)[:SHOWN]
+    ]
+    return page.section(
+        "The question",
+        page.paragraph(
+            f"{len(task)} pairs of prompts. The two of a pair differ in one name, which makes the "
+            f"other name the right continuation. The first {len(examples)}:"
+        ),
+        page.pairs(examples),
+    )
+
+
+def _baselines(demo: Demo) -> str:
+    rows = []
+    for run in ("clean", "corrupted"):
+        share, mean, error = baseline(demo.exact, run)
+        rows.append((run, f"{share:.0%}", measured(mean, error, 2)))
+    gap = baseline(demo.exact, "clean")[1] - baseline(demo.exact, "corrupted")[1]
+    return page.section(
+        "Does the model do the task?",
+        page.paragraph(
+            "The logit difference is the logit of the clean prompt's answer minus that of the other "
+            "name: positive where the model prefers the former."
+        ),
+        page.table(
+            "Both runs without any patch (± standard error)",
+            ("", "answer preferred", "logit difference"),
+            rows,
+        ),
+        page.paragraph(
+            f"From the corrupted to the clean run it moves by {gap:.2f}. Scores below are shares of "
+            "that: 0 changes nothing, 1 brings all of it back."
+        ),
+        *([page.paragraph(demo.warning)] if demo.warning else []),
+    )
+
+
+def _heads(demo: Demo) -> str:
+    means = [scores.mean().values.to_numpy() for scores in (demo.exact, demo.estimate)]
+    limit = max(limit_of(values, None) for values in means)
+    maps = [
+        page.figure(scores.plot(title="", limit=limit), name, caption, heading)
+        for scores, name, heading, caption in (
+            (demo.exact, "exact", "Activation patching (exact)", "One patched run per head."),
+            (
+                demo.estimate,
+                "estimate",
+                "Attribution patching (estimate)",
+                "All heads from two forward passes and one backward pass; same colours.",
+            ),
+        )
+    ]
+    rows = [
+        (
+            str(rank),
+            one.label,
+            measured(one.value, one.stderr),
+            other.label,
+            measured(other.value, other.stderr),
+        )
+        for rank, (one, other) in enumerate(demo.ranked, 1)
+    ]
+    return page.section(
+        "Which heads?",
+        page.paragraph(
+            "The corrupted prompt is run with the output of one head, at all positions, taken from "
+            "the clean run. Blue heads move the model toward the clean prompt's answer, red ones "
+            "away from it."
+        ),
+        page.side_by_side(*maps),
+        page.table(
+            f"The {TOP} strongest heads by each method (± standard error over the pairs)",
+            ("", "exact", "score", "estimate", "score"),
+            rows,
+        ),
+    )
+
+
+def _agreement(demo: Demo) -> str:
+    picture = plots.agreement_scatter(demo.exact, demo.estimate, title="")
+    exact, estimate = demo.exact.provenance.seconds, demo.estimate.provenance.seconds
+    return page.section(
+        "Do the two agree?",
+        page.paragraph(
+            f"{demo.agreement}. Activation patching took {exact:.2f} s and attribution patching "
+            f"{estimate:.2f} s. The estimate follows the slope at the corrupted run, so it is off "
+            "where the model bends between the two runs."
+        ),
+        page.figure(
+            picture,
+            "agreement",
+            "One point per head; on the dotted line both methods say the same.",
+            kind="narrow",
+        ),
+    )
+
+
+def _positions(demo: Demo) -> str:
+    scores = demo.by_position
+    pairs = scores.baselines.sizes["example"]
+    return page.section(
+        "Where in the prompt?",
+        page.paragraph(
+            "The same patch for the residual stream before each layer, one position at a time, on "
+            f"{pairs} pairs that share one template. It shows where the information that decides "
+            "the answer is, layer by layer."
+        ),
+        page.figure(
+            scores.plot(title=""),
+            "positions",
+            "IO is the indirect object, S1 and S2 are the two mentions of the subject, and … "
+            "stands for words that differ between the pairs.",
+        ),
+    )
+
+
+def _made(demo: Demo) -> str:
+    n, seed = len(demo.task), demo.seed
+    again = "\n".join(
+        (
+            "import nnattr",
+            "",
+            f"model = nnattr.load({demo.model.name!r})",
+            f"task = nnattr.tasks.ioi(model.tokenizer, n={n}, seed={seed})",
+            "exact = nnattr.activation_patching(model, task, nnattr.LogitDiff())",
+            "estimate = nnattr.attribution_patching(model, task, nnattr.LogitDiff())",
+            "exact.plot().show()",
+        )
+    )
+    return page.section(
+        "How this was made", page.definitions(_provenance(demo.exact)), page.code(again)
+    )
+
+
+def _provenance(scores: Scores) -> dict[str, str]:
+    """What a reader needs to make the scores again."""
+    p = scores.provenance
+    entries = {
+        "Model": p.model + (f" at {p.revision}" if p.revision else ""),
+        "Architecture": f"{p.architecture}, {p.dtype}",
+        "Backend": p.backend,
+        "Task": f"{p.task}, hash {p.task_hash}",
+        "Metric": p.metric,
+        "Method": f"{p.method}({', '.join(f'{k}={v!r}' for k, v in p.arguments.items())})",
+        "Made": p.created,
+        "Versions": ", ".join(f"{name} {version}" for name, version in p.versions.items()),
+    }
+    return {name: value for name, value in entries.items() if value}

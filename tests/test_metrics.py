@@ -1,0 +1,69 @@
+"""Metrics against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nnattr import KL, LogitDiff, LogProb, Loss, Prob
+from nnattr.metrics import describe
+
+# two examples, one position, three words; probabilities 0.5, 0.25, 0.25 and 0.1, 0.2, 0.7
+LOGITS = torch.tensor([[[0.5, 0.25, 0.25]], [[0.1, 0.2, 0.7]]]).log()
+
+
+def batch(**more):
+    return SimpleNamespace(
+        answers=torch.tensor([[0, 0], [1, 2]]),
+        answers_mask=torch.tensor([[True, False], [True, True]]),
+        wrong_answers=torch.tensor([[1], [0]]),
+        wrong_answers_mask=torch.tensor([[True], [True]]),
+        **more,
+    )
+
+
+def test_logit_difference_of_words_and_groups():
+    got = LogitDiff()(LOGITS, batch())
+    expected = [math.log(2), (math.log(0.2) + math.log(0.7)) / 2 - math.log(0.1)]
+    torch.testing.assert_close(got, torch.tensor(expected))
+
+
+def test_probability_and_its_logarithm_of_words_and_groups():
+    torch.testing.assert_close(Prob()(LOGITS, batch()), torch.tensor([0.5, 0.9]))
+    torch.testing.assert_close(LogProb()(LOGITS, batch()), torch.tensor([0.5, 0.9]).log())
+
+
+def test_divergence_from_the_clean_run():
+    clean = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]).log()
+    torch.testing.assert_close(KL()(LOGITS, batch(clean_logits=clean)), torch.zeros(2))
+    uniform = torch.full((2, 3), 1 / 3).log()
+    got = KL()(LOGITS, batch(clean_logits=uniform))
+    expected = -math.log(3) - torch.tensor([0.5**1 * 0.25**2, 0.1 * 0.2 * 0.7]).log() / 3
+    torch.testing.assert_close(got, expected)
+
+
+def test_loss_counts_real_next_tokens_only():
+    logits = torch.zeros(2, 4, 5)
+    logits[1, 2, 3] = 50.0  # the second example is sure of its last token, 3
+    ids = torch.tensor([[1, 2, 3, 4], [0, 0, 2, 3]])
+    mask = torch.tensor([[True] * 4, [False, False, True, True]])
+    got = Loss()(logits, SimpleNamespace(ids=ids, mask=mask))
+    torch.testing.assert_close(got, torch.tensor([math.log(5), 0.0]))
+
+
+@pytest.mark.parametrize("metric", [LogitDiff(), LogProb(), Prob()])
+def test_half_precision_logits_are_measured_in_single(metric):
+    got = metric(LOGITS.bfloat16(), batch())
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, metric(LOGITS.bfloat16().float(), batch()))
+
+
+def test_names():
+    def my_metric(logits, batch):
+        return logits[:, -1, 0]
+
+    assert describe(LogitDiff()) == "LogitDiff()"
+    assert "my_metric" in describe(my_metric)
