@@ -75,6 +75,7 @@ def described(scores: Scores, top: int) -> str:
     options = ", ".join(f"{key}={value!r}" for key, value in p.arguments.items())
     means = {run: scores.baselines.sel(run=run).mean().item() for run in ("clean", "corrupted")}
     ranking, cells = scores.top(top), scores.mean().raw.size
+    error = " (± standard error)" if scores.baselines.sizes["example"] > 1 else ""
     return "\n".join(
         [
             f"{p.method}({options})",
@@ -82,7 +83,7 @@ def described(scores: Scores, top: int) -> str:
             "",
             f"{p.metric}: " + ", ".join(f"{run} {value:+.4f}" for run, value in means.items()),
             "",
-            f"The {len(ranking)} strongest of {cells} (± standard error):",
+            f"The {len(ranking)} strongest of {cells}{error}:",
             repr(ranking),
             "",
             f"{p.seconds:.2f} s",

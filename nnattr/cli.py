@@ -1,8 +1,8 @@
 """The command line: ``nnattr demo | run | doctor | models``.
 
-Commands import what they need when they run, so that ``nnattr --help`` is quick. Every `NnattrError`
-ends as one message on stderr and exit status 1, without a traceback (``nnattr --debug ...`` shows it);
-Ctrl-C ends with status 130.
+Commands import what they need when they run, so that ``nnattr --help`` is quick. Every
+`NnattrError` ends as one message on stderr and exit status 1, without a traceback (``nnattr --debug
+...`` shows it); Ctrl-C ends with status 130.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def doctor(
     from nnattr.model.verify import verify
     from nnattr.model.view import load
 
-    extra = {"trust_remote_code": True} if trust_remote_code else {}
+    extra: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     proof = verify(load(model, backend=backend, device=device, dtype=dtype, **extra))
     typer.echo(str(proof))
     if not proof.passed:
@@ -166,12 +166,8 @@ def models() -> None:
     typer.echo(f"{'':16}{'layers':>7}{'heads':>7}{'kv heads':>10}{'d_model':>9}{'MB':>6}")
     for name in NAMES:
         typer.echo(_teaching_model(name, folder(name)))
-    families = textwrap.fill(
-        ", ".join(sorted(ROWS)), 78, initial_indent="  ", subsequent_indent="  "
-    )
-    typer.echo(
-        f"\n{len(ROWS)} known families, by the model_type of their configuration:\n{families}"
-    )
+    typer.echo(f"\n{len(ROWS)} known families, by the model_type of their configuration:")
+    typer.echo(_indented(", ".join(sorted(ROWS))))
     typer.echo(
         "\nOther causal language models are discovered and proven when they are loaded;\n"
         "`nnattr doctor MODEL` shows the proof."
@@ -206,13 +202,11 @@ def _teaching_model(name: str, folder: Path) -> str:
         for key, value in metrics.items()
         if key.endswith("_accuracy")
     ]
-    return (
-        line
-        + "\n"
-        + textwrap.fill(
-            f"held out: {', '.join(accuracies)}", 78, initial_indent="  ", subsequent_indent="  "
-        )
-    )
+    return line + "\n" + _indented(f"held out: {', '.join(accuracies)}")
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 78, initial_indent="  ", subsequent_indent="  ")
 
 
 def _must_be_writable(path: Path) -> None:

@@ -24,6 +24,7 @@ from nnattr.tasks import Task
 
 TOP = 8
 WIDTH = 80
+NBSP = "\N{NO-BREAK SPACE}"  # keeps a number with its sign or unit at the end of a line
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Demo:
         if clean > 0.5 > corrupted:
             return ""
         return (
-            f"{self.model.name} does not do this task: it does not prefer the right name more often "
-            "than the other. The scores below say how its outputs come about, not how the task is "
-            "solved."
+            f"{self.model.name} does not do this task: it does not prefer the right name more "
+            "often than the other. The scores below say how its outputs come about, not how the "
+            "task is solved."
         )
 
     @property
@@ -114,7 +115,7 @@ def baseline(scores: Scores, run: str) -> tuple[float, float, float]:
 
 def measured(value: float, error: float, digits: int = 3) -> str:
     """A value with its standard error, if that is known."""
-    return f"{value:+.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "")
+    return f"{value:+.{digits}f}" + (f" ±{NBSP}{error:.{digits}f}" if np.isfinite(error) else "")
 
 
 def summary(demo: Demo) -> str:
@@ -163,5 +164,5 @@ def _timing(demo: Demo) -> str:
     exact, estimate = (scores.provenance.seconds for scores in (demo.exact, demo.estimate))
     return (
         f"Activation patching {exact:.2f} s, attribution patching {estimate:.2f} s: "
-        f"{demo.speedup:.0f} times faster"
+        f"{demo.speedup:.2g} times faster"
     )

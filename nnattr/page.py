@@ -15,8 +15,9 @@ import plotly.graph_objects as go
 STYLE = """
 :root { color-scheme: light; --ink: #1f2328; --soft: #57606a; --line: #d8dee4; --blue: #2166ac; }
 * { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; line-height: 1.55;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+body { margin: 0; color: var(--ink); background: #fff;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
+  sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: clamp(1.6rem, 4.5vw, 2.3rem); line-height: 1.2; margin: 0 0 12px; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 0 0 8px; }
@@ -27,7 +28,8 @@ section { margin-top: 40px; padding-top: 28px; border-top: 1px solid var(--line)
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin: 28px 0 0; }
 /* in the source the name comes before its value, on the page after it */
-.facts div { display: flex; flex-direction: column-reverse; justify-content: flex-end; border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
+.facts div { display: flex; flex-direction: column-reverse; justify-content: flex-end;
+  border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
 .facts dt { color: var(--soft); font-size: .85rem; line-height: 1.35; }
 .facts dd { margin: 0 0 2px; font-size: 1.5rem; font-weight: 600; line-height: 1.3;
   font-variant-numeric: tabular-nums; }
@@ -38,7 +40,8 @@ figcaption { color: var(--soft); font-size: .9rem; max-width: 46em; }
 .narrow { max-width: 560px; }
 .scroll { overflow-x: auto; margin: 12px 0 20px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; white-space: normal; color: var(--soft); font-size: .9rem; padding-bottom: 6px; }
+caption { text-align: left; white-space: normal; color: var(--soft); font-size: .9rem;
+  padding-bottom: 6px; }
 th, td { text-align: left; padding: 6px 20px 6px 0; border-bottom: 1px solid var(--line);
   vertical-align: baseline; }
 th { font-weight: 600; font-size: .9rem; }
@@ -49,16 +52,18 @@ ol.pairs p { margin: 0 0 4px; max-width: none; }
 .tag { color: var(--soft); font-size: .85rem; display: inline-block; min-width: 5.5em; }
 mark { background: #fdf0c4; color: inherit; border-radius: 3px; padding: 0 2px; }
 .answer { color: var(--blue); font-weight: 600; white-space: nowrap; }
-dl.made { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 20px; margin: 0; }
+dl.made { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 20px;
+  margin: 0; }
 dl.made dt { color: var(--soft); }
 dl.made dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: #f6f8fa; border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px;
   overflow-x: auto; font: .88rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 @media (max-width: 480px) { main { padding: 24px 16px 48px; }
-  table { font-size: .84rem; } th, td { padding-right: 10px; }
+  table { font-size: .9rem; } th, td { padding-right: 12px; white-space: normal; }
   .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
-@media print { main { max-width: none; padding: 0; } section, figure, table, li, pre
-  { break-inside: avoid; } body { font-size: 11pt; } }
+@media print { main { max-width: none; padding: 0; } body { font-size: 11pt; }
+  section { margin-top: 20px; padding-top: 16px; } h2, h3 { break-after: avoid; }
+  figure, table, li, pre { break-inside: avoid; } }
 """
 
 PAGE = Template("""<!DOCTYPE html>

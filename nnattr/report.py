@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import unescape
 
 from nnattr import page, plots
-from nnattr.demo import TOP, Demo, baseline, measured
+from nnattr.demo import NBSP, TOP, Demo, baseline, measured
 from nnattr.plots import words
 from nnattr.plots.look import limit_of
 from nnattr.results import Scores
@@ -16,10 +16,10 @@ SHOWN = 4  # prompt pairs on the page
 def demo_page(demo: Demo) -> str:
     """The whole page as HTML."""
     lead = page.paragraph(
-        "After “When Mary and John went to the store, John gave a drink to”, a language model that "
-        "keeps track of who is who continues with “Mary”. This page finds the attention heads of "
-        f"{demo.model.name} that do it, twice: exactly, by patching one head at a time, and by an "
-        "estimate for all heads from a single backward pass.",
+        "After “When Mary and John went to the store, John gave a drink to”, a language model "
+        "that keeps track of who is who continues with “Mary”. This page asks which attention "
+        f"heads of {demo.model.name} do that, twice: exactly, by patching one head at a time, and "
+        "by an estimate for all heads from a single backward pass.",
         "lead",
     )
     sections = (_task, _baselines, _heads, _agreement, _positions, _made)
@@ -52,7 +52,7 @@ def _facts(demo: Demo) -> str:
             "Pearson correlation of the estimate with the exact scores": (
                 f"{demo.agreement.pearson:.3f}"
             ),
-            "the speed of the estimate over that of the exact method": f"{demo.speedup:.0f}×",
+            "the speed of the estimate over that of the exact method": f"{demo.speedup:.2g} times",
         }
     )
 
@@ -92,8 +92,8 @@ def _baselines(demo: Demo) -> str:
     return page.section(
         "Does the model do the task?",
         page.paragraph(
-            "The logit difference is the logit of the clean prompt's answer minus that of the other "
-            "name: positive where the model prefers the former."
+            "The logit difference is the logit of the clean prompt's answer minus that of the "
+            "other name: positive where the model prefers the former."
         ),
         page.table(
             "Both runs without any patch (± standard error)",
@@ -101,8 +101,8 @@ def _baselines(demo: Demo) -> str:
             rows,
         ),
         page.paragraph(
-            f"From the corrupted to the clean run it moves by {gap:.2f}. Scores below are shares of "
-            "that: 0 changes nothing, 1 brings all of it back."
+            f"From the corrupted to the clean run it moves by {gap:+.2f}. Scores below are shares "
+            "of that: 0 changes nothing, 1 brings all of it back."
         ),
         *([page.paragraph(demo.warning)] if demo.warning else []),
     )
@@ -155,9 +155,9 @@ def _agreement(demo: Demo) -> str:
     return page.section(
         "Do the two agree?",
         page.paragraph(
-            f"{demo.agreement}. Activation patching took {exact:.2f} s and attribution patching "
-            f"{estimate:.2f} s. The estimate follows the slope at the corrupted run, so it is off "
-            "where the model bends between the two runs."
+            f"{demo.agreement}. Activation patching took {exact:.2f}{NBSP}s and attribution "
+            f"patching {estimate:.2f}{NBSP}s. The estimate follows the slope at the corrupted run, "
+            "so it is off where the model bends between the two runs."
         ),
         page.figure(
             picture,

@@ -1,0 +1,92 @@
+"""How figures look: fonts, colours, sizes, axes and headings, set on each figure alone."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+import numpy as np
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+INK, SOFT, LINE, EMPTY = "#1f2328", "#57606a", "#d0d7de", "#dfe2e6"
+BLUE, RED = "rgb(33,102,172)", "rgb(178,24,43)"
+MODEBAR = 70  # pixels that plotly's buttons take in the upper right
+LETTER = 6.6  # mean width in pixels of a letter of tick labels and subtitles
+WIDEST = 1100
+#: Plotly's buttons that repeat what a drag or a double click does, or send the figure away.
+CLUTTER = ("zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "sendChartToCloud")
+
+
+def limit_of(values: np.ndarray, limit: float | None) -> float:
+    """Where a scale centred on zero ends: ``limit``, or the largest absolute value."""
+    if limit is not None:
+        return abs(limit)
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max()) or 1.0 if finite.size else 1.0
+
+
+def axis(labels: list[str], title: str, room: int) -> dict[str, Any]:
+    """An axis over entries 0, 1, ... with a label each, or every few where ``room`` is short.
+
+    The entries are numbered, so that two with the same label stay two.
+    """
+    step = -(-len(labels) // max(room, 1))
+    shown = list(range(0, len(labels), step))
+    return {
+        "title": {"text": title, "standoff": 8},
+        "tickmode": "array",
+        "tickvals": shown,
+        "ticktext": [labels[i] for i in shown],
+        "showgrid": False,
+        "zeroline": False,
+        "automargin": True,
+    }
+
+
+def are_long(labels: list[str]) -> bool:
+    """Whether labels (token texts) must stand upright to fit under their cells."""
+    return _letters(labels) > 4
+
+
+def depth(labels: list[str]) -> float:
+    """The height in pixels that labels take below an axis."""
+    return LETTER * _letters(labels) if are_long(labels) else 16
+
+
+def _letters(labels: list[str]) -> int:
+    """The number of letters of the longest label, tags not counted."""
+    return max(len(re.sub("<[^>]*>", "", label)) for label in labels)
+
+
+def heading(title: str, subtitle: str, width: float) -> tuple[dict[str, Any], int]:
+    """A title in the upper left, wrapped to the figure's width, and the height that it takes."""
+    if not title:
+        return {"text": ""}, 16
+    first = textwrap.wrap(title, max(20, int((width - MODEBAR) / 8.6)))
+    second = textwrap.wrap(subtitle, max(20, int(width / LETTER)))
+    small = f"<span style='font-size:12px;color:{SOFT}'>{'<br>'.join(second)}</span>"
+    text = "<br>".join([*(f"<b>{line}</b>" for line in first), *([small] if second else [])])
+    place = {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"}
+    style = {"font": {"size": 15}, "pad": {"t": 14, "l": 16}, "xanchor": "left"}
+    return {"text": text, **place, **style}, 28 + 20 * len(first) + 17 * len(second)
+
+
+def layout(
+    width: float, height: float, title: str, subtitle: str, extra: int = 0
+) -> dict[str, Any]:
+    """The layout that all figures share, around a plot of ``height``; ``extra`` goes above it."""
+    words, top = heading(title, subtitle, width - 32)
+    return {
+        "template": "none",
+        "font": {"family": FONT, "size": 12, "color": INK},
+        "title": words,
+        "width": round(width),
+        "height": round(height + top + extra),
+        "margin": {"t": top + extra, "r": 16, "b": 16, "l": 16},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "showlegend": False,
+        "modebar": {"remove": [*CLUTTER], "color": LINE, "activecolor": SOFT},
+        "hoverlabel": {"bgcolor": "white", "font": {"family": FONT, "color": INK}, "align": "left"},
+    }

@@ -1,0 +1,162 @@
+"""What a figure says in words: titles, units, tick labels and hover text.
+
+Plotly reads a small HTML in every text, so whatever comes from a model or a tokenizer is escaped.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from nnattr.results import Scores, cell_label
+
+SITES = {
+    "z": "head outputs (z)",
+    "q": "queries (q)",
+    "k": "keys (k)",
+    "v": "values (v)",
+    "pattern": "attention patterns",
+    "attn_out": "attention outputs (attn_out)",
+    "mlp_out": "MLP outputs (mlp_out)",
+    "neuron": "MLP neurons",
+    "resid_pre": "the residual stream before each layer (resid_pre)",
+    "resid_mid": "the residual stream between attention and MLP (resid_mid)",
+    "resid_post": "the residual stream after each layer (resid_post)",
+}
+POSITIONS = {
+    "all": "all positions together",
+    "each": "one position at a time",
+    "last": "last token",
+}
+AXES = {
+    "kv_head": "Key/value head",
+    "pos": "Position",
+    "query_pos": "Query position",
+    "key_pos": "Key position",
+}
+LONGEST_TOKEN = 14
+
+
+def safe(text: str) -> str:
+    """``text`` as plotly is to show it: no tags, and no dollar signs that MathJax would take."""
+    return escape(text, quote=False).replace("$", "&#36;")
+
+
+def open_dims(scores: Scores) -> tuple[str, ...]:
+    """The cell dimensions that need an axis: those longer than 1 (or the last, if none is)."""
+    dims = scores.cell_dims
+    return tuple(dim for dim in dims if scores.raw.sizes[dim] > 1) or dims[-1:]
+
+
+def method_name(scores: Scores) -> str:
+    """The method in plain words, e.g. ``Activation patching``."""
+    return scores.provenance.method.replace("_", " ").capitalize()
+
+
+def unit(scores: Scores) -> str:
+    """What a value is: ``normalised change of LogitDiff``."""
+    metric = safe(scores.provenance.metric.removesuffix("()"))
+    if scores.rest is not None:
+        return f"contribution to {metric}"
+    normalised = scores.provenance.arguments.get("normalized", False)
+    return f"{'normalised change' if normalised else 'change'} of {metric}"
+
+
+def title(scores: Scores) -> str:
+    """The first line of a figure: method and site."""
+    site = scores.provenance.arguments.get("site")
+    return method_name(scores) + (f" of {SITES.get(site, safe(str(site)))}" if site else "")
+
+
+def subtitle(scores: Scores) -> str:
+    """The second line: direction, positions, model and number of examples."""
+    arguments = scores.provenance.arguments
+    parts = [
+        arguments.get("direction"),
+        _positions(arguments["positions"]) if "positions" in arguments else None,
+        safe(scores.provenance.model),
+        f"n = {scores.baselines.sizes['example']}",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def axis(dim: str) -> str:
+    """What the axis of ``dim`` is called."""
+    return AXES.get(dim, dim.capitalize())
+
+
+def axis_title(scores: Scores, dim: str) -> str:
+    """The axis of ``dim``, with what is fixed beside it: ``Head of layer 9``."""
+    fixed = [
+        f"{axis(other).lower()} {scores.raw[other].item()}"
+        for other in scores.cell_dims
+        if other != dim and scores.raw.sizes[other] == 1
+    ]
+    return axis(dim) + (f" ({', '.join(fixed)})" if fixed else "")
+
+
+def tick_labels(scores: Scores, dim: str) -> list[str]:
+    """One label per entry of ``dim``: its number, after its token where the scores know that."""
+    numbers = [safe(str(number)) for number in scores.raw[dim].to_numpy()]
+    if dim != "pos" or "token" not in scores.raw.coords:
+        return numbers
+    tokens = np.atleast_1d(scores.raw["token"].to_numpy())
+    return [
+        f"{_token(str(token))} <span style='color:#8a8f98'>{number}</span>"
+        for token, number in zip(tokens, numbers, strict=True)
+    ]
+
+
+def errors(scores: Scores) -> np.ndarray:
+    """Standard errors of averaged scores, NaN where they are not known."""
+    known = scores.error is not None
+    return scores.stderr().to_numpy() if known else np.full(scores.raw.shape, np.nan)
+
+
+def measured(value: float, error: float) -> str:
+    """A value with its standard error, if it has one: ``+0.4213 ± 0.0300``."""
+    return f"{value:+.4g}" + (f" ± {error:.2g}" if np.isfinite(error) else "")
+
+
+def cell_names(scores: Scores, dims: tuple[str, ...]) -> np.ndarray:
+    """The name of every cell along ``dims``, in their shape: ``L9H6``, ``L3 pos 10 ' John'``."""
+    coords = [scores.raw[dim].to_numpy() for dim in dims]
+    known = "pos" in dims and "token" in scores.raw.coords
+    tokens = np.atleast_1d(scores.raw["token"].to_numpy()) if known else None
+    names = np.empty([len(values) for values in coords], dtype=object)
+    for at in np.ndindex(names.shape):
+        cell: dict[str, Any] = {
+            dim: values[i] for dim, values, i in zip(dims, coords, at, strict=True)
+        }
+        token = None if tokens is None else str(tokens[at[dims.index("pos")]])
+        names[at] = safe(cell_label(cell, token))
+    return names
+
+
+def hover_texts(scores: Scores) -> np.ndarray:
+    """For every cell of averaged scores what it is, its value and its standard error."""
+    names, spread, what = cell_names(scores, scores.cell_dims), errors(scores), unit(scores)
+    values = scores.values.to_numpy()
+    texts = np.empty(values.shape, dtype=object)
+    for at in np.ndindex(values.shape):
+        number = measured(float(values[at]), float(spread[at]))
+        texts[at] = f"<b>{names[at]}</b><br>{what}<br>{number}"
+        if np.isfinite(spread[at]):
+            texts[at] += " (standard error)"
+    return texts
+
+
+def _positions(given: Any) -> str:
+    if isinstance(given, str):
+        return POSITIONS.get(given, f"at {safe(given)}")
+    if isinstance(given, int):
+        return f"position {given}"
+    return f"positions {', '.join(map(str, given))} together"
+
+
+def _token(token: str) -> str:
+    """A token short enough for an axis, with what cannot be seen written out."""
+    shown = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
+    return safe(shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…")

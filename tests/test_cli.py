@@ -1,0 +1,163 @@
+"""The command line, through its own runner, on the teaching model."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from nnattr import Scores, cli, teaching
+from nnattr.config import RunConfig
+
+NEEDS_MODEL = pytest.mark.skipif(
+    not (teaching.folder("teaching-gpt2") / "model.safetensors").exists(),
+    reason="teaching-gpt2 has not been trained",
+)
+
+
+def call(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def is_self_contained(html: str) -> None:
+    assert html.count("plotly.js v") == 1
+    outside = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.search(r"https?://", outside)
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", html)
+    assert "plot.ly" not in re.sub(r"<script>/\*\*.*?</script>", "", html, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    path = tmp_path_factory.mktemp("demo") / "page.html"
+    return call("demo", "--n", 4, "--output", path), path.read_text(encoding="utf-8")
+
+
+@NEEDS_MODEL
+def test_demo_prints_what_it_found(demonstrated: tuple[str, str]):
+    text, _ = demonstrated
+    assert "right name preferred" in text
+    assert "activation patching (exact)" in text
+    assert len(re.findall(r"L\dH\d +[+-]\d\.\d{4} ±", text)) == 16
+    assert "Pearson r" in text
+    assert "times faster" in text
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Wrote"))
+
+
+@NEEDS_MODEL
+def test_demo_page_opens_without_a_network(demonstrated: tuple[str, str]):
+    _, html = demonstrated
+    is_self_contained(html)
+    for name in ("exact", "estimate", "agreement", "positions"):
+        assert f'id="{name}"' in html
+    assert html.count("<h1>") == 1
+    assert "<mark>" in html
+    assert "teaching-gpt2" in html
+
+
+@NEEDS_MODEL
+def test_run_saves_and_draws(tmp_path: Path):
+    config, saved, figure = (tmp_path / name for name in ("a.yaml", "a.safetensors", "a.html"))
+    settings = {"model": "teaching-gpt2", "task": {"name": "ioi", "arguments": {"n": 3}}, "top": 4}
+    config.write_text(yaml.safe_dump({**settings, "output": str(saved)}))
+    text = call("run", config, "--plot", figure)
+    assert "The 4 strongest of 32 (± standard error):" in text
+    assert "LogitDiff(): clean" in text
+    assert Scores.load(saved).raw.sizes == {"example": 3, "layer": 4, "head": 8}
+    is_self_contained(figure.read_text(encoding="utf-8"))
+
+
+@NEEDS_MODEL
+def test_run_takes_pairs(tmp_path: Path):
+    ends = ("John gave a ball to", "Mary gave a ball to")
+    clean, corrupted = (f"When Mary and John went to the store, {end}" for end in ends)
+    task = {"clean": [clean], "corrupted": [corrupted], "answers": [" Mary"]}
+    settings = {"model": "teaching-gpt2", "task": {**task, "wrong_answers": [[" John"]]}}
+    config = tmp_path / "pairs.json"
+    config.write_text(json.dumps({**settings, "site": "resid_pre", "positions": "each"}))
+    assert "John| Mary'" in call("run", config)
+
+
+def test_the_example_is_a_valid_file(tmp_path: Path):
+    path = tmp_path / "example.yaml"
+    path.write_text(call("run", "--example"))
+    assert RunConfig.from_file(path).task.name == "ioi"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": {"name": "nope"}}, "no task called 'nope'"),
+        ({"task": {}}, "neither a name"),
+        ({"task": {"name": "ioi", "clean": ["a"]}}, "pairs of its own"),
+        ({"task": {"name": "ioi", "arguments": {"m": 3}}}, "unexpected keyword"),
+        ({"task": {"name": "ioi"}, "metric": "Accuracy"}, "LogitDiff"),
+        ({"task": {"name": "ioi"}, "sight": "z"}, "sight"),
+        ({"task": {"name": "ioi"}, "output": "/no/such/folder/a.safetensors"}, "no folder"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_message(tmp_path: Path, settings: dict, message: str):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({"model": "teaching-gpt2", **settings}))
+    text = call("run", path, code=1)
+    assert text.startswith("Error: ")
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_run_without_a_file():
+    assert "--example" in call("run", code=1)
+
+
+def test_output_is_checked_before_the_work(tmp_path: Path):
+    assert "no folder" in call("demo", "--output", tmp_path / "no" / "page.html", code=1)
+    assert "is a folder" in call("demo", "--output", tmp_path, code=1)
+
+
+def test_debug_shows_the_error_itself():
+    result = CliRunner().invoke(cli.app, ["--debug", "run"])
+    assert type(result.exception).__name__ == "NnattrError"
+
+
+def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_must_be_writable", interrupted)
+    assert call("demo", code=130) == ""
+
+
+@NEEDS_MODEL
+def test_doctor_proves_a_teaching_model():
+    assert "teaching-gpt2" in call("doctor", "teaching-gpt2")
+
+
+def test_doctor_of_a_model_that_is_not_there(tmp_path: Path):
+    assert call("doctor", tmp_path, code=1).startswith("Error: ")
+
+
+def test_models():
+    text = call("models")
+    for name in (*teaching.NAMES, "gpt_neox", "known families"):
+        assert name in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, nnattr.cli; print('torch' in sys.modules, 'plotly' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+def test_python_dash_m():
+    command = [sys.executable, "-m", "nnattr", "models"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "teaching-llama" in found.stdout
