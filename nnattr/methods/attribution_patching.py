@@ -28,7 +28,18 @@ from nnattr.backend import Tick
 from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
-from nnattr.model.runs import asks, gather, inputs, measure, refusal, run
+from nnattr.model.runs import (
+    asks,
+    fork,
+    gather,
+    inputs,
+    measure,
+    observe,
+    prefix,
+    refusal,
+    resumable,
+    shared,
+)
 from nnattr.model.sites import SiteName, read
 from nnattr.model.view import Model
 from nnattr.results import Scores
@@ -75,28 +86,36 @@ def attribution_patching(
 def attribution_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
     """Both baselines and the estimated change for every cell."""
     parts: list[dict[str, Any]] = []
-    for ask in asks(payload):
+    chunks = asks(payload)
+    for ask in chunks:
         part = attribute(nn, ask)
         if "refused" in part:
             return part
         parts.append(part)
-        tick(len(parts), len(asks(payload)))
+        tick(len(parts), len(chunks))
     return gather(parts)
 
 
 def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
     """Both baselines and the estimated change for every cell of one chunk of examples.
 
-    The source run has a trace of its own, in the same session: in one batch with the base run the
-    backward pass would go through its rows as well, for nothing.
+    Only the positions from the first one at which the runs differ are differentiated: before it
+    there is no difference to multiply a gradient with. The source run has a pass of its own: in one
+    batch with the base run the backward pass would go through its rows as well, for nothing.
     """
-    theirs, source_logits = run(nn, ask.source, ask.places, ask.options)
-    with nn.trace(inputs(ask.base), **ask.options):
+    start = resumable(nn, ask, shared(ask))
+    cache, before = prefix(nn, ask, start)
+    every = torch.arange(ask.n)
+    theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))
+    with nn.trace(**inputs(ask, ask.base, start, fork(cache, every))):
         nn.get(ask.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
-        live = [read(nn, where, ask.spots.shape[-1]) for where in ask.places]
+        live = [read(nn, where, ask.base["ids"].shape[1] - start) for where in ask.places]
         ours = [value.detach().clone() for value in live]
         logits = nn.output.logits
         tracked = logits.grad_fn is not None
+        if before is not None:
+            logits = torch.cat([before, logits], 1)
+            source_logits = torch.cat([before, source_logits], 1)
         clean = (logits.detach() if ask.base_is_clean else source_logits)[:, -1]
         base = measure(ask, ask.base, logits, clean)
         refused = refusal(base, ask.n)
@@ -106,14 +125,16 @@ def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
     if not tracked:
         reason = "this deployment gives no gradients; use activation_patching, which needs none"
         return {"refused": ("backend", reason)}
+    spots = ask.spots[:, :, start:]
     change = [
-        contribution(slope, other, own, ask.spots, ask.units).cpu()
-        for slope, other, own in zip(slopes, theirs, ours, strict=True)
+        contribution(slope, other, own, spots, ask.units).cpu()
+        for slope, other, own in zip(slopes, theirs["site"], ours, strict=True)
     ]
     return {
         "change": torch.stack(change, 1),
         "base": base.detach(),
         "source": measure(ask, ask.source, source_logits, clean),
+        "engine": "suffix" if start else "full",
     }
 
 

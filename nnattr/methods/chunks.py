@@ -43,13 +43,13 @@ def in_chunks(study: Study, frame: Frame, checkpoint: str | Path | None) -> tupl
     """
     store = Store(checkpoint, study) if checkpoint is not None else None
     parts = store.read() if store else {}
-    backend, everything = study.model.backend, study.payload()
+    backend = study.model.backend
     size = _first_size(study, frame, checkpoint is not None)
     while pending := _gap(parts, frame.layers):
         layers = pending[:size] if study.by_layer else pending
-        payload = {**everything, "places": [everything["places"][layer] for layer in layers]}
         try:
-            outcome = study.model.run(study.job, payload, label=_label(study, layers, frame.layers))
+            outcome = study.model.run(
+                study.job, study.payload(layers), label=_label(study, layers, frame.layers))
         except BackendError as error:
             if not (study.by_layer and len(layers) > 1 and _too_much(error)):
                 raise
@@ -136,8 +136,12 @@ class Store:
         for path in sorted(self.folder.glob("layer-*.safetensors")):
             try:
                 with safe_open(str(path), framework="pt") as file:
-                    values = {key: file.get_tensor(key) for key in ("change", "base", "source")}
-                    cost = Cost(**json.loads(file.metadata()["cost"]))
+                    values: Values = {
+                        key: file.get_tensor(key) for key in ("change", "base", "source")
+                    }
+                    header = json.loads(file.metadata()["nnattr"])
+                    values |= header["plain"]
+                    cost = Cost(**header["cost"])
             except (SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise ResultError(
                     f"{path} is not a finished part of this study; delete it to compute it again."
@@ -151,9 +155,11 @@ class Store:
 
         path = self.folder / f"layer-{layer}.safetensors"
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        tensors = {key: value.contiguous() for key, value in values.items()}
+        tensors = {k: v.contiguous() for k, v in values.items() if isinstance(v, torch.Tensor)}
+        plain = {key: value for key, value in values.items() if key not in tensors}
+        header = json.dumps({"cost": asdict(cost), "plain": plain})
         try:
-            save_file(tensors, str(partial), metadata={"cost": json.dumps(asdict(cost))})
+            save_file(tensors, str(partial), metadata={"nnattr": header})
             os.replace(partial, path)
         except OSError as error:
             raise ResultError(f"The part {str(path)!r} could not be written: {error}") from error

@@ -53,8 +53,8 @@ class Frame(BaseModel):
         """Label what the job returned.
 
         Args:
-            values: ``change`` [example, layer, unit, cell] and the metric of the run patched into
-                and of the other, ``base`` and ``source`` [example].
+            values: ``change`` [example, layer, unit, cell]; the metric of the run patched into and
+                of the other, ``base`` and ``source`` [example]; and the ``engine`` that computed it.
             cost: what the job or jobs cost.
 
         Raises:
@@ -73,7 +73,8 @@ class Frame(BaseModel):
         )
         scale = self._gap(base, source) if self.normalized else 1.0
         priced = {key: round(value, 4) for key, value in asdict(cost).items()}
-        provenance = self.provenance.model_copy(update=priced)
+        arguments = {**self.provenance.arguments, "engine": values["engine"]}
+        provenance = self.provenance.model_copy(update={**priced, "arguments": arguments})
         return Scores(self._labelled(values["change"]), baselines, scale, provenance)
 
     def refuse(self, values: dict[str, Any]) -> None:

@@ -8,27 +8,28 @@ ones into the clean run; *base* is the run patched into, *source* the run the ac
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from nnattr.backend import JobFunction
-from nnattr.errors import MetricError, TaskError
+from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.frame import Frame
 from nnattr.methods.positions import Positions, spots
-from nnattr.metrics import Metric, describe
+from nnattr.metrics import Metric, answer_fields, check, describe
+from nnattr.model.layout import layout
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import SiteName
 from nnattr.model.view import Model
 from nnattr.results import Provenance, Scores
-from nnattr.tasks import IdGroups, Task
-from nnattr.tokens import Tokens, prompt_ids
+from nnattr.tasks import Task
+from nnattr.tokens import Tokens
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 
@@ -50,6 +51,7 @@ class Study:
     positions: Positions
     direction: Direction
     normalized: bool
+    engine: str = "suffix"
 
     def __post_init__(self) -> None:
         if self.direction not in ("denoising", "noising"):
@@ -57,14 +59,9 @@ class Study:
                 f"direction is {self.direction!r}; expected 'denoising' (clean activations into "
                 "the corrupted run) or 'noising' (the reverse)."
             )
-        if not callable(self.metric) or isinstance(self.metric, type):
-            raise MetricError(
-                f"{self.metric!r} is not a metric; pass an instance such as LogitDiff(), or a "
-                "function (logits, batch) -> [example]."
-            )
-        for name in getattr(self.metric, "needs", ()):
-            if not getattr(self.task, name):
-                raise MetricError(f"{describe(self.metric)} needs {name}, and the task has none.")
+        check(self.metric, self.task)
+        if self.engine not in ("suffix", "full"):
+            raise TaskError(f"engine is {self.engine!r}; expected 'suffix' or 'full'.")
         _fits(self.model, self.task)
 
     def run(self, checkpoint: str | Path | None = None) -> Scores:
@@ -77,31 +74,37 @@ class Study:
         """How many parts of the site are patched apart: the heads of z, else one."""
         return self.model.n_heads if self.site == "z" else 1
 
-    def payload(self) -> dict[str, Any]:
-        """What travels to the job: tensors, plain values and the metric."""
+    def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
+        """What travels to the job, for these layers: tensors, plain values and the metric."""
         runs = {"clean": self.task.clean_tokens, "corrupted": self.task.corrupted_tokens}
         order = ("corrupted", "clean") if self.direction == "denoising" else ("clean", "corrupted")
-        options: dict[str, Any] = {"use_cache": False}
-        if getattr(self.metric, "last_only", False) and self._keeps_last():
-            options["logits_to_keep"] = 1
+        last_only = bool(getattr(self.metric, "last_only", False))
+        keeps = last_only and self._takes("logits_to_keep")
+        layers = list(range(self.model.n_layers)) if layers is None else list(layers)
+        places = self.model.places(self.site)
         return {
             "base": _prompts(runs[order[0]]),
             "source": _prompts(runs[order[1]]),
             "base_is_clean": order[0] == "clean",
-            "answers": _answers(self.task),
-            "embed": self.model.spec.embed,
-            "places": self.model.places(self.site),
+            "answers": answer_fields(self.task),
+            "metric": self.metric,
+            "last_only": last_only,
+            "options": {"logits_to_keep": 1} if keeps else {},
+            "takes_positions": self._takes("position_ids"),
+            "layers": layers,
+            "places": [places[layer] for layer in layers],
             "units": self.units,
             "spots": spots(self.task, self.positions),
-            "metric": self.metric,
-            "options": options,
             "rows": max(1, TOKENS_PER_FORWARD // self.task.width),
+            "tokens": TOKENS_PER_FORWARD,
+            "engine": self.engine,
+            **layout(self.model, self.site),
         }
 
-    def _keeps_last(self) -> bool:
-        """Whether the model can leave out the logits of all positions but the last."""
+    def _takes(self, argument: str) -> bool:
+        """Whether the model's forward takes this argument."""
         forward = type(self.model.nn._module).forward
-        return "logits_to_keep" in inspect.signature(forward).parameters
+        return argument in inspect.signature(forward).parameters
 
     def frame(self) -> Frame:
         """What the answer's numbers will mean."""
@@ -153,8 +156,7 @@ def _fits(model: Model, task: Task) -> None:
             f"The prompt {longest[:60]!r}... is {task.width} tokens long, and {model.name} takes "
             f"{limit}."
         )
-    mine = prompt_ids(model.tokenizer, task.clean[0])
-    if task.clean_tokens.ids[0, task.clean_tokens.padding[0] :].tolist() != list(mine):
+    if not task.encoded_by(model.tokenizer):
         raise TaskError(
             f"The task was encoded with another tokenizer than that of {model.name}; make it with "
             "tokenizer=model.tokenizer."
@@ -163,20 +165,3 @@ def _fits(model: Model, task: Task) -> None:
 
 def _prompts(tokens: Tokens) -> dict[str, Tensor]:
     return {"ids": tokens.ids, "mask": tokens.mask}
-
-
-def _answers(task: Task) -> dict[str, Tensor]:
-    """Both sides' token ids [example, word], filled up with 0 where the mask is False."""
-    sides: dict[str, IdGroups] = {
-        "answers": task.answer_ids,
-        "wrong_answers": task.wrong_answer_ids,
-    }
-    packed: dict[str, Tensor] = {}
-    for name, groups in sides.items():
-        if groups:
-            width = max(map(len, groups))
-            packed[name] = torch.tensor([[*group, *[0] * (width - len(group))] for group in groups])
-            packed[f"{name}_mask"] = torch.tensor(
-                [[i < len(group) for i in range(width)] for group in groups]
-            )
-    return packed

@@ -1,12 +1,12 @@
 """Forward runs inside a job: plain functions that travel to a server.
 
-A method's payload is cut into *asks*, chunks of examples that fit one forward pass. Rows of a batch
-are ordered cell by cell: ``copies`` of the examples, one copy for each cell that is patched, so
-``[copies * example, ...]`` unflattens to ``[copies, example, ...]``.
+A method's payload is cut into *asks*, chunks of examples that are worked on together. A run covers
+the positions from ``start`` on: everything before it enters as a cache of keys and values.
 """
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,47 +32,138 @@ def asks(payload: dict[str, Any]) -> list[SimpleNamespace]:
     return found
 
 
-def gather(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The chunks' results as one, on the CPU."""
-    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+def gather(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The chunks' tensors as one, on the CPU; of anything else the last chunk's."""
+    joined: dict[str, Any] = {}
+    for name, last in parts[-1].items():
+        tensors = [part[name] for part in parts]
+        joined[name] = torch.cat(tensors).cpu() if isinstance(last, Tensor) else last
+    return joined
 
 
-def inputs(prompts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's inputs for the prompts; a mask only where there is padding."""
-    given = {"input_ids": prompts["ids"]}
-    if not prompts["mask"].all():
-        given["attention_mask"] = prompts["mask"].long()
+def shared(ask: SimpleNamespace) -> int:
+    """The first position at which some example's runs differ (the last one, if none do)."""
+    differing = (ask.base["ids"] != ask.source["ids"]).int()
+    last = differing.shape[1] - 1
+    return int(torch.where(differing.any(1), differing.argmax(1), last).min())
+
+
+def inputs(
+    ask: SimpleNamespace,
+    prompts: dict[str, Tensor],
+    start: int = 0,
+    cache: Any = None,
+    stop: int | None = None,
+) -> dict[str, Any]:
+    """The model's inputs for the tokens from ``start`` to ``stop``; a mask only if there is padding.
+
+    With a cache the mask covers what is cached as well, and positions, which a model would count
+    from the cache, are counted from each prompt's own first token.
+    """
+    mask = prompts["mask"][:, :stop]
+    given: dict[str, Any] = {"input_ids": prompts["ids"][:, start:stop], **ask.options}
+    if not mask.all():
+        given["attention_mask"] = mask.long()
+        if cache is not None and ask.takes_positions:
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, start:]
+    if cache is not None:
+        given["past_key_values"] = cache
+    else:
+        given["use_cache"] = False
     return given
 
 
-def repeated(tensors: dict[str, Tensor], copies: int) -> dict[str, Tensor]:
-    """``copies`` of the examples, one copy after another."""
-    return {name: value.repeat(copies, *[1] * (value.dim() - 1)) for name, value in tensors.items()}
+def fork(cache: Any, example: Tensor, first: int = 0) -> Any:
+    """A cache of its own for rows of these examples (a forward pass extends the cache it is given).
+
+    Layers below ``first``, which such a pass skips, are left as they are.
+    """
+    if cache is None:
+        return None
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in new.layers[first:]:
+        rows = example.to(layer.keys.device)
+        layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    return new
 
 
-def run(
-    nn: Any, prompts: dict[str, Tensor], places: list[tuple[str, str]], options: dict[str, Any]
-) -> tuple[list[Tensor], Tensor]:
-    """One forward without gradients: the activations at ``places`` (in order) and the logits."""
-    width = prompts["ids"].shape[1]
-    with nn.trace(inputs(prompts), **options):
+def prefix(
+    nn: Any, ask: SimpleNamespace, stop: int, start: int = 0, cache: Any = None
+) -> tuple[Any, Tensor | None]:
+    """The base run's cache before position ``stop``, going on from one before ``start``.
+
+    Also the logits there, where the metric reads them.
+    """
+    if stop == 0:
+        return None, None
+    given = inputs(ask, ask.base, start, cache, stop)
+    given["use_cache"] = True
+    with nn.trace(**given):
         with torch.no_grad():
-            # clones: a later in-place addition of the model would change what was read
-            found = [read(nn, where, width).clone() for where in places]
+            output = nn.output
+            logits = None if ask.last_only else output.logits
+    return output.past_key_values, logits
+
+
+def resumable(nn: Any, ask: SimpleNamespace, start: int) -> int:
+    """``start`` if the model gives the same logits when it goes on from a cache there, else 0."""
+    if start == 0:
+        return 0
+    one = SimpleNamespace(**{**vars(ask), "base": {k: v[:1] for k, v in ask.base.items()}})
+    _, whole = observe(nn, one, one.base, ())
+    try:
+        cache, _ = prefix(nn, one, start)
+        _, resumed = observe(nn, one, one.base, (), start, cache)
+    except Exception:  # whatever the model's own code has against a cache
+        return 0
+    exact = torch.finfo(whole.dtype).eps < 1e-6
+    gap = (whole[:, -1].float() - resumed[:, -1].float()).abs().max()
+    return start if gap <= (1e-4 if exact else 0.1) * whole[:, -1].abs().max() else 0
+
+
+def observe(
+    nn: Any,
+    ask: SimpleNamespace,
+    prompts: dict[str, Tensor],
+    names: tuple[str, ...],
+    start: int = 0,
+    cache: Any = None,
+) -> tuple[dict[str, list[Tensor]], Tensor]:
+    """One run from ``start`` on, without gradients: what is found at ``names``, and the logits.
+
+    ``ask.reads`` holds for each layer the names and places that may be asked for, in forward order.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    width = prompts["ids"].shape[1] - start
+    with nn.trace(**inputs(ask, prompts, start, cache)):
+        with torch.no_grad():
+            for places in ask.reads:
+                for name, where in places:
+                    if name in names:
+                        # a copy: the model may go on to add into what was read
+                        found[name].append(read(nn, where, width).clone())
             logits = nn.output.logits
     return found, logits
 
 
 def measure(
-    ask: SimpleNamespace, prompts: dict[str, Tensor], logits: Tensor, clean: Tensor, copies: int = 1
+    ask: SimpleNamespace,
+    prompts: dict[str, Tensor],
+    logits: Tensor,
+    clean: Tensor,
+    example: Tensor | None = None,
 ) -> Tensor:
-    """The metric of ``copies`` of the prompts, as [copies * example].
+    """The metric of each row; row *i* belongs to ``example[i]``, or to example *i*.
 
     ``clean`` are the clean run's logits at the last position [example, d_vocab].
     """
-    fields = repeated({**ask.answers, **prompts, "clean_logits": clean}, copies)
-    batch = SimpleNamespace(**{name: value.to(logits.device) for name, value in fields.items()})
-    return ask.metric(logits, batch)
+    fields = {name: value.to(logits.device) for name, value in {**ask.answers, **prompts}.items()}
+    fields["clean_logits"] = clean.to(logits.device)
+    if example is not None:
+        rows = example.to(logits.device)
+        fields = {name: value[rows] for name, value in fields.items()}
+    return ask.metric(logits, SimpleNamespace(**fields))
 
 
 def refusal(value: Any, n: int) -> dict[str, Any] | None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nnattr import teaching
-from nnattr.arch.discover import candidates, missing
-from nnattr.arch.spec import ArchSpec
+from nnattr.arch.discover import candidates
+from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.backend import Backend, JobFunction, Outcome, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model import sites
+from nnattr.model.predict import predictions
+from nnattr.tasks import IdGroups, Predictions
+from nnattr.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,23 @@ class Model:
     def run(self, job: JobFunction, payload: Mapping[str, Any], *, label: str) -> Outcome:
         """Run ``job(nn, tick, **payload)`` on this model's backend as one session."""
         return self.backend.run(self.nn, job, payload, label=label)
+
+    def predict(
+        self, tokens: Tokens, *, asked: IdGroups = (), k: int = 5, last: int = 1
+    ) -> Predictions:
+        """The most probable next tokens after each prompt, in one job.
+
+        Args:
+            tokens: encoded prompts (``task.clean_tokens``, or `nnattr.tokens.encode`).
+            asked: for each prompt further token ids whose logits are wanted.
+            k: how many of the most probable tokens.
+            last: at how many of the last positions.
+
+        Raises:
+            TaskError: a prompt is longer than the model's context.
+            BackendError: the job failed where it ran.
+        """
+        return predictions(self, tokens, asked, k, last)
 
     def __repr__(self) -> str:
         return (

@@ -1,0 +1,263 @@
+"""Exact patching that computes only what a patch can change.
+
+A patch at layer *l* and position *p* of a causal model changes nothing below layer *l* and nothing
+before position *p*; where the two runs agree there is nothing to patch. So a patched *row* (one
+cell of one example) enters the model at its layer with the base run's residual stream, runs only
+the positions from the first one that its patch changes, and attends to the base run's keys and
+values before that. Rows of a layer are batched by where they start, whatever their cell and example.
+
+`rerun` is this engine; `rerun_full` patches whole forward passes. Every job compares the two on a
+few rows, and a model that `rerun` does not serve exactly is served by `rerun_full`.
+
+A row of *t* tokens that enters at layer *l* of *L* costs *t (L - l)* layers, against *S L* for a full
+pass of *S* tokens.
+
+Rows are an integer tensor [row, (example, spot, unit, first changed position)]. All of this runs
+inside a job: torch and plain values only.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.model.runs import fork, inputs, measure, observe, prefix, refusal, shared
+from nnattr.model.sites import read, write
+
+#: A row runs at most this much longer than it needs, so that rows can share a pass.
+SLACK = 1.5
+#: Rows on which the engine is compared with full passes.
+PROBES = 4
+
+
+def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
+    """Both runs' metric and its change for every example, layer, unit and spot of an ask."""
+    width = ask.base["ids"].shape[1]
+    if ask.engine == "suffix":
+        ask.arity = arity(nn, ask)
+    runs = both_runs(nn, ask, shared(ask) if ask.engine == "suffix" else 0)
+    refused = refusal(runs.base, ask.n)
+    if refused:
+        return refused
+    plans = [plan(ask, runs, layer) for layer in range(len(ask.layers))]
+    if ask.engine == "suffix" and not agrees(nn, ask, runs, plans):
+        ask.engine = "full"
+        runs = both_runs(nn, ask, 0)
+    starts = boundaries(torch.cat([rows[:, 3] for rows in plans]), width)
+    total, done = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans)), 0
+    change = torch.zeros(ask.n, len(ask.layers), ask.units, len(ask.spots))
+    for index, rows in enumerate(plans):
+        for some, start in batches(ask, rows, starts, width):
+            values = changes(nn, ask, runs, index, some, start)
+            change[some[:, 0], index, some[:, 2], some[:, 1]] = values.float().cpu()
+            done += effort(ask, index, some, width)
+            tick(done, total)
+    return {"change": change, "base": runs.base, "source": runs.source, "engine": ask.engine}
+
+
+def arity(nn: Any, ask: SimpleNamespace) -> dict[str, int]:
+    """How layers and attention modules return: a tuple of that many, or 0 for a bare tensor."""
+    with nn.trace(input_ids=ask.base["ids"][:1, -1:], use_cache=False):
+        with torch.no_grad():
+            attention = nn.get(ask.attn[0]).output
+            layer = nn.get(ask.layer_paths[0]).output
+    pair = {"attention": attention, "layer": layer}
+    return {name: len(value) if isinstance(value, tuple) else 0 for name, value in pair.items()}
+
+
+def both_runs(nn: Any, ask: SimpleNamespace, start: int) -> SimpleNamespace:
+    """What is known before anything is patched, at the positions from ``start`` on.
+
+    ``streams[l]`` enters layer *l* (the last one leaves the model's last layer), ``attention`` is
+    what attention modules return, ``own`` and ``other`` the site in the two runs; ``caches`` holds
+    the base run's keys and values before a position.
+    """
+    cache, before = prefix(nn, ask, start)
+    every = torch.arange(ask.n)
+    names = ("stream", "attention", "site", "end") if ask.engine == "suffix" else ("site",)
+    ours, base_logits = observe(nn, ask, ask.base, names, start, fork(cache, every))
+    theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))
+    if before is not None:
+        base_logits = torch.cat([before, base_logits], 1)
+        source_logits = torch.cat([before, source_logits], 1)
+    clean = (base_logits if ask.base_is_clean else source_logits)[:, -1]
+    return SimpleNamespace(
+        start=start,
+        caches={start: cache},
+        streams=ours.get("stream", []) + ours.get("end", []),
+        attention=ours.get("attention", []),
+        own=[ours["site"][layer] for layer in ask.layers],
+        other=[theirs["site"][layer] for layer in ask.layers],
+        logits=base_logits,
+        clean=clean,
+        base=measure(ask, ask.base, base_logits, clean),
+        source=measure(ask, ask.source, source_logits, clean),
+    )
+
+
+def plan(ask: SimpleNamespace, runs: SimpleNamespace, index: int) -> Tensor:
+    """The rows of a layer: the cells whose patch changes something that can reach the metric."""
+    own, other = runs.own[index], runs.other[index]
+    differs = (own != other).unflatten(-1, (ask.units, -1)).any(-1).cpu()
+    last = ask.layers[index] == len(ask.reads) - 1
+    if last and ask.last_only and ask.entry != "before":
+        differs[:, :-1] = False  # after the last layer positions do not mix
+    touched = ask.spots[:, :, runs.start :, None] & differs  # [spot, example, pos, unit]
+    spot, example, unit = touched.any(2).nonzero(as_tuple=True)
+    start = touched.int().argmax(2)[spot, example, unit] + runs.start
+    return torch.stack([example, spot, unit, start], 1)
+
+
+def boundaries(starts: Tensor, width: int) -> list[int]:
+    """Where passes begin: few positions, such that no row runs much longer than it needs."""
+    found: list[int] = []
+    longest = 0.0
+    for start in sorted(set(starts.tolist()), reverse=True):
+        if width - start <= longest:
+            found[-1] = start
+        else:
+            found.append(start)
+            longest = SLACK * (width - start)
+    return found
+
+
+def batches(
+    ask: SimpleNamespace, rows: Tensor, starts: list[int], width: int
+) -> list[tuple[Tensor, int]]:
+    """The rows in passes of at most ``ask.tokens`` tokens, with where each pass begins."""
+    found: list[tuple[Tensor, int]] = []
+    upper = width
+    for start in starts if ask.engine == "suffix" else [0]:
+        here = rows[(rows[:, 3] >= start) & (rows[:, 3] < upper)]
+        found += [(some, start) for some in here.split(max(1, ask.tokens // (width - start)))]
+        upper = start
+    return [(some, start) for some, start in found if len(some)]
+
+
+def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:
+    """What these rows cost, in tokens through layers; for the progress bar."""
+    return int((width - rows[:, 3]).sum()) * (len(ask.reads) + 1 - ask.layers[index])
+
+
+def agrees(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
+    """Whether the engine gives what full passes give, on a few rows of a middle layer."""
+    index = len(plans) // 2
+    rows = plans[index][:PROBES]
+    if not len(rows):
+        return True
+    full = changes(nn, ask, runs, index, rows, 0, full=True)
+    try:
+        ours = changes(nn, ask, runs, index, rows, int(rows[:, 3].min()))
+    except Exception:  # whatever the model's own code has against a cache or a skipped layer
+        return False
+    exact = torch.finfo(runs.logits.dtype).eps < 1e-6
+    size = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
+    return bool(((ours - full).abs() <= (1e-4 if exact else 0.1) * size).all())
+
+
+def changes(
+    nn: Any,
+    ask: SimpleNamespace,
+    runs: SimpleNamespace,
+    index: int,
+    rows: Tensor,
+    start: int,
+    full: bool = False,
+) -> Tensor:
+    """The change of the metric in each row."""
+    example = rows[:, 0]
+    if full or ask.engine == "full":
+        logits = rerun_full(nn, ask, runs, index, rows)
+    else:
+        logits = rerun(nn, ask, runs, index, rows, start)
+        if not ask.last_only:
+            known = runs.logits[example.to(runs.logits.device), :start]
+            logits = torch.cat([known, logits], 1)
+    value = measure(ask, ask.base, logits, runs.clean, example)
+    return value - runs.base[example.to(value.device)]
+
+
+def patch(
+    ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The site in each row from ``runs.start`` on: as it was, and with the row's cell patched."""
+    own, other = runs.own[index], runs.other[index]
+    example, spot, unit = (rows[:, i].to(own.device) for i in range(3))
+    where = ask.spots.to(own.device)[spot, example][:, runs.start :]
+    units = torch.arange(ask.units, device=own.device) == unit[:, None]
+    mask = (where[..., None] & units[:, None]).repeat_interleave(own.shape[-1] // ask.units, -1)
+    before = own[example]
+    return before, torch.where(mask, other[example], before)
+
+
+def rerun_full(
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
+) -> Tensor:
+    """The logits of each row by a full forward pass with the patch written at the site."""
+    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
+    before, after = patch(ask, runs, index, rows)
+    where = ask.places[index]
+    with nn.trace(**inputs(ask, prompts)):
+        with torch.no_grad():
+            live = read(nn, where, prompts["ids"].shape[1]).clone()
+            tail = live[:, runs.start :]
+            live[:, runs.start :] = torch.where(before == after, tail, after.to(tail))
+            write(nn, where, live)
+            logits = nn.output.logits
+    return logits
+
+
+def rerun(
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, start: int
+) -> Tensor:
+    """The logits of each row from ``start`` on, entering the model where the patch does."""
+    if start not in runs.caches:
+        every = torch.arange(ask.n)
+        first = fork(runs.caches[runs.start], every)
+        runs.caches[start], _ = prefix(nn, ask, start, runs.start, first)
+    layer, skipped = ask.layers[index], start - runs.start
+    before, after = (value[:, skipped:] for value in patch(ask, runs, index, rows))
+    example = rows[:, 0].to(before.device)
+    # the residual stream with which the row enters layer `at`; all layers below are skipped
+    at = layer + (ask.entry in ("after", "added"))
+    stream = runs.streams[at][example.to(runs.streams[at].device), skipped:]
+    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
+    cache = fork(runs.caches[start], rows[:, 0], at)
+    with nn.trace(**inputs(ask, prompts, start, cache)):
+        with torch.no_grad():
+            moved = after.float() - before.float()
+            if ask.projected:
+                projection = nn.get(ask.proj[layer])
+                moved = projection(moved.to(before)) - projection(torch.zeros_like(before))
+            if ask.entry in ("before", "after"):
+                stream = after
+            elif ask.entry == "added":
+                stream = (stream.float() + ask.scale * moved).to(stream)
+            enter(nn, ask, at, stream)
+            if ask.entry == "attention":
+                base = runs.attention[layer][example, skipped:]
+                shift = moved / ask.scale if ask.site == "resid_mid" else moved
+                behind = ask.normed and not ask.projected  # a norm follows attention: add after it
+                shifted = base if behind else (base.float() + shift).to(base)
+                skip(nn, ask.attn[layer], shifted, ask.arity["attention"])
+                if behind:
+                    norm = nn.get(ask.norms[layer])
+                    norm.output = (norm.output.float() + shift).to(base)
+            logits = nn.output.logits
+    return logits
+
+
+def enter(nn: Any, ask: SimpleNamespace, at: int, stream: Tensor) -> None:
+    """Let the rows' residual stream enter layer ``at``, inside a trace."""
+    for layer in range(at):
+        skip(nn, ask.layer_paths[layer], stream, ask.arity["layer"])
+    if at == 0:
+        write(nn, (ask.layer_paths[0], "input"), stream)
+
+
+def skip(nn: Any, path: str, value: Tensor, arity: int) -> None:
+    """Skip a module and let it return ``value``, alone or first in a tuple of ``arity``."""
+    nn.get(path).skip(value if arity == 0 else (value, *[None] * (arity - 1)))
