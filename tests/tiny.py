@@ -84,8 +84,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", _WIDE),
     "qwen3_moe": ("qwen3_moe", {**_WIDE, **_MOE}),
     "smollm3": ("smollm3", _LLAMA),
-    "stablelm": ("stablelm", _LLAMA),
-    "stablelm-parallel": ("stablelm", {**_LLAMA, "use_parallel_residual": True}),
+    "stablelm": ("stablelm", {**_LLAMA, "partial_rotary_factor": 0.5}),
+    "stablelm-parallel": (
+        "stablelm",
+        {**_LLAMA, "partial_rotary_factor": 0.5, "use_parallel_residual": True},
+    ),
     "starcoder2": ("starcoder2", _LLAMA),
 }
 FAMILIES: tuple[str, ...] = tuple(CONFIGS)

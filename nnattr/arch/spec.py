@@ -8,7 +8,7 @@ a live model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 #: How a place is read and written.
 #:
@@ -71,3 +71,15 @@ class ArchSpec:
     def parallel(self) -> bool:
         """Whether attention and MLP both read the same residual stream."""
         return self.resid_mid is None
+
+
+def missing(spec: ArchSpec, module: Any) -> list[str]:
+    """The paths of ``spec`` that ``module`` does not have."""
+    names = {name for name, _ in module.named_modules(remove_duplicate=False)}
+    layers = [name for name in names if name.rpartition(".")[0] == spec.layers]
+    places = (spec.attn_out, spec.mlp_out, spec.resid_mid)
+    inside = [spec.attn_proj, *(place.path for place in places if place is not None)]
+    wanted = [spec.layers, spec.embed, spec.unembed]
+    wanted += [spec.final_norm] if spec.final_norm is not None else []
+    wanted += [f"{layer}.{path}" for layer in sorted(layers) for path in inside]
+    return [path for path in wanted if path not in names]

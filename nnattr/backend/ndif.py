@@ -1,14 +1,13 @@
 """Jobs on NDIF: one request up, one small result down, in our own words when it goes wrong.
 
-**What a host is trusted with.** A server gets your prompts and the code of the analysis. What it
-sends back is read as tensors and plain containers only (``torch.load(weights_only=True)``): a host
-that sends anything else, such as an object whose unpickling runs code, is refused. nnsight's own
-client unpickles whatever the server sends.
+**What a host is trusted with.** A server gets your prompts and the code of the analysis, and you
+believe its numbers. What it sends back is read as tensors and plain containers only
+(`nnattr.backend.reading`): a host that sends anything else, such as an object whose unpickling runs
+code, is refused.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from nnattr.backend import reading
 from nnattr.backend.progress import ProgressBar
 from nnattr.backend.seam import Cost, JobFunction, Outcome, session, silent
 from nnattr.errors import BackendError, NnattrError
@@ -191,9 +191,8 @@ def _carrier(nn: Any, ndif: NDIF, bar: ProgressBar, label: str, **options: Any) 
 
 def _client(ndif: NDIF, host: str | None, key: str, bar: ProgressBar, **options: Any) -> Any:
     """The client of nnsight, with bytes counted, results read safely and our own status line."""
-    import torch
     from nnsight.intervention.backends.remote import RemoteBackend
-    from nnsight.schema.response import ResponseModel, Status
+    from nnsight.schema.response import ResponseModel
 
     class Carrier(RemoteBackend):
         bytes_sent = 0
@@ -210,17 +209,11 @@ def _client(ndif: NDIF, host: str | None, key: str, bar: ProgressBar, **options:
         def parse(message: str | bytes) -> Any:
             if isinstance(message, str):
                 return ResponseModel.model_validate_json(message)
-            with torch.serialization.safe_globals([Status]):
-                fields = torch.load(io.BytesIO(message), map_location="cpu", weights_only=True)
-            return ResponseModel(**fields)
+            return ResponseModel(**reading.message(message))
 
         def finalize(self, content: bytes) -> Any:
             self.bytes_received = len(content)
-            if self.compress:
-                import zstandard
-
-                content = zstandard.ZstdDecompressor().decompress(content)
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return reading.result(content, self.compress)
 
         def cost(self, started: float) -> Cost:
             return Cost(

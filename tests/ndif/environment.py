@@ -1,0 +1,143 @@
+"""The Python environment of the test server, made once and kept outside the checkout.
+
+NDIF's server needs Python 3.12 or newer and its own pins, so it cannot live in the environment that
+runs the tests. It is made in ``${XDG_CACHE_HOME:-~/.cache}/nnattr/ndif-<hash>/``, where the hash is
+that of the pins and the Python version: new pins make a new environment, and an interrupted
+installation is thrown away and made again. About 6 GB (pip takes torch's CUDA build) and a few
+minutes, once.
+
+    python -m tests.ndif.environment    # make it, print its interpreter
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PINS = (
+    "torch==2.13.0",
+    "ndif[api,ray]==0.1.2",
+    "ray==2.60.0",
+    "moto[server]==5.2.5",
+    "nnsight==0.8.0",  # ndif 0.1.2 calls what 0.8.1 dropped
+    "transformers==5.22.2",
+)
+
+#: Read by every interpreter of the environment at its start. nnsight breaks the modules that anyio
+#: imports late, and uploads over 1 MiB with them, unless they are imported before it.
+STARTUP = "import anyio.abc, anyio.streams.file, anyio.streams.tls; anyio.abc.SocketAttribute\n"
+
+#: Names an interpreter to use instead of the first suitable one.
+PYTHON = "NNATTR_NDIF_PYTHON"
+
+
+class UnavailableError(Exception):
+    """Something that the server needs is missing here; the message says how to get it."""
+
+
+def environment() -> Path:
+    """The interpreter of the server's environment, which is made if it is not there yet.
+
+    Raises:
+        UnavailableError: there is no Python 3.12 or newer, or the installation failed.
+    """
+    base = find_python()
+    home = _home(base)
+    python, done = home / "bin" / "python", home / "complete"
+    if done.exists():
+        return python
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(home.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(home, ignore_errors=True)
+            _install(base, home)
+            done.touch()
+    return python
+
+
+def find_python() -> Path:
+    """A Python that can run the server: the preferred one, on the PATH, or one of pyenv's.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    for candidate in _candidates():
+        if version(candidate) >= (3, 12):
+            return Path(candidate)
+    raise UnavailableError(
+        "NDIF's server needs Python 3.12 or newer, and none was found on the PATH or in pyenv. "
+        "Get one with `pyenv install 3.12`, `uv python install 3.12` or `apt-get install "
+        f"python3.12-venv`, or name one: {PYTHON}=/path/to/python3.12."
+    )
+
+
+def version(python: str | Path) -> tuple[int, ...]:
+    """The version (major, minor) of an interpreter; (0,) when it does not run."""
+    ask = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
+    try:
+        answer = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
+    except OSError:
+        return (0,)
+    return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else (0,)
+
+
+def _candidates() -> Iterator[str]:
+    if PYTHON in os.environ:
+        yield os.environ[PYTHON]
+        return
+    for name in ("python3.12", "python3.13"):
+        if found := shutil.which(name):
+            yield found
+        yield from map(str, sorted(_managed().glob(f"{name.removeprefix('python')}.*/bin/python")))
+    yield sys.executable
+
+
+def _managed() -> Path:
+    """Where pyenv keeps its interpreters."""
+    return Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+
+
+def _home(base: Path) -> Path:
+    """Where the environment for these pins and this Python version lives."""
+    recipe = repr((PINS, STARTUP, version(base)))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "nnattr" / f"ndif-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Hold ``lock``; a second process waits until the first is done."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _install(base: Path, home: Path) -> None:
+    """Make the environment; a half-made one has no ``complete`` in it."""
+    print(f"making the NDIF server's environment in {home}, once ...", file=sys.stderr, flush=True)
+    python = home / "bin" / "python"
+    nice = ["nice", "-n", "10"] if shutil.which("nice") else []
+    for command in (
+        [base, "-m", "venv", home],
+        [python, "-m", "pip", "install", "--quiet", *PINS],
+    ):
+        done = subprocess.run([*nice, *map(str, command)], capture_output=True, text=True)
+        if done.returncode:
+            tail = "\n".join(done.stderr.strip().splitlines()[-15:])
+            raise UnavailableError(f"the NDIF server's environment could not be made:\n{tail}")
+    packages = next(home.glob("lib/python*/site-packages"))
+    (packages / "anyio_before_nnsight.pth").write_text(STARTUP)
+
+
+if __name__ == "__main__":
+    try:
+        print(environment())
+    except UnavailableError as error:
+        sys.exit(str(error))
