@@ -151,7 +151,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try the classes, print each verdict, and write the table if asked; 1 if any is wrong."""
-    parser = argparse.ArgumentParser(prog="conformance", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="conformance", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--write", type=Path, help="write the table to this Markdown file")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these model types")
     options = parser.parse_args(arguments)

@@ -1,0 +1,1 @@
+"""The methods against their oracles and against what must hold for any weights."""

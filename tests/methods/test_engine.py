@@ -1,0 +1,138 @@
+"""The engine gives what full forward passes give, on every family, or says that it stood aside.
+
+Left padding, unequal lengths, a sliding window shorter than the prompts, soft-caps, prompts that
+differ at their first or only at their last token, both directions, a metric that reads every
+position.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import nnattr
+from nnattr import ArchError, LogitDiff, Loss, Model, Task
+from tests.tiny import FAMILIES, tiny_model
+
+SITES = ("z", "attn_out", "resid_mid", "mlp_out", "resid_pre", "resid_post")
+WORDS = [f"w{i}" for i in range(60, 90)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pair(length: int, differs: int, shift: int = 0) -> tuple[str, str]:
+    """A prompt of ``length`` words and its twin, which differs at one of them."""
+    clean = [WORDS[(i + shift) % 20] for i in range(length)]
+    twin = [*clean[:differs], WORDS[25], *clean[differs + 1 :]]
+    return " ".join(clean), " ".join(twin)
+
+
+def task(model: Model, *pairs: tuple[str, str]) -> Task:
+    clean, corrupted = zip(*pairs, strict=True)
+    answers = [[f" {WORDS[26]}"]] * len(pairs), [[f" {WORDS[27]}"]] * len(pairs)
+    return Task.from_pairs(clean, corrupted, *answers, tokenizer=model.tokenizer)
+
+
+def compared(model: Model, question: Task, metric=None, **options) -> str:
+    """Check one study against full passes; returns the engine that computed it."""
+    metric = metric or LogitDiff()
+    patch = nnattr.activation_patching
+    ours = patch(model, question, metric, normalized=False, **options)
+    full = patch(model, question, metric, normalized=False, engine="full", **options)
+    assert full.provenance.arguments["engine"] == "full"
+    size = max(float(abs(full.raw).max()), float(abs(full.baselines).max()))
+    assert float(abs(full.raw).max()) > 1e-3 * size, "the control: there is an effect"
+    torch.testing.assert_close(
+        torch.tensor(ours.raw.to_numpy()),
+        torch.tensor(full.raw.to_numpy()),
+        rtol=1e-5,
+        atol=1e-5 * size,
+        equal_nan=True,
+    )
+    return ours.provenance.arguments["engine"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_site_with_padding(family):
+    model = tiny_model(family)
+    question = task(model, pair(9, 4), pair(6, 3, shift=5))
+    used = set()
+    for site in SITES:
+        try:
+            used.add(compared(model, question, site=site, positions="each"))
+        except ArchError:
+            assert site == "resid_mid"
+            assert model.spec.parallel
+    assert used == {"suffix"}, f"{family} is served by full passes"
+
+
+@pytest.mark.parametrize("differs", [0, 3, 8])
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("positions", ["all", "each", "last", -2, [0, 3, -1]])
+def test_where_the_prompts_differ_and_what_is_patched(differs, direction, positions):
+    model = tiny_model("llama")
+    question = task(model, pair(9, differs), pair(9, differs, shift=3))
+    touched = positions in ("all", "each") or differs < 8 or positions != -2
+    if touched:
+        compared(model, question, positions=positions, direction=direction)
+    else:  # nothing before the first differing token can matter
+        scores = nnattr.activation_patching(
+            model, question, LogitDiff(), positions=positions, normalized=False
+        )
+        assert float(abs(scores.raw).max()) == 0.0
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_metric_that_reads_every_position(site):
+    model = tiny_model("gpt2")
+    question = task(model, pair(9, 4), pair(6, 3, shift=5))
+    compared(model, question, Loss(), site=site, positions="each")
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
+def test_a_sliding_window_shorter_than_the_prompt(family):
+    model = tiny_model(family, sliding_window=4)
+    question = task(model, pair(14, 10), pair(12, 7, shift=2))
+    for site in ("z", "resid_pre"):
+        compared(model, question, site=site, positions="each")
+
+
+def test_many_small_passes_give_the_same(monkeypatch):
+    model = tiny_model("qwen3")
+    question = task(model, *[pair(9, 4, shift=i) for i in range(5)])
+    whole = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
+    monkeypatch.setattr("nnattr.methods.study.TOKENS_PER_FORWARD", 20)
+    parts = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
+    torch.testing.assert_close(
+        torch.tensor(parts.raw.to_numpy()),
+        torch.tensor(whole.raw.to_numpy()),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(monkeypatch):
+    model = tiny_model("llama")
+    question = task(model, pair(9, 4))
+    right = nnattr.activation_patching(model, question, LogitDiff(), normalized=False)
+    inner = model.nn._module.model
+    forward = inner.forward
+
+    def forgetful(*args, past_key_values=None, **kwargs):
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(inner, "forward", forgetful)
+    scores = nnattr.activation_patching(model, question, LogitDiff(), normalized=False)
+    assert scores.provenance.arguments["engine"] == "full"
+    torch.testing.assert_close(
+        torch.tensor(scores.raw.to_numpy()),
+        torch.tensor(right.raw.to_numpy()),
+        rtol=1e-5,
+        atol=1e-5,
+    )

@@ -1,0 +1,1 @@
+"""Slow twins that are obviously right: plain PyTorch, no nnsight and nothing of nnattr."""
