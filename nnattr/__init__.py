@@ -34,11 +34,27 @@ if TYPE_CHECKING:
     from nnattr.methods.activation_patching import activation_patching
     from nnattr.methods.agreement import agreement
     from nnattr.methods.attribution_patching import attribution_patching
+    from nnattr.methods.compare_runs import compare_runs
+    from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
+    from nnattr.methods.generate import generate
+    from nnattr.methods.inspect_prompt import inspect_prompt
+    from nnattr.methods.logit_lens import logit_lens
+    from nnattr.methods.most_frequent_answers import most_frequent_answers
     from nnattr.methods.submit import Job, submit
-    from nnattr.metrics import KL, LogitDiff, LogProb, Loss, Prob
+    from nnattr.metrics import (
+        KL,
+        GroupLogitDiff,
+        GroupLogProbDiff,
+        GroupProbDiff,
+        LogitDiff,
+        LogProb,
+        Loss,
+        Prob,
+        SequenceLogProb,
+    )
     from nnattr.model.verify import verify
     from nnattr.model.view import Model, load
-    from nnattr.results import Scores
+    from nnattr.results import Lens, Scores
     from nnattr.tasks import Task
 
 __version__ = version("nnattr")
@@ -61,17 +77,29 @@ _HOME = {
     "TaskError": "nnattr.errors",
     "activation_patching": "nnattr.methods.activation_patching",
     "agreement": "nnattr.methods.agreement",
+    "attention_vs_mlp": "nnattr.methods.direct_logit_attribution",
     "attribution_patching": "nnattr.methods.attribution_patching",
+    "compare_runs": "nnattr.methods.compare_runs",
+    "direct_logit_attribution": "nnattr.methods.direct_logit_attribution",
+    "generate": "nnattr.methods.generate",
+    "inspect_prompt": "nnattr.methods.inspect_prompt",
+    "logit_lens": "nnattr.methods.logit_lens",
+    "most_frequent_answers": "nnattr.methods.most_frequent_answers",
     "Job": "nnattr.methods.submit",
     "submit": "nnattr.methods.submit",
+    "GroupLogProbDiff": "nnattr.metrics",
+    "GroupLogitDiff": "nnattr.metrics",
+    "GroupProbDiff": "nnattr.metrics",
     "KL": "nnattr.metrics",
     "LogProb": "nnattr.metrics",
     "LogitDiff": "nnattr.metrics",
     "Loss": "nnattr.metrics",
     "Prob": "nnattr.metrics",
+    "SequenceLogProb": "nnattr.metrics",
     "verify": "nnattr.model.verify",
     "Model": "nnattr.model.view",
     "load": "nnattr.model.view",
+    "Lens": "nnattr.results",
     "Scores": "nnattr.results",
     "Task": "nnattr.tasks",
 }
@@ -82,7 +110,11 @@ __all__ = [
     "ArchError",
     "ArchSpec",
     "BackendError",
+    "GroupLogProbDiff",
+    "GroupLogitDiff",
+    "GroupProbDiff",
     "Job",
+    "Lens",
     "Local",
     "LogProb",
     "LogitDiff",
@@ -94,14 +126,22 @@ __all__ = [
     "Prob",
     "ResultError",
     "Scores",
+    "SequenceLogProb",
     "Simulated",
     "Task",
     "TaskError",
     "activation_patching",
     "agreement",
+    "attention_vs_mlp",
     "attribution_patching",
+    "compare_runs",
+    "direct_logit_attribution",
+    "generate",
+    "inspect_prompt",
     "load",
+    "logit_lens",
     "metrics",
+    "most_frequent_answers",
     "plots",
     "submit",
     "tasks",

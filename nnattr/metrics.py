@@ -6,24 +6,40 @@ attributes
 
 - ``answers``, ``wrong_answers``: token ids [example, word]; rows with fewer words are filled up,
   and ``answers_mask``, ``wrong_answers_mask`` say which entries count;
+- ``sequence``, ``sequence_mask``: on tasks whose answers are sequences, the answer's token ids
+  [example, token], aligned on the right: the last one is predicted at position -1;
 - ``ids``, ``mask``: the tokens of the run [example, pos], and which are not padding;
 - ``clean_logits``: the clean run's own logits at the last position [example, d_vocab].
 
 The classes here are such functions with a name. Metrics travel to the server: torch and the
 standard library only. They compute in float32 whatever the model's dtype.
+
+Two groups of words, say six ways to say yes and five to say no, can be compared in three ways,
+which agree in sign for single words but need not for groups:
+
+====================  ==================================  =======================================
+`GroupLogitDiff`      mean of logits                      linear, so it has a `direction`; one very
+                                                          improbable word can turn its sign
+`GroupLogProbDiff`    log-odds of the groups              what the model will say; unbounded
+`GroupProbDiff`       difference of probabilities         the same sign, between -1 and 1; saturates
+====================  ==================================  =======================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
+from torch import Tensor
 
 from nnattr.axes import Logits, PerExample
+from nnattr.errors import MetricError
 
 Metric: TypeAlias = Callable[[Any, Any], Any]
+#: For each example the weight of each token's logit in a linear metric.
+Weights: TypeAlias = tuple[dict[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,53 @@ class LogitDiff:
         last = logits[:, -1].float()
         right = group_mean(last, batch.answers, batch.answers_mask)
         return right - group_mean(last, batch.wrong_answers, batch.wrong_answers_mask)
+
+    def weights(self, task: Any) -> Weights:
+        """For each example what each token's logit counts: the metric as a linear function."""
+        sides = zip(task.answer_ids, task.wrong_answer_ids, strict=True)
+        return tuple(
+            {i: 1 / len(right) for i in right} | {i: -1 / len(wrong) for i in wrong}
+            for right, wrong in sides
+        )
+
+
+#: The same metric under the name that says what it does with groups.
+GroupLogitDiff = LogitDiff
+
+
+@dataclass(frozen=True)
+class GroupLogProbDiff:
+    r"""How much more probable the group of answers is than the group of wrong answers, in nats.
+
+    :math:`m = \log \sum_{a} p(a) - \log \sum_{w} p(w)` at the last position: the log-odds of the
+    two. The normaliser cancels, so for single words it equals `LogitDiff`. Not linear for groups.
+    """
+
+    last_only: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
+    near: ClassVar[str] = "GroupLogitDiff"
+
+    def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
+        right, wrong = group_log_probs(logits, batch)
+        return right - wrong
+
+
+@dataclass(frozen=True)
+class GroupProbDiff:
+    r"""The probability of the group of answers minus that of the wrong answers, between -1 and 1.
+
+    :math:`m = \sum_{a} p(a) - \sum_{w} p(w)` at the last position. Saturates, as `Prob` does.
+    """
+
+    last_only: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
+    near: ClassVar[str] = "GroupLogitDiff"
+
+    def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
+        right, wrong = group_log_probs(logits, batch)
+        return right.exp() - wrong.exp()
 
 
 @dataclass(frozen=True)
@@ -74,6 +137,28 @@ class Prob:
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
         return group_log_prob(logits[:, -1].float(), batch.answers, batch.answers_mask).exp()
+
+
+@dataclass(frozen=True)
+class SequenceLogProb:
+    r"""The log-probability of an answer of several tokens, said in one go, in nats.
+
+    :math:`m = \sum_t \log p(a_t \mid \text{prompt}, a_1 \ldots a_{t-1})`, teacher-forced: the task
+    (``Task.from_pairs(..., sequences=True)``) holds the answer after the prompt, the same one in
+    both runs. Longer answers are less probable; ``per_token=True`` takes the mean over the tokens
+    instead, for tasks whose answers differ in length.
+    """
+
+    per_token: bool = False
+    last_only: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("sequence_ids",)
+
+    def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example."""
+        wanted, counted = batch.sequence, batch.sequence_mask
+        predicted = logits[:, -wanted.shape[1] :].float().log_softmax(-1)
+        found = (predicted.gather(-1, wanted[..., None])[..., 0] * counted).sum(-1)
+        return found / counted.sum(-1) if self.per_token else found
 
 
 @dataclass(frozen=True)
@@ -116,6 +201,10 @@ class Loss:
 #: The metrics by name, as the command line and configuration files know them.
 METRICS: dict[str, Callable[[], Metric]] = {
     "LogitDiff": LogitDiff,
+    "GroupLogitDiff": GroupLogitDiff,
+    "GroupLogProbDiff": GroupLogProbDiff,
+    "GroupProbDiff": GroupProbDiff,
+    "SequenceLogProb": SequenceLogProb,
     "LogProb": LogProb,
     "Prob": Prob,
     "KL": KL,
@@ -123,22 +212,86 @@ METRICS: dict[str, Callable[[], Metric]] = {
 }
 
 
-def group_mean(logits: torch.Tensor, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def group_mean(logits: Tensor, words: Tensor, mask: Tensor) -> Tensor:
     """The mean logit of each example's words [example, word]."""
     found = logits.gather(-1, words).where(mask, torch.zeros((), device=logits.device))
     return found.sum(-1) / mask.sum(-1)
 
 
-def group_log_prob(logits: torch.Tensor, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def group_log_prob(logits: Tensor, words: Tensor, mask: Tensor) -> Tensor:
     """The log-probability that the next token is one of each example's words."""
     found = logits.log_softmax(-1).gather(-1, words)
     return found.masked_fill(~mask, float("-inf")).logsumexp(-1)
 
 
+def group_log_probs(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+    """The same for the answers and for the wrong answers, at the last position."""
+    last = logits[:, -1].float()
+    right = group_log_prob(last, batch.answers, batch.answers_mask)
+    return right, group_log_prob(last, batch.wrong_answers, batch.wrong_answers_mask)
+
+
+def direction(metric: Metric, task: Any) -> Weights:
+    """A linear metric as weights of logits: its direction, once they weigh the unembedding.
+
+    A metric of your own is linear if it has a method ``weights(task)``, as `LogitDiff` has.
+
+    Returns:
+        for each example ``{token id: weight}`` of the logits at the last position.
+
+    Raises:
+        MetricError: the metric is not linear (the message names the nearest one that is), or the
+            task lacks what it needs.
+    """
+    if not hasattr(metric, "weights"):
+        near = getattr(metric, "near", "LogitDiff")
+        raise MetricError(
+            f"{describe(metric)} is not linear in the logits, so no direction of the residual "
+            f"stream stands for it. The nearest linear metric is {near}()."
+        )
+    check(metric, task)
+    return metric.weights(task)  # type: ignore[attr-defined]
+
+
+def check(metric: Metric, task: Any) -> None:
+    """Raise `MetricError` for what is no metric, or needs what the task does not have."""
+    if not callable(metric) or isinstance(metric, type):
+        raise MetricError(
+            f"{metric!r} is not a metric; pass an instance such as LogitDiff(), or a function "
+            "(logits, batch) -> [example]."
+        )
+    if task.sequence_ids and getattr(metric, "last_only", False):
+        raise MetricError(
+            f"{describe(metric)} reads one token after the prompt, and the task's answers are "
+            "sequences; use SequenceLogProb(), or a task made without sequences=True."
+        )
+    for name in getattr(metric, "needs", ()):
+        if not getattr(task, name):
+            hint = "; make it with sequences=True" if name == "sequence_ids" else ""
+            raise MetricError(f"{describe(metric)} needs {name}, and the task has none{hint}.")
+
+
+def answer_fields(task: Any) -> dict[str, Tensor]:
+    """What ``batch`` holds of the task's answers, as tensors: see the module."""
+    packed: dict[str, Tensor] = {}
+    if task.answer_ids:
+        packed["answers"], packed["answers_mask"] = _filled(task.answer_ids)
+    if task.wrong_answer_ids:
+        packed["wrong_answers"], packed["wrong_answers_mask"] = _filled(task.wrong_answer_ids)
+    if task.sequence_ids:
+        backwards = _filled([row[::-1] for row in task.sequence_ids])
+        packed["sequence"], packed["sequence_mask"] = (side.flip(1) for side in backwards)
+    return packed
+
+
+def _filled(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The rows as one tensor, filled up on the right with 0, and which entries are theirs."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return ids, torch.tensor([[i < len(row) for i in range(width)] for row in rows])
+
+
 def describe(metric: Metric) -> str:
     """The metric's name as results record it."""
-    return (
-        repr(metric)
-        if type(metric).__name__ in METRICS
-        else getattr(metric, "__qualname__", repr(metric))
-    )
+    ours = type(metric).__name__ in METRICS
+    return repr(metric) if ours else getattr(metric, "__qualname__", repr(metric))

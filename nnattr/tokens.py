@@ -1,18 +1,20 @@
-"""Prompts to token ids, and answers to the single token they begin with.
+"""Prompts to token ids, and answers to the tokens that they add.
 
 Batches are padded on the left, so that position -1 is the last token of every prompt. Padding is
 masked and positions are counted from each prompt's own first token, so a row of a batch gives what
 it gives alone.
 
 BOS policy: the tokenizer's own. A prompt is encoded as ``tokenizer(prompt)`` does it (GPT-2 adds
-nothing, Llama adds its BOS), except that a prompt which already begins with the BOS text, as one
-made by a chat template does, does not get a second one.
+nothing, Llama adds its BOS), except that a prompt which already begins with the BOS text does not
+get a second one, and that a prompt written by a chat template is taken *verbatim*: the template
+has put every special token where it belongs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,84 +37,214 @@ class Tokens:
     mask: Mask
     strings: tuple[tuple[str, ...], ...]
 
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Sequence[int]], strings: Sequence[Sequence[str]], pad: int
+    ) -> Tokens:
+        """Pad the rows on the left with the token ``pad``."""
+        width = max(map(len, rows))
+        return cls(
+            torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows]),
+            torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows]),
+            tuple(map(tuple, strings)),
+        )
+
     @property
     def padding(self) -> list[int]:
         """How many padding tokens stand before each prompt."""
         return [self.ids.shape[1] - len(row) for row in self.strings]
 
+    @property
+    def rows(self) -> list[list[int]]:
+        """Each prompt's ids, without padding."""
+        return [row[pad:] for row, pad in zip(self.ids.tolist(), self.padding, strict=True)]
+
+    def take(self, pick: Sequence[int]) -> Tokens:
+        """The rows ``pick``, with the padding that they no longer need cut off."""
+        strings = tuple(self.strings[i] for i in pick)
+        width = max(map(len, strings))
+        rows = torch.tensor(list(pick))
+        return Tokens(self.ids[rows, -width:], self.mask[rows, -width:], strings)
+
     def __len__(self) -> int:
         return len(self.strings)
 
 
-def encode(tokenizer: Any, prompts: Sequence[str]) -> Tokens:
+def encode(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    verbatim: bool = False,
+    place: Callable[[int], str] = "prompts[{}]".format,
+) -> Tokens:
     """Encode ``prompts`` as one left-padded batch.
+
+    Args:
+        tokenizer: the model's.
+        prompts: the texts.
+        verbatim: add no special tokens; the prompts hold theirs.
+        place: how messages call the prompt with a given index.
 
     Raises:
         TaskError: no prompts, one that gives no tokens, one longer than the tokenizer's limit, or
             one with a word that the tokenizer does not know (the word is named).
     """
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    rows = encoded(tokenizer, prompts, verbatim=verbatim)
     if not rows:
         raise TaskError("No prompts were given; a task needs at least one.")
-    for prompt, row in zip(prompts, rows, strict=True):
-        _check_row(tokenizer, prompt, row)
-    width = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    strings = tuple(tuple(tokenizer.decode([i]) for i in row) for row in rows)
-    return Tokens(ids, mask, strings)
+    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        problem = _problem(tokenizer, prompt, row)
+        if problem:
+            raise TaskError(f"{place(i)}: {problem}")
+    return Tokens.from_rows(rows, token_strings(tokenizer, rows), pad_id(tokenizer))
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The ids of one prompt, by the BOS policy above."""
+def encoded(tokenizer: Any, prompts: Sequence[str], *, verbatim: bool = False) -> list[list[int]]:
+    """The ids of each prompt, by the BOS policy above."""
+    if not prompts:
+        return []
     bos = tokenizer.bos_token
-    doubled = bool(bos) and prompt.startswith(bos)
-    return tokenizer(prompt, add_special_tokens=not doubled)["input_ids"]
+    rows = list(tokenizer(list(prompts), add_special_tokens=not verbatim)["input_ids"])
+    doubled = [i for i, prompt in enumerate(prompts) if bos and prompt.startswith(bos)]
+    for i in [] if verbatim else doubled:
+        rows[i] = tokenizer(prompts[i], add_special_tokens=False)["input_ids"]
+    return rows
+
+
+def prompt_ids(tokenizer: Any, prompt: str, *, verbatim: bool = False) -> list[int]:
+    """The ids of one prompt, by the BOS policy above."""
+    return encoded(tokenizer, [prompt], verbatim=verbatim)[0]
+
+
+def token_strings(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+    """Each token of each row as text."""
+
+    @cache
+    def text(token: int) -> str:
+        return tokenizer.decode([token])
+
+    return [[text(token) for token in row] for row in rows]
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills up short prompts; it is masked, so any will do."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def continuations(
+    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], *, verbatim: bool = False
+) -> list[list[int]]:
+    """The tokens that each answer adds after its prompt.
+
+    They are read off the encoding of the whole text, since a tokenizer may write a word differently
+    after a space, at the start of a text, or after another word. An answer that merges with the
+    prompt's last word counts with the tokens it has alone.
+    """
+    whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    distinct = list(dict.fromkeys([*prompts, *whole]))
+    ids = dict(zip(distinct, encoded(tokenizer, distinct, verbatim=verbatim), strict=True))
+    added = []
+    for prompt, answer, text in zip(prompts, answers, whole, strict=True):
+        before, after = ids[prompt], ids[text]
+        if after[: len(before)] == before:
+            added.append(after[len(before) :])
+        else:
+            added.append(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    return added
 
 
 def continuation_id(tokenizer: Any, prompt: str, answer: str) -> int:
     """The one token that ``answer`` adds after ``prompt``.
 
-    It is read off the encoding of the whole text, since a tokenizer may write a word differently
-    after a space, at the start of a text, or after another word.
-
     Raises:
         TaskError: the answer is empty, unknown to the tokenizer, or more than one token.
     """
-    before = prompt_ids(tokenizer, prompt)
-    after = prompt_ids(tokenizer, prompt + answer)
-    added = after[len(before) :]
-    if after[: len(before)] != before:  # the answer merged with the prompt's last word
-        added = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    if len(added) == 1 and added[0] != tokenizer.unk_token_id:
-        return added[0]
-    if len(added) == 1:
-        raise TaskError(f"The answer {answer!r} is not in the tokenizer's vocabulary.")
-    pieces = [tokenizer.decode([i]) for i in added]
-    hint = f" Did you mean {' ' + answer!r}?" if answer[:1].isalnum() else ""
-    raise TaskError(
-        f"The answer {answer!r} to {prompt!r} is {len(added)} tokens {pieces}, expected exactly "
-        f"one.{hint}"
-    )
+    (added,) = continuations(tokenizer, [prompt], [answer])
+    flaw = answer_flaw(tokenizer, answer, added)
+    if flaw:
+        raise TaskError(f"The answer {answer!r} to {prompt!r} {flaw}.")
+    return added[0]
 
 
-def _check_row(tokenizer: Any, prompt: str, row: Sequence[int]) -> None:
+def answer_flaw(
+    tokenizer: Any, answer: str, added: Sequence[int], *, many: bool = False
+) -> str | None:
+    """Why the tokens ``added`` by an answer cannot be used, or None; ``many`` may be several."""
+    if tokenizer.unk_token_id in added and tokenizer.unk_token not in answer:
+        return "is not in the tokenizer's vocabulary"
+    if len(added) == 1 or (many and added):
+        return None
+    pieces = [tokenizer.decode([token]) for token in added]
+    hint = f". Did you mean {' ' + answer!r}?" if answer[:1].isalnum() else ""
+    return f"is {len(added)} tokens {pieces}, expected exactly one{hint}"
+
+
+def chat_texts(
+    tokenizer: Any, prompts: Sequence[str], *, system: str | None = None
+) -> tuple[str, ...]:
+    """Each prompt as a user's turn, up to where the assistant begins to speak.
+
+    Raises:
+        TaskError: the tokenizer has no chat template, or the template refuses (some know no system
+            prompt).
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise TaskError(
+            f"The tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no chat template. Use "
+            "chat=False, or the tokenizer of a chat model."
+        )
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    talks = [[*opening, {"role": "user", "content": prompt}] for prompt in prompts]
+    try:
+        return tuple(
+            tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+            for talk in talks
+        )
+    except Exception as error:  # templates are programs: they raise what they like
+        hint = " Try without system=." if system is not None else ""
+        raise TaskError(f"The chat template refuses the prompts: {error}.{hint}") from error
+
+
+def characters(
+    tokenizer: Any, prompts: Sequence[str], *, verbatim: bool = False
+) -> list[list[tuple[int, int]]]:
+    """The characters ``(start, stop)`` that each token of each prompt stands for.
+
+    Raises:
+        TaskError: the tokenizer cannot tell.
+    """
+    bos = tokenizer.bos_token
+    found = []
+    for prompt in prompts:
+        bare = verbatim or bool(bos and prompt.startswith(bos))
+        try:
+            taken = tokenizer(prompt, add_special_tokens=not bare, return_offsets_mapping=True)
+        except NotImplementedError as error:
+            raise TaskError(
+                "This tokenizer does not tell which characters its tokens stand for; give spans as "
+                "lists of positions."
+            ) from error
+        found.append(taken["offset_mapping"])
+    return found
+
+
+def _problem(tokenizer: Any, prompt: str, row: Sequence[int]) -> str | None:
+    """Why a prompt cannot be used, or None."""
     if not row:
-        raise TaskError(f"The prompt {prompt!r} gives no tokens.")
+        return f"the prompt {prompt!r} gives no tokens."
     limit = tokenizer.model_max_length
     if len(row) > limit:
-        raise TaskError(
-            f"The prompt {prompt[:60]!r}... is {len(row)} tokens, and the tokenizer's limit is "
-            f"{limit}."
+        return (
+            f"the prompt {prompt[:60]!r}... is {len(row)} tokens, the tokenizer's limit is {limit}."
         )
     unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown in row and tokenizer.unk_token not in prompt:
-        words = [word for word in prompt.split() if _unknown(tokenizer, word)]
-        raise TaskError(
-            f"The tokenizer does not know {', '.join(map(repr, words)) or 'a piece'} in the prompt "
-            f"{prompt!r}. Use other words."
-        )
+    if unknown is None or unknown not in row or tokenizer.unk_token in prompt:
+        return None
+    words = [word for word in prompt.split() if _unknown(tokenizer, word)]
+    return (
+        f"the tokenizer does not know {', '.join(map(repr, words)) or 'a piece'} in the prompt "
+        f"{prompt!r}. Use other words."
+    )
 
 
 def _unknown(tokenizer: Any, word: str) -> bool:

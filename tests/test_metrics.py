@@ -8,8 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nnattr import KL, LogitDiff, LogProb, Loss, Prob
-from nnattr.metrics import describe
+from nnattr import (
+    KL,
+    GroupLogitDiff,
+    GroupLogProbDiff,
+    GroupProbDiff,
+    LogitDiff,
+    LogProb,
+    Loss,
+    Prob,
+    SequenceLogProb,
+)
+from nnattr.metrics import METRICS, answer_fields, describe
 
 # two examples, one position, three words; probabilities 0.5, 0.25, 0.25 and 0.1, 0.2, 0.7
 LOGITS = torch.tensor([[[0.5, 0.25, 0.25]], [[0.1, 0.2, 0.7]]]).log()
@@ -36,6 +46,25 @@ def test_probability_and_its_logarithm_of_words_and_groups():
     torch.testing.assert_close(LogProb()(LOGITS, batch()), torch.tensor([0.5, 0.9]).log())
 
 
+def test_groups_are_compared_by_logits_odds_and_probabilities():
+    assert GroupLogitDiff is LogitDiff
+    odds = torch.tensor([0.5 / 0.25, 0.9 / 0.1]).log()
+    torch.testing.assert_close(GroupLogProbDiff()(LOGITS, batch()), odds)
+    torch.testing.assert_close(GroupProbDiff()(LOGITS, batch()), torch.tensor([0.25, 0.8]))
+
+
+def test_sequences_of_different_lengths_end_at_the_last_position():
+    probs = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.1, 0.2, 0.7])
+    logits = torch.stack([torch.stack([probs[1], *probs]), torch.stack([*probs, probs[1]])]).log()
+    task = SimpleNamespace(answer_ids=(), wrong_answer_ids=(), sequence_ids=((0, 2), (1,)))
+    fields = SimpleNamespace(**answer_fields(task))
+    assert fields.sequence_mask.tolist() == [[True, True], [False, True]]
+    expected = torch.tensor([0.5 * 0.7, 0.2]).log()
+    torch.testing.assert_close(SequenceLogProb()(logits, fields), expected)
+    per_token = SequenceLogProb(per_token=True)(logits, fields)
+    torch.testing.assert_close(per_token, expected / torch.tensor([2, 1]))
+
+
 def test_divergence_from_the_clean_run():
     clean = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]).log()
     torch.testing.assert_close(KL()(LOGITS, batch(clean_logits=clean)), torch.zeros(2))
@@ -54,7 +83,9 @@ def test_loss_counts_real_next_tokens_only():
     torch.testing.assert_close(got, torch.tensor([math.log(5), 0.0]))
 
 
-@pytest.mark.parametrize("metric", [LogitDiff(), LogProb(), Prob()])
+@pytest.mark.parametrize(
+    "metric", [LogitDiff(), GroupLogProbDiff(), GroupProbDiff(), LogProb(), Prob()]
+)
 def test_half_precision_logits_are_measured_in_single(metric):
     got = metric(LOGITS.bfloat16(), batch())
     assert got.dtype == torch.float32
@@ -66,4 +97,6 @@ def test_names():
         return logits[:, -1, 0]
 
     assert describe(LogitDiff()) == "LogitDiff()"
+    assert describe(SequenceLogProb(per_token=True)) == "SequenceLogProb(per_token=True)"
+    assert all(callable(make()) for make in METRICS.values())
     assert "my_metric" in describe(my_metric)

@@ -8,6 +8,10 @@
 ``[3, 5]``       these tokens at once
 ``"subject"``    the task's span of that name, all its tokens at once
 ===============  ==============================================================================
+
+Where the answers are sequences, which stand after the prompt, positions count in the prompt:
+``"last"`` is its last token. ``"all"`` and ``"each"`` take in the answer's tokens as well, so that
+patching everything is still the other run; the span ``"answer"`` is where the answer is predicted.
 """
 
 from __future__ import annotations
@@ -45,13 +49,14 @@ def spots(task: Task, positions: Positions) -> Bool[Tensor, "cell example pos"]:
 
 def _columns(task: Task, positions: Positions, example: int) -> list[int]:
     """The columns of the padded batch that ``positions`` names in one example."""
-    length = len(task.clean_tokens.strings[example])
+    whole = len(task.clean_tokens.strings[example])
+    length = whole - task.appended[example]
     if isinstance(positions, str):
-        named = {"last": [[-1]] * len(task), **task.spans}
+        named = {"last": [(length - 1,)] * len(task), **task.spans}
         if positions not in named:
             known = ", ".join(map(repr, ("all", "each", *named)))
             raise TaskError(f"The task has no positions named {positions!r}; it has {known}.")
-        wanted = named[positions][example]
+        wanted, length = named[positions][example], whole  # spans may lie in the answer
     else:
         wanted = [positions] if isinstance(positions, int) else list(positions)
     if not wanted:

@@ -1,0 +1,145 @@
+"""`Examples`: encoded prompts with their answers, as frozen data.
+
+Everything here can be read off the prompts themselves; how tasks are made and chosen from is in
+`nnattr.tasks.task`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from nnattr.errors import TaskError
+from nnattr.tasks.form import Drop, Groups, IdGroups
+from nnattr.tokens import Tokens, prompt_ids
+
+#: The fields that have one entry per example, where they are not empty.
+_PER_EXAMPLE = (
+    "clean",
+    "corrupted",
+    "answers",
+    "wrong_answers",
+    "answer_ids",
+    "wrong_answer_ids",
+    "sequence_ids",
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Examples:
+    """Prompts with their answers, encoded for one tokenizer.
+
+    Attributes:
+        clean, corrupted: the prompts as they are encoded; ``corrupted`` is empty where there is
+            nothing to patch from.
+        answers: for each example the words that count as right (for the clean prompt).
+        wrong_answers: for each example the words that count as wrong; may be empty.
+        clean_tokens: the clean prompts as the model sees them.
+        twin_tokens: the corrupted ones, or None; read them as ``corrupted_tokens``.
+        answer_ids, wrong_answer_ids: the answers as token ids.
+        spans: named positions: for each example the positions of its tokens, counted from the
+            prompt's first token.
+        name: what the task is called in results.
+        sequence_ids: where the answers are sequences of several tokens, their ids; the prompts'
+            tokens then include all but the last of them.
+        chat: whether a chat template wrote the prompts, with their special tokens.
+        bos: the tokenizer's BOS as text, whether or not it stands before the prompts.
+        dropped: what was left out on the way, and why.
+    """
+
+    clean: tuple[str, ...]
+    corrupted: tuple[str, ...]
+    answers: Groups
+    wrong_answers: Groups
+    clean_tokens: Tokens
+    twin_tokens: Tokens | None
+    answer_ids: IdGroups
+    wrong_answer_ids: IdGroups
+    spans: Mapping[str, IdGroups] = field(default_factory=dict)
+    name: str = "pairs"
+    sequence_ids: IdGroups = ()
+    chat: bool = False
+    bos: str | None = None
+    dropped: tuple[Drop, ...] = ()
+
+    @property
+    def corrupted_tokens(self) -> Tokens:
+        """The corrupted prompts as the model sees them.
+
+        Raises:
+            TaskError: the task has none.
+        """
+        if self.twin_tokens is None:
+            raise TaskError(
+                f"The task {self.name!r} has no corrupted prompts, so there is nothing to patch "
+                "from. Give it some (Task.from_pairs), or use a method that reads one run only, "
+                "such as direct_logit_attribution."
+            )
+        return self.twin_tokens
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are corrupted prompts."""
+        return self.twin_tokens is not None
+
+    @property
+    def appended(self) -> tuple[int, ...]:
+        """How many tokens of its answer stand after each prompt (0 unless they are sequences)."""
+        return tuple(len(row) - 1 for row in self.sequence_ids) or (0,) * len(self)
+
+    @property
+    def width(self) -> int:
+        """The number of tokens of the longest prompt."""
+        return self.clean_tokens.ids.shape[1]
+
+    @property
+    def hash(self) -> str:
+        """A short digest of everything that a result depends on."""
+        sides = [side for side in (self.clean_tokens, self.twin_tokens) if side is not None]
+        content = [side.rows for side in sides]
+        spans = sorted((key, value) for key, value in self.spans.items())
+        text = json.dumps(
+            [content, self.answer_ids, self.wrong_answer_ids, self.sequence_ids, spans]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def encoded_by(self, tokenizer: Any) -> bool:
+        """Whether this tokenizer writes the first prompt as the task has it."""
+        mine = self.clean_tokens.rows[0]
+        end = len(mine) - self.appended[0]
+        return mine[:end] == prompt_ids(tokenizer, self.clean[0], verbatim=self.chat)
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, index: slice | Sequence[int]) -> Self:
+        """The examples at ``index``, as a task of their own."""
+        chosen = range(len(self))[index] if isinstance(index, slice) else index
+        pick = [int(i) for i in chosen]
+        if not pick:
+            raise TaskError(f"No examples are left at {index!r} of a task with {len(self)}.")
+        rows = {
+            key: tuple(getattr(self, key)[i] for i in pick) if getattr(self, key) else ()
+            for key in _PER_EXAMPLE
+        }
+        twins = self.twin_tokens
+        return replace(
+            self,
+            **rows,
+            clean_tokens=self.clean_tokens.take(pick),
+            twin_tokens=None if twins is None else twins.take(pick),
+            spans={key: tuple(span[i] for i in pick) for key, span in self.spans.items()},
+        )
+
+    def __iter__(self) -> Iterator[Self]:
+        """The examples one by one, each as a task."""
+        return (self[[i]] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        spans = f", spans {', '.join(self.spans)}" if self.spans else ""
+        what = "pairs" if self.paired else "prompts"
+        size = f"{len(self)} {what} of up to {self.width} tokens"
+        return f"{type(self).__name__}({self.name}: {size}{spans})"

@@ -1,0 +1,240 @@
+"""`Task`: prompts, usually in pairs that differ in one thing, and the words that tell them apart.
+
+A task holds clean and corrupted prompts of equal length, already encoded for one tokenizer, the
+answers that fit the clean prompt and the wrong ones, and names for interesting positions. It is
+frozen: two tasks with equal tokens have the same ``hash``, which results record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnattr.tasks.build import build
+from nnattr.tasks.choose import Keep, halves, judged
+from nnattr.tasks.description import Description, column_label, described
+from nnattr.tasks.examples import Examples
+from nnattr.tasks.file import read_task, write_task
+from nnattr.tasks.form import Answers, Form, Spans, Unusable, Where
+from nnattr.tasks.predictions import Predictor
+from nnattr.tasks.table import AnswerMap, columns
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(Examples):
+    """Prompts with their answers, encoded for one tokenizer.
+
+    Made by `from_pairs`, `from_prompts`, `from_table`, `load`, or a generator such as
+    `nnattr.tasks.ioi`. Its attributes are those of `nnattr.tasks.examples.Examples`.
+    """
+
+    @classmethod
+    def from_pairs(
+        cls,
+        clean: Sequence[str],
+        corrupted: Sequence[str] | None,
+        answers: Answers = (),
+        wrong_answers: Answers = (),
+        *,
+        tokenizer: Any,
+        spans: Spans | None = None,
+        chat: bool = False,
+        system: str | None = None,
+        answer_prefix: str = "",
+        sequences: bool = False,
+        unusable: Unusable = "refuse",
+        name: str = "pairs",
+        where: Where = "{}[{}]".format,
+    ) -> Task:
+        """A task from prompts that you have.
+
+        Args:
+            clean: prompts on which the model shows the behaviour.
+            corrupted: for each its twin, with the same number of tokens, that does not call for it;
+                None for a task that is looked at but not patched.
+            answers: for each prompt the word that continues the clean prompt, or a group of such
+                words. Each is one token, with its leading space: ``" Mary"``. May be left out, as
+                the wrong ones, for metrics that need none.
+            wrong_answers: the same for the words it competes with.
+            tokenizer: the model's tokenizer (``model.tokenizer``).
+            spans: named positions; for each example a list counted from the prompt's first token (a
+                BOS counts, if there is one), a text that the clean prompt holds once, or a
+                ``slice`` of its characters.
+            chat: put each prompt as a user's turn into the tokenizer's chat template. Answers then
+                open the assistant's turn and have no leading space.
+            system: the system prompt of the chat.
+            answer_prefix: text after the prompt, where the answer is awaited.
+            sequences: answers are texts of any number of tokens, for `nnattr.SequenceLogProb`. The
+                model sees the answer after either prompt. Positions still count in the prompt:
+                ``"last"`` is the prompt's last token; ``"all"`` patches the answer's tokens as
+                well, and the span ``"answer"`` names where the answer is predicted.
+            unusable: ``"drop"`` leaves out words that are not single tokens and records them in
+                ``dropped``, ``"refuse"`` raises.
+            name: what results call the task.
+            where: how messages call an entry of a list, given the list's name and an index.
+
+        Raises:
+            TaskError: the lists have different lengths or are empty, a pair's prompts have
+                different numbers of tokens, a prompt has unknown words, or an answer is not one
+                token. The message names the prompt and the offending piece.
+        """
+        form = Form(tokenizer, chat, system, answer_prefix)
+        fields = build(
+            clean,
+            corrupted,
+            answers,
+            wrong_answers,
+            form=form,
+            spans=spans or {},
+            sequences=sequences,
+            unusable=unusable,
+            where=where,
+        )
+        return cls(**fields, name=name)
+
+    @classmethod
+    def from_prompts(
+        cls,
+        prompts: Sequence[str],
+        answers: Answers = (),
+        wrong_answers: Answers = (),
+        *,
+        tokenizer: Any,
+        **options: Any,
+    ) -> Task:
+        """A task without corrupted prompts: for direct attribution, the logit lens and filtering.
+
+        Prompts may have any lengths. Options and errors are those of `from_pairs`.
+        """
+        given: dict[str, Any] = {"name": "prompts", **options}
+        return cls.from_pairs(prompts, None, answers, wrong_answers, tokenizer=tokenizer, **given)
+
+    @classmethod
+    def from_table(
+        cls,
+        source: Any,
+        *,
+        tokenizer: Any,
+        clean: str = "clean",
+        corrupted: str | None = "corrupted",
+        answer: str | None = "answer",
+        wrong_answer: str | None = None,
+        answer_map: AnswerMap | None = None,
+        spans: Sequence[str] = (),
+        encoding: str = "utf-8-sig",
+        **options: Any,
+    ) -> Task:
+        """A task from a table of yours: one row per example.
+
+        Args:
+            source: a ``.csv``, ``.json`` or ``.jsonl`` file, a pandas DataFrame, or a list of
+                dictionaries. JSON holds a list of objects, or one object of equally long lists.
+            tokenizer: the model's tokenizer.
+            clean: the column of the prompts.
+            corrupted: the column of their twins, or None for a task that is not patched.
+            answer: the column of the answers, a word or (in JSON and DataFrames) a list of words,
+                or None.
+            wrong_answer: the column of the wrong answers, or None.
+            answer_map: what the answer column's labels stand for: ``{"True": ["Yes", "Sure"],
+                "False": ["No"]}``. All other groups' words are the wrong answers, unless
+                ``wrong_answer`` names a column with their label.
+            spans: columns that hold, for each row, a text that occurs once in the clean prompt; the
+                span has the column's name.
+            encoding: of the file.
+            **options: those of `from_pairs`; ``name`` is by default the file's.
+
+        Raises:
+            TaskError: as `from_pairs`; and for a missing file or column, an empty cell or group, a
+                word in two groups, or a wrong encoding. The message names line (or row) and column.
+        """
+        found = columns(
+            source,
+            {
+                "clean": clean,
+                "corrupted": corrupted,
+                "answers": answer,
+                "wrong_answers": wrong_answer,
+            }
+            | {span: span for span in spans},
+            answer_map,
+            encoding,
+        )
+        given: dict[str, Any] = {"name": found.name, **options}
+        return cls.from_pairs(
+            found["clean"],
+            found.get("corrupted"),
+            found.get("answers", ()),
+            found.get("wrong_answers", ()),
+            tokenizer=tokenizer,
+            spans={span: found[span] for span in spans},
+            where=found.where,
+            **given,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the task as one JSON file (the folder must exist) and return its path."""
+        return write_task(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Task:
+        """Read what `save` wrote; no tokenizer is needed and no code runs.
+
+        Raises:
+            TaskError: there is no such file, or it is not a whole task of a known schema.
+        """
+        return cls(**read_task(path))
+
+    def describe(self, examples: int = 1) -> Description:
+        """What the model really sees, token by token, and where clean and corrupted differ.
+
+        Args:
+            examples: how many examples to show in full.
+
+        Returns:
+            a text that shows itself in a notebook or console.
+        """
+        return described(self, examples)
+
+    def filter(self, model: Predictor, keep: Keep = "correct") -> Task:
+        """The examples on which the model does what the task is about; the others are recorded.
+
+        Args:
+            model: from `nnattr.load`; it reads each prompt once.
+            keep: ``"correct"``: the clean prompt's answers are more probable than its wrong answers
+                (without wrong ones: the most probable token is an answer; with sequences: so is
+                every token of it). A token such as ``"Here"``: the clean prompt's most probable
+                token is this. A pair of tokens ``("I", "Here")``: the clean prompt's is the first
+                and the corrupted one's the second. Or a function of a `Prediction`.
+
+        Returns:
+            the kept examples, with the others in ``dropped``.
+
+        Raises:
+            TaskError: no example is left (the message says what the model predicts), or the task
+                lacks what ``keep`` needs.
+        """
+        kept, drops = judged(self, model, keep)
+        return replace(self[kept], dropped=self.dropped + drops)
+
+    def split(self, seed: int = 0) -> tuple[Task, Task]:
+        """Two halves, to discover on the first and to report on the second.
+
+        Examples with the same prompts stay together, so that the halves are disjoint.
+
+        Raises:
+            TaskError: all examples have the same prompts.
+        """
+        discover, report = halves(self, seed)
+        return self[discover], self[report]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One text per position of the padded batch, for plots.
+
+        A token that all examples share (from the right) stands as it is; one that differs between
+        the runs of a single pair as ``clean|corrupted``; elsewhere the name of the span that lies
+        there, or an ellipsis.
+        """
+        return tuple(column_label(self, column) for column in range(self.width))
