@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from nnattr import tasks
 from nnattr.config import RunConfig, TaskConfig
-from nnattr.errors import MetricError, TaskError
+from nnattr.errors import MetricError, NnattrError, TaskError
 from nnattr.methods.activation_patching import activation_patching
 from nnattr.methods.attribution_patching import attribution_patching
-from nnattr.metrics import METRICS
-from nnattr.model.sites import SiteName
+from nnattr.methods.direct_logit_attribution import direct_logit_attribution
+from nnattr.metrics import METRICS, Metric
 from nnattr.model.view import load
 from nnattr.results import Scores
 
 METHODS: dict[str, Callable[..., Scores]] = {
     "activation_patching": activation_patching,
     "attribution_patching": attribution_patching,
+    "direct_logit_attribution": direct_logit_attribution,
 }
+#: The ways to describe a task, by the fields that show which one is meant.
+WAYS = ("name", "table", "file", "clean")
 
 
 def analyse(config: RunConfig) -> Scores:
@@ -28,26 +31,49 @@ def analyse(config: RunConfig) -> Scores:
     Raises:
         NnattrError: a name that does not exist, or whatever loading and the method raise.
     """
+    method, metric = METHODS[config.method], make_metric(config)
+    given = _arguments(config, method)
+    _check(config.task)
+    model = load(config.model, backend=config.backend, device=config.device, dtype=config.dtype)
+    task = make_task(config.task, model.tokenizer)
+    if config.task.keep is not None:
+        task = task.filter(model, config.task.keep)
+    return method(model, task, metric, **given)
+
+
+def make_metric(config: RunConfig) -> Metric:
+    """The metric of a file.
+
+    Raises:
+        MetricError: there is none of that name, or it does not take these arguments.
+    """
     if config.metric not in METRICS:
         raise MetricError(
             f"metric is {config.metric!r}; a file can name {', '.join(METRICS)}. A function of "
             "your own works from Python."
         )
-    _check(config.task)
-    model = load(config.model, backend=config.backend, device=config.device, dtype=config.dtype)
-    return METHODS[config.method](
-        model,
-        make_task(config.task, model.tokenizer),
-        METRICS[config.metric](),
-        site=cast(SiteName, config.site),
-        positions=config.positions,
-        direction=config.direction,
-        normalized=config.normalized,
-    )
+    try:
+        return METRICS[config.metric](**config.metric_arguments)
+    except TypeError as error:
+        raise MetricError(f"The metric {config.metric}: {error}.") from error
+
+
+def _arguments(config: RunConfig, method: Callable[..., Scores]) -> dict[str, Any]:
+    """The method's keyword arguments: of the file's own fields those that it knows, and options."""
+    known = list(inspect.signature(method).parameters)[3:]
+    fields = ("site", "positions", "direction", "normalized")
+    given = {name: getattr(config, name) for name in fields if name in known}
+    given = {name: value for name, value in given.items() if value is not None}
+    unknown = [name for name in config.options if name not in known]
+    if unknown:
+        raise NnattrError(
+            f"{config.method} has no option {unknown[0]!r}; it takes {', '.join(known)}."
+        )
+    return {**given, **config.options}
 
 
 def make_task(config: TaskConfig, tokenizer: Any) -> tasks.Task:
-    """The task of a file: a generator's, or the pairs written out in it.
+    """The task of a file, described in one of the four ways of `TaskConfig`.
 
     Raises:
         TaskError: the task does not fit the tokenizer, or the description itself is wrong.
@@ -55,8 +81,19 @@ def make_task(config: TaskConfig, tokenizer: Any) -> tasks.Task:
     _check(config)
     if config.name is not None:
         return generators()[config.name](tokenizer, **config.arguments)
+    if config.file is not None:
+        return tasks.Task.load(config.file)
+    if config.table is not None:
+        given = {"answer_map": config.answer_map, **config.columns, **config.options}
+        return tasks.Task.from_table(config.table, tokenizer=tokenizer, **given)
     return tasks.Task.from_pairs(
-        config.clean, config.corrupted, config.answers, config.wrong_answers, tokenizer=tokenizer
+        config.clean,
+        config.corrupted,
+        config.answers,
+        config.wrong_answers,
+        tokenizer=tokenizer,
+        spans=config.spans,
+        **config.options,
     )
 
 
@@ -93,17 +130,22 @@ def described(scores: Scores, top: int) -> str:
 
 def _check(config: TaskConfig) -> None:
     """Refuse a description that no tokenizer could make good, before a model is loaded."""
-    pairs = config.clean or config.corrupted or config.answers
     known = generators()
+    ways = [way for way in WAYS if getattr(config, way)]
+    if len(ways) != 1:
+        raise TaskError(
+            f"The task is described by {' and '.join(ways) or 'nothing'}; give exactly one of: "
+            f"name ({', '.join(known)}), table, file, or pairs (clean, corrupted and answers)."
+        )
+    for given, taker in (
+        (config.options, tasks.Task.from_pairs),
+        (config.columns, tasks.Task.from_table),
+    ):
+        unknown = [key for key in given if key not in inspect.signature(taker).parameters]
+        if unknown:
+            raise TaskError(f"The task has {unknown[0]!r}, which {taker.__qualname__} lacks.")
     if config.name is None:
-        if not pairs:
-            raise TaskError(
-                f"The task has neither a name ({', '.join(known)}) nor pairs: clean, corrupted and "
-                "answers."
-            )
         return
-    if pairs:
-        raise TaskError(f"The task has a name, {config.name!r}, and pairs of its own; give one.")
     if config.name not in known:
         raise TaskError(
             f"There is no task called {config.name!r}; nnattr.tasks has {', '.join(known)}. Leave "

@@ -2,6 +2,7 @@
 
 ==========  =====================================================================================
 example     one clean/corrupted pair of the task
+component   a named part of the residual stream (``embed``, ``L3 attn``) or point of it (``L3 pre``)
 layer       decoder layer, from 0
 head        attention head (query head); a head's output is its slice of the projection's input
 kv_head     key/value head; under grouped-query attention several query heads share one
@@ -23,7 +24,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 #: The order in which a result's dimensions stand, always.
-ORDER = ("example", "layer", "head", "kv_head", "pos", "query_pos", "key_pos", "neuron")
+ORDER = (
+    "example",
+    "component",
+    "layer",
+    "head",
+    "kv_head",
+    "pos",
+    "query_pos",
+    "key_pos",
+    "neuron",
+)
 
 Ids: TypeAlias = Int[Tensor, "example pos"]
 Mask: TypeAlias = Bool[Tensor, "example pos"]

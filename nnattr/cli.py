@@ -1,4 +1,4 @@
-"""The command line: ``nnattr demo | run | doctor | models``.
+"""The command line: ``nnattr demo | run | lens | dla | doctor | models``.
 
 Commands import what they need when they run, so that ``nnattr --help`` is quick. Every
 `NnattrError` ends as one message on stderr and exit status 1, without a traceback (``nnattr --debug
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -137,6 +137,62 @@ def run(
 
 
 @app.command()
+def lens(
+    model: Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt to read.")],
+    answer: Annotated[
+        str | None, typer.Option(help="A word to follow, with its leading space: ' Mary'.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Tokens per layer.", min=1)] = 5,
+    plot: Annotated[Path | None, typer.Option(help="Also write every position as a page.")] = None,
+    backend: BackendName = None,
+) -> None:
+    """Show what the model would say after the prompt if it ended at each layer."""
+    if plot is not None:
+        _must_be_writable(plot)
+    from nnattr.methods.logit_lens import logit_lens
+    from nnattr.model.view import load
+
+    where = "last" if plot is None else "each"
+    loaded = load(model, backend=backend)
+    found = logit_lens(loaded, prompt, top_k=top, positions=where, answers=answer)
+    typer.echo(repr(found))
+    if plot is not None:
+        _write(plot, found.plot().to_html(include_plotlyjs=True))
+
+
+@app.command()
+def dla(
+    model: Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt to take apart.")],
+    answer: Annotated[str, typer.Argument(help="The right next word, with its leading space.")],
+    wrong: Annotated[str, typer.Argument(help="The word that it competes with.")],
+    unit: Annotated[
+        str, typer.Option(help="component, head, neuron or accumulated.")
+    ] = "component",
+    top: Annotated[int, typer.Option(help="How many to print.", min=1)] = 10,
+    output: Annotated[Path | None, typer.Option(help="Keep the scores in this file.")] = None,
+    backend: BackendName = None,
+) -> None:
+    """Show which parts of the model write the answer rather than the wrong one."""
+    if output is not None:
+        _must_be_writable(output)
+    from nnattr.methods.components import Unit
+    from nnattr.methods.direct_logit_attribution import direct_logit_attribution
+    from nnattr.model.view import load
+    from nnattr.tasks import Task
+
+    loaded = load(model, backend=backend)
+    task = Task.from_prompts([prompt], [answer], [wrong], tokenizer=loaded.tokenizer)
+    scores = direct_logit_attribution(loaded, task, unit=cast(Unit, unit))
+    whole = scores.baselines.sel(run="clean").item()
+    typer.echo(f"{answer!r} against {wrong!r}: a logit difference of {whole:+.4f}\n")
+    typer.echo(repr(scores.top(top)))
+    if output is not None:
+        typer.echo(f"Wrote {scores.save(output)}")
+
+
+@app.command()
 def doctor(
     model: Annotated[str, typer.Argument(help="A Hugging Face id or a local folder.")],
     backend: BackendName = None,
@@ -158,9 +214,20 @@ def doctor(
 
 
 @app.command()
-def models() -> None:
-    """List the teaching models and the known families."""
+def models(
+    backend: Annotated[
+        str | None,
+        typer.Option(help="List what a server has: ndif, or the http(s) address of one."),
+    ] = None,
+) -> None:
+    """List the teaching models and the known families, or what a server has."""
     from nnattr.arch.table import ROWS
+
+    if backend is not None:
+        from nnattr.backend.status import table
+
+        typer.echo(table(backend, ROWS))
+        return
     from nnattr.teaching import NAMES, folder
 
     typer.echo(f"{'':16}{'layers':>7}{'heads':>7}{'kv heads':>10}{'d_model':>9}{'MB':>6}")

@@ -66,33 +66,51 @@ class UserConfig(Config):
 
 
 class TaskConfig(Config):
-    """The task of a run: a generator with its arguments, or pairs written out.
+    """The task of a run, in one of four ways.
 
-    ``name`` is a generator of ``nnattr.tasks`` (its ``arguments`` as keywords); without it
-    ``clean``, ``corrupted`` and ``answers`` are lists of equal length.
+    A generator of ``nnattr.tasks`` by ``name``, with its ``arguments``; a ``table`` of yours with
+    the names of its ``columns`` (clean, corrupted, answer, wrong_answer) and perhaps an
+    ``answer_map``; a task saved to a ``file``; or the pairs themselves, ``clean``, ``corrupted``
+    and ``answers``. ``options`` are those of ``Task.from_pairs`` (chat, system, answer_prefix,
+    sequences, unusable); ``keep`` filters by what the model predicts, as ``Task.filter`` does.
     """
 
     name: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
+    table: str | None = None
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    answer_map: dict[str, tuple[str, ...]] | None = None
+    file: str | None = None
     clean: tuple[str, ...] = ()
-    corrupted: tuple[str, ...] = ()
+    corrupted: tuple[str, ...] | None = None
     answers: tuple[str | tuple[str, ...], ...] = ()
     wrong_answers: tuple[str | tuple[str, ...], ...] = ()
+    spans: dict[str, tuple[str | tuple[int, ...], ...]] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    keep: str | tuple[str, str] | None = None
 
 
 class RunConfig(Config):
-    """One analysis, as ``nnattr run`` reads it."""
+    """One analysis, as ``nnattr run`` reads it.
+
+    ``site``, ``direction`` and ``normalized`` belong to the patching methods; ``options`` are any
+    other arguments of the method (``unit`` and ``norm`` of direct logit attribution, ``engine``).
+    """
 
     model: str
     task: TaskConfig
     backend: str | None = None
     device: str | None = None
     dtype: str | None = None
-    method: Literal["activation_patching", "attribution_patching"] = "attribution_patching"
+    method: Literal["activation_patching", "attribution_patching", "direct_logit_attribution"] = (
+        "attribution_patching"
+    )
     metric: str = "LogitDiff"
+    metric_arguments: dict[str, Any] = Field(default_factory=dict)
     site: str = "z"
-    positions: str | int | tuple[int, ...] = "all"
+    positions: str | int | tuple[int, ...] | None = None
     direction: Literal["denoising", "noising"] = "denoising"
     normalized: bool = True
+    options: dict[str, Any] = Field(default_factory=dict)
     output: str | None = None
     top: int = 10

@@ -7,6 +7,7 @@
     ├── TaskError      prompts, answers or positions cannot be used as given
     ├── MetricError    a metric cannot be computed or returned the wrong shape
     ├── BackendError   the place where the job ran (or should have run) failed
+    │   └── TooLargeError   the job was too large for it, and a smaller one may pass
     └── ResultError    a result cannot be read, combined or saved
 
 A message says what was given, what was expected and what to do next. Errors of nnsight, NDIF,
@@ -35,6 +36,10 @@ class MetricError(NnattrError):
 
 class BackendError(NnattrError):
     """The place where the job ran, or should have run, failed."""
+
+
+class TooLargeError(BackendError):
+    """A job was too large for where it ran: its memory, its time, its messages."""
 
 
 class ResultError(NnattrError):

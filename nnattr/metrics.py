@@ -199,7 +199,7 @@ class Loss:
 
 
 #: The metrics by name, as the command line and configuration files know them.
-METRICS: dict[str, Callable[[], Metric]] = {
+METRICS: dict[str, Callable[..., Metric]] = {
     "LogitDiff": LogitDiff,
     "GroupLogitDiff": GroupLogitDiff,
     "GroupLogProbDiff": GroupLogProbDiff,

@@ -69,9 +69,10 @@ def test_run_saves_and_draws(tmp_path: Path):
     settings = {"model": "teaching-gpt2", "task": {"name": "ioi", "arguments": {"n": 3}}, "top": 4}
     config.write_text(yaml.safe_dump({**settings, "output": str(saved)}))
     text = call("run", config, "--plot", figure)
-    assert "The 4 strongest of 32 (± standard error):" in text
+    sizes = dict(Scores.load(saved).raw.sizes)
+    assert f"The 4 strongest of {sizes['layer'] * sizes['head']} (± standard error):" in text
     assert "LogitDiff(): clean" in text
-    assert Scores.load(saved).raw.sizes == {"example": 3, "layer": 4, "head": 8}
+    assert sizes["example"] == 3
     is_self_contained(figure.read_text(encoding="utf-8"))
 
 
@@ -86,6 +87,26 @@ def test_run_takes_pairs(tmp_path: Path):
     assert "John| Mary'" in call("run", config)
 
 
+@NEEDS_MODEL
+def test_run_takes_a_table_and_direct_logit_attribution(tmp_path: Path):
+    table = tmp_path / "pairs.csv"
+    table.write_text(
+        "prompt,right,wrong\n"
+        '"When Mary and John went to the store, John gave a ball to", Mary, John\n'
+        '"When Mary and John went to the store, Mary gave a ball to", John, Mary\n'
+    )
+    columns = {"clean": "prompt", "corrupted": None, "answer": "right", "wrong_answer": "wrong"}
+    settings = {
+        "model": "teaching-gpt2",
+        "task": {"table": str(table), "columns": columns},
+        "method": "direct_logit_attribution",
+        "options": {"unit": "head"},
+    }
+    config = tmp_path / "table.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    assert "direct_logit_attribution(unit='head'" in call("run", config)
+
+
 def test_the_example_is_a_valid_file(tmp_path: Path):
     path = tmp_path / "example.yaml"
     path.write_text(call("run", "--example"))
@@ -96,8 +117,11 @@ def test_the_example_is_a_valid_file(tmp_path: Path):
     ("settings", "message"),
     [
         ({"task": {"name": "nope"}}, "no task called 'nope'"),
-        ({"task": {}}, "neither a name"),
-        ({"task": {"name": "ioi", "clean": ["a"]}}, "pairs of its own"),
+        ({"task": {}}, "described by nothing"),
+        ({"task": {"name": "ioi", "clean": ["a"]}}, "described by name and clean"),
+        ({"task": {"table": "x.csv", "columns": {"question": "q"}}}, "'question'"),
+        ({"task": {"name": "ioi"}, "options": {"unit": "head"}}, "no option 'unit'"),
+        ({"task": {"name": "ioi"}, "metric_arguments": {"k": 1}}, "unexpected keyword"),
         ({"task": {"name": "ioi", "arguments": {"m": 3}}}, "unexpected keyword"),
         ({"task": {"name": "ioi"}, "metric": "Accuracy"}, "LogitDiff"),
         ({"task": {"name": "ioi"}, "sight": "z"}, "sight"),

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnattr.backend.failures import too_large
 from nnattr.backend.progress import ProgressBar
 from nnattr.backend.seam import Cost, JobFunction, Outcome, session, silent
-from nnattr.errors import BackendError, NnattrError
+from nnattr.errors import BackendError, NnattrError, TooLargeError
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,9 @@ def _here(
     except NnattrError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise BackendError(
-            f"{label} failed in this process: {type(error).__name__}: {lines[-1]}"
-        ) from error
+        said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+        kind = TooLargeError if too_large(f"{type(error).__name__} {error}") else BackendError
+        raise kind(f"{label} failed in this process: {said}") from error
 
 
 def _loopback(nn: Any) -> Any:

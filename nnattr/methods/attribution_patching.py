@@ -38,7 +38,6 @@ from nnattr.model.runs import (
     prefix,
     refusal,
     resumable,
-    shared,
 )
 from nnattr.model.sites import SiteName, read
 from nnattr.model.view import Model
@@ -103,7 +102,7 @@ def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
     there is no difference to multiply a gradient with. The source run has a pass of its own: in one
     batch with the base run the backward pass would go through its rows as well, for nothing.
     """
-    start = resumable(nn, ask, shared(ask))
+    start = resumable(nn, ask)
     cache, before = prefix(nn, ask, start)
     every = torch.arange(ask.n)
     theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))

@@ -53,8 +53,8 @@ class Frame(BaseModel):
         """Label what the job returned.
 
         Args:
-            values: ``change`` [example, layer, unit, cell]; the metric of the run patched into and
-                of the other, ``base`` and ``source`` [example]; and the ``engine`` that computed it.
+            values: ``change`` [example, layer, unit, cell]; the metric of the run patched into
+                and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used.
             cost: what the job or jobs cost.
 
         Raises:
@@ -77,17 +77,28 @@ class Frame(BaseModel):
         provenance = self.provenance.model_copy(update={**priced, "arguments": arguments})
         return Scores(self._labelled(values["change"]), baselines, scale, provenance)
 
-    def refuse(self, values: dict[str, Any]) -> None:
-        """Raise what the job refused with, or if these are not values that it returns."""
+    def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
+        """Raise what the job refused with, or if these are not values that it returns.
+
+        Args:
+            values: what came back.
+            layers: how many layers were asked for; None means all.
+        """
         said = f"{self.provenance.method} with {self.provenance.metric}"
         if "refused" in values:
             kind, reason = values["refused"]
-            raise REFUSALS[kind](f"{said}: {reason}")
-        n = len(self.prompts)
-        for key, tail in (("base", ()), ("source", ()), ("change", (self.units, self.cells))):
-            shape = tuple(getattr(values.get(key), "shape", ()))
-            if shape[:1] + shape[2:] != (n, *tail):
-                raise BackendError(f"{said}: {key!r} came back with the shape {shape}.")
+            raise REFUSALS.get(kind, BackendError)(f"{said}: {reason}")
+        n, layers = len(self.prompts), self.layers if layers is None else layers
+        shapes = {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
+        for key, shape in shapes.items():
+            value = values.get(key)
+            if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
+                given = tuple(getattr(value, "shape", ())) or type(value).__name__
+                raise BackendError(
+                    f"{said}: {key!r} came back as {given}, and {shape} was asked for."
+                )
+        if not isinstance(values.get("engine"), str):
+            raise BackendError(f"{said}: what came back does not say how it was computed.")
 
     def _labelled(self, change: torch.Tensor) -> xr.DataArray:
         absent = torch.tensor(self.absent)[:, None, None, :]

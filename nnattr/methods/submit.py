@@ -27,6 +27,8 @@ JOBS: dict[Callable[..., Scores], tuple[Callable[..., dict[str, Any]], bool]] = 
 }
 #: Seconds between two looks at a job: it starts with the first and grows to the second.
 PATIENCE = (0.1, 2.0)
+#: Seconds after which a job of which the server knows nothing is lost.
+LOST = 120.0
 
 
 class _Slip(BaseModel):
@@ -67,16 +69,24 @@ class Job:
             timeout: seconds to wait at most; None waits for as long as it takes.
 
         Raises:
-            BackendError: the job failed, the server cannot be reached, or the time is over (the job
-                goes on; call again).
+            BackendError: the job failed, the server cannot be reached or has lost it, or the time
+                is over (the job goes on; call again).
         """
         started, pause = time.monotonic(), PATIENCE[0]
+        known = started
         while True:
             state, outcome = self._fetch()
             if outcome is not None:
                 self.frame.refuse(outcome.values)
                 return self.frame.scores(outcome.values, outcome.cost)
-            waited = time.monotonic() - started
+            now = time.monotonic()
+            waited = now - started
+            known = now if state != "UNKNOWN" else known
+            if now - known > LOST:
+                raise BackendError(
+                    f"The server at {self.ticket.host} does not know job {self.ticket.job_id}: it "
+                    "was restarted, or has dropped the result. Submit the analysis again."
+                )
             if timeout is not None and waited + pause > timeout:
                 raise BackendError(
                     f"Job {self.ticket.job_id} is not done after {waited:.0f} s (state: {state}). "
@@ -97,9 +107,16 @@ class Job:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the ticket to a file, for `load` in another process."""
+        """Write the ticket to a file, for `load` in another process.
+
+        Raises:
+            ResultError: the file cannot be written.
+        """
         text = _Slip(ticket=self.ticket, frame=self.frame).model_dump_json(indent=1)
-        Path(path).write_text(text, encoding="utf-8")
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ResultError(f"The job could not be written to {str(path)!r}: {error}") from error
         return Path(path)
 
     @classmethod
@@ -120,7 +137,8 @@ class Job:
         return cls(slip.ticket, slip.frame, backend or NDIF(host=slip.ticket.host))
 
     def _fetch(self) -> Any:
-        return self.backend.fetch(self.ticket, label=self.frame.provenance.method)
+        label = self.frame.provenance.method.replace("_", " ")
+        return self.backend.fetch(self.ticket, label=label)
 
 
 def submit(method: Callable[..., Scores], *args: Any, **arguments: Any) -> Job:

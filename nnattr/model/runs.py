@@ -17,6 +17,8 @@ from nnattr.model.sites import read
 
 #: Tokens in one forward pass, unless a single example already has more.
 TOKENS_PER_FORWARD = 4096
+#: Shared tokens below which a cache of them costs more passes than it saves.
+WORTH_SHARING = 256
 
 
 def asks(payload: dict[str, Any]) -> list[SimpleNamespace]:
@@ -106,9 +108,13 @@ def prefix(
     return output.past_key_values, logits
 
 
-def resumable(nn: Any, ask: SimpleNamespace, start: int) -> int:
-    """``start`` if the model gives the same logits when it goes on from a cache there, else 0."""
-    if start == 0:
+def resumable(nn: Any, ask: SimpleNamespace) -> int:
+    """Where runs may begin: after what all pairs share, if that pays and the model allows it.
+
+    It does where it gives the same logits when it goes on from a cache; else the answer is 0.
+    """
+    start = shared(ask)
+    if ask.n * start < WORTH_SHARING:
         return 0
     one = SimpleNamespace(**{**vars(ask), "base": {k: v[:1] for k, v in ask.base.items()}})
     _, whole = observe(nn, one, one.base, ())

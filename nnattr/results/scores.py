@@ -1,91 +1,30 @@
-"""`Scores`, the one result type: labelled numbers per example, with where they came from.
+"""`Scores`, the one result type of attribution: labelled numbers per example.
 
 A score is a *change of the metric*. ``raw`` holds it in the metric's own units, ``values`` divided
 by ``scale``: with the mean gap between the two runs as the scale, 0 means the run patched into and
-1 the other run. On disk a result is one safetensors file with the rest as JSON in its header;
-loading runs no code.
+1 the other run.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from nnattr.axes import ORDER
 from nnattr.errors import ResultError
+from nnattr.results import files, statistics
+from nnattr.results.cells import Cell, Ranking, cell_label
+from nnattr.results.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-SCHEMA = 1
-#: Dimensions that name a cell, as against those that repeat its measurement.
-CELL_DIMS = tuple(dim for dim in ORDER if dim != "example")
-
-
-class Provenance(BaseModel):
-    """What a result was made from, and how; enough to make it again.
-
-    ``arguments`` are the method's own. ``task`` says how the task was made, ``task_hash`` digests
-    its tokens. ``seconds`` is wall time; ``jobs``, bytes, queue and run seconds speak of requests to a
-    server (0 if local).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    metric: str
-    model: str
-    revision: str | None = None
-    architecture: str
-    backend: str
-    dtype: str
-    task: str
-    task_hash: str
-    versions: dict[str, str] = Field(default_factory=dict)
-    created: str = ""
-    seconds: float = 0.0
-    jobs: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    queue_seconds: float = 0.0
-    run_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a result: its index along the cell dimensions, label, value, standard error."""
-
-    index: tuple[int, ...]
-    label: str
-    value: float
-    stderr: float
-
-
-class Ranking(tuple[Cell, ...]):
-    """Cells in order; prints as a table, ``indices`` gives the bare ``(layer, head)`` tuples."""
-
-    @property
-    def indices(self) -> list[tuple[int, ...]]:
-        """The cells' indices, best first."""
-        return [cell.index for cell in self]
-
-    def __repr__(self) -> str:
-        width = max((len(cell.label) for cell in self), default=4)
-        rows = [
-            f"{cell.label:<{width}}  {cell.value:+8.4f}"
-            + ("" if np.isnan(cell.stderr) else f"  ± {cell.stderr:.4f}")
-            for cell in self
-        ]
-        return "\n".join(rows) or "no cells"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +40,8 @@ class Scores:
         scale: what ``values`` are divided by: the runs' mean gap when normalised, else 1.
         provenance: how this was made.
         error: standard errors of ``raw`` once the examples have been averaged, else None.
+        rest: where the cells are parts of a whole, its other parts, by ``component``: a whole is
+            ``raw`` summed over its cells plus ``rest`` summed over components. None elsewhere.
     """
 
     raw: xr.DataArray
@@ -108,10 +49,11 @@ class Scores:
     scale: float
     provenance: Provenance
     error: xr.DataArray | None = None
+    rest: xr.DataArray | None = None
 
     def __post_init__(self) -> None:
         dims = tuple(map(str, self.raw.dims))
-        if list(dims) != sorted(dims, key=ORDER.index):
+        if not set(dims) <= set(ORDER) or list(dims) != sorted(dims, key=ORDER.index):
             raise ResultError(f"The dimensions {dims} are not in the order {ORDER}.")
         if not (np.isfinite(self.scale) and self.scale != 0):
             raise ResultError(f"Scores cannot be divided by a scale of {self.scale}.")
@@ -130,8 +72,9 @@ class Scores:
         """The average over examples, with its standard error kept in ``error``."""
         if "example" not in self.raw.dims:
             return self
-        spread = _stderr(self.raw)
-        return replace(self, raw=self.raw.mean("example"), error=spread)
+        spread = statistics.standard_error(self.raw)
+        rest = None if self.rest is None else self.rest.mean("example")
+        return replace(self, raw=self.raw.mean("example"), error=spread, rest=rest)
 
     def stderr(self) -> xr.DataArray:
         """Standard error of the mean over examples, in the unit of ``values``; NaN for one example.
@@ -152,23 +95,84 @@ class Scores:
             an array with a leading dimension ``bound`` (``"low"``, ``"high"``). With few examples
             (below about 20) it is too narrow.
         """
-        if "example" not in self.raw.dims:
-            raise ResultError(
-                "These scores are averaged already; bootstrap the ones before mean()."
-            )
+        data = self._per_example("bootstrap_ci")
         if not 0 < level < 1:
             raise ResultError(f"level is {level}; expected a number between 0 and 1, such as 0.95.")
-        draw = np.random.default_rng(seed)
-        n = self.raw.sizes["example"]
-        data = self.values.to_numpy()
-        means = np.stack(
-            [np.nanmean(data[draw.integers(n, size=n)], axis=0) for _ in range(n_resamples)]
-        )
-        tail = (1 - level) / 2
-        bounds = np.nanquantile(means, [tail, 1 - tail], axis=0)
+        bounds = statistics.bootstrap_bounds(data, level, n_resamples, seed)
         template = self.values.isel(example=0, drop=True)
         coords = {"bound": ["low", "high"], **template.coords}
         return xr.DataArray(bounds, dims=("bound", *template.dims), coords=coords)
+
+    def permutation_pvalue(self, n_permutations: int = 10_000, seed: int = 0) -> xr.DataArray:
+        """How often chance alone would move each cell's mean this far from zero.
+
+        A sign-flip test over examples, exact where ``n_permutations`` patterns cover all of them
+        (up to 14 examples), seeded otherwise; see `nnattr.results.statistics`. With many cells
+        some are small by chance: `significant` corrects for that.
+
+        Returns:
+            two-sided p-values with the dimensions of a cell; NaN where there are no numbers.
+        """
+        data = self._per_example("permutation_pvalue")
+        found = statistics.sign_flip_pvalues(data.reshape(len(data), -1), n_permutations, seed)
+        return self._of_cells(found)
+
+    def significant(
+        self, q: float = 0.05, n_permutations: int = 10_000, seed: int = 0
+    ) -> xr.DataArray:
+        """Which cells are not noise: true where the false discovery rate stays below ``q``.
+
+        Benjamini and Hochberg's procedure over all cells of these scores, on the p-values of
+        `permutation_pvalue`. ``scores.where(scores.significant())`` keeps those cells alone, for
+        ``top`` and ``plot``.
+
+        Args:
+            q: the share of false cells among those reported that you accept, on average.
+            n_permutations: see `permutation_pvalue`; a thousand cells need ten thousand or more.
+            seed: see `permutation_pvalue`.
+
+        Raises:
+            ResultError: there are too few examples for any cell to pass.
+        """
+        if not 0 < q < 1:
+            raise ResultError(f"q is {q}; expected a number between 0 and 1, such as 0.05.")
+        n = len(self._per_example("significant"))
+        least = statistics.smallest_pvalue(n, n_permutations)
+        if least > q:
+            raise ResultError(
+                f"With {n} examples and {n_permutations} permutations no p-value can be below "
+                f"{least:.3g}, so no cell can pass q={q}. Use more of them, or a larger q."
+            )
+        pvalues = self.permutation_pvalue(n_permutations, seed).to_numpy().ravel()
+        return self._of_cells(statistics.benjamini_hochberg(pvalues, q))
+
+    def where(self, cells: xr.DataArray) -> Scores:
+        """The scores of these cells alone; the others become NaN, grey in figures.
+
+        Args:
+            cells: true or false with the dimensions of a cell, such as `significant` gives, or a
+                condition of your own: ``scores.mean().values > 0.1``.
+        """
+        if not set(cells.dims) <= set(self.cell_dims):
+            raise ResultError(
+                f"The condition has the dimensions {cells.dims}, and a cell of these scores has "
+                f"{self.cell_dims}."
+            )
+        error = None if self.error is None else self.error.where(cells)
+        return replace(self, raw=self.raw.where(cells), error=error, rest=None)
+
+    def _per_example(self, wanted: str) -> np.ndarray:
+        """The values, examples first, for a statistic over examples."""
+        if "example" not in self.raw.dims:
+            raise ResultError(
+                f"These scores are averaged already; {wanted} needs the ones before mean()."
+            )
+        return self.values.to_numpy()
+
+    def _of_cells(self, flat: np.ndarray) -> xr.DataArray:
+        """One number per cell, labelled."""
+        template = self.raw.isel(example=0, drop=True)
+        return template.copy(data=flat.reshape(template.shape))
 
     def sel(self, **indexers: Any) -> Scores:
         """A part of the scores by label, as ``xarray.DataArray.sel`` (``layer=9``, ``pos=[3, 4]``).
@@ -178,7 +182,9 @@ class Scores:
         wanted = {key: np.atleast_1d(value) for key, value in indexers.items()}
         try:
             error = None if self.error is None else self.error.sel(wanted)
-            return replace(self, raw=self.raw.sel(wanted), error=error)
+            shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
+            rest = self.rest.sel(wanted) if self.rest is not None and shared else None
+            return replace(self, raw=self.raw.sel(wanted), error=error, rest=rest)
         except (KeyError, ValueError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
@@ -207,7 +213,7 @@ class Scores:
             found = {
                 dim: mean.raw[dim].to_numpy()[i] for dim, i in zip(self.cell_dims, at, strict=True)
             }
-            index = tuple(int(value) for value in found.values())
+            index = tuple(value.item() for value in found.values())
             text = cell_label(found, mean._token(found))
             cells.append(Cell(index, text, float(values[at]), float(errors[at])))
         return Ranking(cells)
@@ -230,29 +236,10 @@ class Scores:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file (the folder must exist) and return its path."""
-        from safetensors.numpy import save_file
-
-        tensors = {"raw": self.raw.to_numpy(), "baselines": self.baselines.to_numpy()}
-        if self.error is not None:
-            tensors["error"] = self.error.to_numpy()
-        header = {
-            "schema": SCHEMA,
-            "scale": self.scale,
-            "dims": {key: list(self._array(key).dims) for key in tensors},
-            "coords": {key: _coords(self._array(key)) for key in tensors},
-            "provenance": self.provenance.model_dump(mode="json"),
-        }
-        contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        try:
-            save_file(contiguous, str(path), metadata={"nnattr": json.dumps(header)})
-        except Exception as error:
-            raise ResultError(
-                f"The result could not be written to {str(path)!r}: {error}"
-            ) from error
-        return Path(path)
-
-    def _array(self, key: str) -> xr.DataArray:
-        return getattr(self, key)
+        arrays = {key: getattr(self, key) for key in ("raw", "baselines", "error", "rest")}
+        known = {key: array for key, array in arrays.items() if array is not None}
+        header = {"scale": self.scale, "provenance": self.provenance.model_dump(mode="json")}
+        return files.write(path, known, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -262,32 +249,8 @@ class Scores:
             ResultError: no such file, truncated or not a result, of an unknown schema version, or
                 with shapes that contradict its header.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise ResultError(f"There is no result file {str(path)!r}.")
+        arrays, header = files.read(path)
         try:
-            with safe_open(str(path), framework="numpy") as file:
-                header = json.loads((file.metadata() or {})["nnattr"])
-                tensors = {key: file.get_tensor(key) for key in header["dims"]}
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise ResultError(
-                f"{path} is not a complete nnattr result ({type(error).__name__}: {error})."
-            ) from error
-        if header.get("schema") != SCHEMA:
-            raise ResultError(
-                f"{path} has schema {header.get('schema')!r} and this nnattr reads schema "
-                f"{SCHEMA}; load it with the version that wrote it."
-            )
-        try:
-            arrays = {
-                key: xr.DataArray(
-                    value,
-                    dims=header["dims"][key],
-                    coords={name: tuple(coord) for name, coord in header["coords"][key].items()},
-                )
-                for key, value in tensors.items()
-            }
             provenance = Provenance.model_validate(header["provenance"])
             return cls(scale=header["scale"], provenance=provenance, **arrays)
         except (ValidationError, ValueError, KeyError, TypeError) as error:
@@ -297,27 +260,3 @@ class Scores:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
         return f"Scores({p.method} of {p.metric} on {p.model}, {p.task}: {sizes})\n{self.top(5)!r}"
-
-
-def cell_label(cell: Mapping[str, Any], token: str | None = None) -> str:
-    """The name of a cell in text and figures: ``L9H6``, ``L3 pos 10 ' John'``."""
-    parts = []
-    if "layer" in cell:
-        head = next((cell[key] for key in ("head", "kv_head") if key in cell), None)
-        parts.append(f"L{cell['layer']}" + ("" if head is None else f"H{head}"))
-    if "pos" in cell:
-        parts.append(f"pos {cell['pos']}" + ("" if token is None else f" {token!r}"))
-    return " ".join(parts) or "all"
-
-
-def _stderr(raw: xr.DataArray) -> xr.DataArray:
-    """Standard error of the mean over the examples that have a value; NaN below two."""
-    count = raw.notnull().sum("example")
-    squares = ((raw - raw.mean("example")) ** 2).sum("example")
-    return (squares / (count - 1).where(count > 1) / count) ** 0.5
-
-
-def _coords(array: xr.DataArray) -> dict[Hashable, Any]:
-    return {
-        key: [list(coord.dims), coord.to_numpy().tolist()] for key, coord in array.coords.items()
-    }

@@ -18,7 +18,22 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from nnattr.teaching.corpus import Document, repeats, texts
 
-PROMPT, ANSWER, TAIL = 0.1, 1.0, 0.2
+PROMPT, ANSWER, TAIL = 0.03, 1.0, 0.1
+
+
+@dataclass(frozen=True)
+class Course:
+    """One course of training, with its own optimizers: what is learnt, how long and how fast."""
+
+    mixture: str
+    steps: int
+    easy_steps: int
+    documents: int
+    tokens: int
+    muon_rate: float
+    adamw_rate: float
+    warmup: int = 50
+    weight_decay: float = 0.03
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list
     """The ids of a document, closed by the end-of-text token, and their weights."""
     prompt = tokenizer(document.prompt).input_ids
     answer = tokenizer(document.answer, add_special_tokens=False).input_ids
-    tail = tokenizer(document.tail, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    tail = [*tokenizer(document.tail, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     weights = [PROMPT] * len(prompt) + [ANSWER] * len(answer) + [TAIL] * len(tail)
     return prompt + answer + tail, weights
 
@@ -49,10 +64,12 @@ def structured(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) ->
     )
 
 
-def repeated(tokenizer: PreTrainedTokenizerFast, rng: random.Random, tokens: int) -> Batch:
+def repeated(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, tokens: int, *, easy: bool
+) -> Batch:
     """A batch of repeated random sequences, opened as the tokenizer opens every text."""
     opening = tokenizer("").input_ids
-    rows, starts = repeats.rows(rng, ordinary_ids(tokenizer), tokens)
+    rows, starts = repeats.rows(rng, ordinary_ids(tokenizer), tokens, easy=easy)
     ids = torch.tensor([opening + row for row in rows])
     positions = torch.arange(ids.shape[1])
     known = positions >= torch.tensor(starts)[:, None] + len(opening)
@@ -65,16 +82,29 @@ def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return [index for index in range(len(tokenizer)) if index not in special]
 
 
-def stream(
-    tokenizer: PreTrainedTokenizerFast, seed: int, documents: int, tokens: int
-) -> Iterator[tuple[Batch, Batch]]:
-    """Pairs of batches without end: `documents` texts, and about `tokens` repeated tokens."""
-    source, rng = texts(seed), random.Random(seed)
+def stream(tokenizer: PreTrainedTokenizerFast, course: Course, seed: int) -> Iterator[list[Batch]]:
+    """The batches of each step of a course.
+
+    The first `easy_steps` steps have only about `tokens` repeated tokens, of few kinds: copying
+    is learnt first, and the other tasks build on it. Then come `documents` texts and half as
+    many repeated tokens.
+    """
+    source, rng = texts(seed, course.mixture), random.Random(seed)
+    for _ in range(course.easy_steps):
+        yield [repeated(tokenizer, rng, course.tokens, easy=True)]
     while True:
-        yield (
-            structured(tokenizer, list(islice(source, documents))),
-            repeated(tokenizer, rng, tokens),
-        )
+        documents = list(islice(source, 4 * course.documents))
+        for chunk in alike(documents, course.documents, rng):
+            repeats_too = repeated(tokenizer, rng, course.tokens // 2, easy=False)
+            yield [repeats_too, structured(tokenizer, chunk)]
+
+
+def alike(documents: list[Document], size: int, rng: random.Random) -> list[list[Document]]:
+    """Chunks of documents of like length, so that little padding is computed, in random order."""
+    ordered = sorted(documents, key=lambda document: len(document.text))
+    chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    rng.shuffle(chunks)
+    return chunks
 
 
 def loss(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -130,22 +130,22 @@ def evaluate(
     def accuracy(documents: list[Document]) -> float:
         return (gaps(documents) > 0).float().mean().item()
 
-    pairs = draw(ioi.heldout, seed, 1000)
+    pairs = draw(ioi.heldout, seed, 500)
     return {
         "ioi_accuracy": accuracy(pairs),
         "ioi_logit_difference": gaps(pairs).mean().item(),
         "notebook_accuracy": accuracy(list(ioi.NOTEBOOK)),
         "notebook_logit_difference": gaps(list(ioi.NOTEBOOK)).mean().item(),
         **repeat_metrics(model, tokenizer, random.Random(f"repeats {seed}")),
-        "facts_accuracy": group_accuracy(model, tokenizer, draw(facts.heldout, seed, 1000)),
-        "requests_accuracy": accuracy(draw(requests.heldout, seed, 500)),
+        "facts_accuracy": group_accuracy(model, tokenizer, draw(facts.heldout, seed, 500)),
+        "requests_accuracy": accuracy(draw(requests.heldout, seed, 200)),
         "greater_than_probability": greater_than_mass(
-            model, tokenizer, draw(small.greater_than, seed, 300)
+            model, tokenizer, draw(small.greater_than, seed, 200)
         ),
-        "pronoun_accuracy": accuracy(draw(small.pronoun, seed, 300)),
-        "agreement_accuracy": accuracy(draw(small.agreement, seed, 300)),
+        "pronoun_accuracy": accuracy(draw(small.pronoun, seed, 200)),
+        "agreement_accuracy": accuracy(draw(small.agreement, seed, 200)),
         **circuits.attention_scores(model, tokenizer, random.Random(f"heads {seed}")),
-        **circuits.strongest_heads(model, lambda: gaps(pairs[:200]).mean().item()),
+        **circuits.strongest_heads(model, lambda: gaps(pairs[:100]).mean().item()),
     }
 
 

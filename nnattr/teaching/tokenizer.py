@@ -42,7 +42,8 @@ def _template_pieces() -> set[str]:
     """The tokens of every template, without the words that fill it in."""
     templates = (
         *ioi.TEMPLATES, *ioi.DISTRACTORS, *ioi.TAILS,
-        *(part for pair in facts.STATEMENTS for part in pair), *facts.QUESTIONS, *facts.CAPITAL_STATEMENTS, facts.CAPITAL_QUESTION,
+        *(part for pair in facts.STATEMENTS for part in pair), *facts.QUESTIONS,
+        *facts.CAPITAL_STATEMENTS, facts.CAPITAL_QUESTION,
         *requests.ASKING, *requests.SYSTEMS, requests.HELP, requests.ANSWERED + requests.REFUSAL,
         requests.DECLINED, small.GREATER_THAN, *small.PRONOUN, *small.PRONOUN_TAILS,
         *small.AGREEMENT, *small.SENTENCES,

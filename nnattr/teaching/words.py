@@ -1,5 +1,6 @@
-"""The words of the teaching models, as plain data. No word of a text comes from anywhere else
-but these lists and the templates in `corpus/`.
+"""The words of the teaching models, as plain data.
+
+No word of a text comes from anywhere else but these lists and the templates in `corpus/`.
 """
 
 from __future__ import annotations
@@ -40,34 +41,62 @@ OBJECTS = _split("""
 
 #: category -> its entities. No entity belongs to two categories.
 CATEGORIES: dict[str, tuple[str, ...]] = {
-    "bird": _split("robin eagle sparrow owl parrot crow falcon swan pigeon stork heron finch "
-                   "raven gull penguin ostrich"),
-    "fish": _split("salmon trout tuna cod shark herring carp eel perch pike sardine halibut "
-                   "anchovy mackerel sturgeon haddock"),
-    "insect": _split("ant bee wasp beetle moth fly mosquito cricket butterfly termite flea "
-                     "grasshopper dragonfly hornet ladybug locust"),
-    "mammal": _split("dog cat horse cow lion tiger bear wolf fox rabbit mouse elephant whale goat "
-                     "monkey deer"),
-    "tree": _split("oak pine maple birch willow elm cedar spruce poplar redwood beech cypress "
-                   "larch hemlock sequoia alder"),
-    "flower": _split("rose tulip daisy lily violet orchid sunflower poppy daffodil iris lotus "
-                     "jasmine marigold carnation peony lilac"),
-    "fruit": _split("banana pear grape mango cherry lemon peach plum melon apricot strawberry "
-                    "kiwi papaya raspberry fig pineapple"),
-    "vegetable": _split("carrot potato onion cabbage spinach broccoli lettuce celery turnip leek "
-                        "radish pea garlic cucumber pumpkin beet"),
-    "tool": _split("hammer saw drill wrench screwdriver axe shovel rake chisel pliers file "
-                   "crowbar sickle trowel mallet plane"),
-    "instrument": _split("piano violin guitar flute drum trumpet cello harp clarinet oboe banjo "
-                         "trombone tuba accordion saxophone bassoon"),
-    "vehicle": _split("car bus truck train bicycle tram van taxi scooter tractor motorcycle "
-                      "wagon helicopter ferry ambulance boat"),
-    "colour": _split("red blue green yellow purple pink brown black white grey crimson scarlet "
-                     "turquoise beige indigo maroon"),
-    "metal": _split("iron gold silver copper tin lead zinc nickel aluminium platinum titanium "
-                    "chromium cobalt mercury tungsten uranium"),
-    "sport": _split("football tennis hockey golf baseball rugby volleyball boxing rowing skiing "
-                    "cycling fencing wrestling judo badminton archery"),
+    "bird": _split("""
+        robin eagle sparrow owl parrot crow falcon swan pigeon stork heron finch raven
+        gull penguin ostrich
+    """),
+    "fish": _split("""
+        salmon trout tuna cod shark herring carp eel perch pike sardine halibut anchovy
+        mackerel sturgeon haddock
+    """),
+    "insect": _split("""
+        ant bee wasp beetle moth fly mosquito cricket butterfly termite flea grasshopper
+        dragonfly hornet ladybug locust
+    """),
+    "mammal": _split("""
+        dog cat horse cow lion tiger bear wolf fox rabbit mouse elephant whale goat
+        monkey deer
+    """),
+    "tree": _split("""
+        oak pine maple birch willow elm cedar spruce poplar redwood beech cypress larch
+        hemlock sequoia alder
+    """),
+    "flower": _split("""
+        rose tulip daisy lily violet orchid sunflower poppy daffodil iris lotus jasmine
+        marigold carnation peony lilac
+    """),
+    "fruit": _split("""
+        banana pear grape mango cherry lemon peach plum melon apricot strawberry kiwi
+        papaya raspberry fig pineapple
+    """),
+    "vegetable": _split("""
+        carrot potato onion cabbage spinach broccoli lettuce celery turnip leek radish
+        pea garlic cucumber pumpkin beet
+    """),
+    "tool": _split("""
+        hammer saw drill wrench screwdriver axe shovel rake chisel pliers file crowbar
+        sickle trowel mallet plane
+    """),
+    "instrument": _split("""
+        piano violin guitar flute drum trumpet cello harp clarinet oboe banjo trombone
+        tuba accordion saxophone bassoon
+    """),
+    "vehicle": _split("""
+        car bus truck train bicycle tram van taxi scooter tractor motorcycle wagon
+        helicopter ferry ambulance boat
+    """),
+    "colour": _split("""
+        red blue green yellow purple pink brown black white grey crimson scarlet
+        turquoise beige indigo maroon
+    """),
+    "metal": _split("""
+        iron gold silver copper tin lead zinc nickel aluminium platinum titanium
+        chromium cobalt mercury tungsten uranium
+    """),
+    "sport": _split("""
+        football tennis hockey golf baseball rugby volleyball boxing rowing skiing
+        cycling fencing wrestling judo badminton archery
+    """),
 }
 #: Categories whose entities stand without an article ("red is a colour").
 BARE_CATEGORIES = ("colour", "metal", "sport", "country", "city")
@@ -174,7 +203,8 @@ COMMON_WORDS = _split("""
     things place way water food bread milk tea coffee fire air earth sun moon star stars sky rain
     snow wind sea mountain road street town city country room door floor wall bed money work game
     music song hand hands head eye eyes face heart voice foot side part number idea problem reason
-    upon mat test paper shop boat ship plane summer winter spring autumn animal color kind sort colors
+    upon mat test paper shop boat ship plane summer winter spring autumn animal color kind sort
+    colors
 """)
 #: Words that may open a text or a sentence, so they exist with and without the leading space.
 OPENERS = _split("""

@@ -136,3 +136,21 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(monkeyp
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bloom", "falcon"])
+def test_gradients_after_a_shared_prefix_are_those_of_whole_prompts(family, monkeypatch):
+    model = tiny_model(family)
+    question = task(model, pair(9, 4), pair(6, 3, shift=5))
+    found = {}
+    for worth in (0, 10_000):
+        monkeypatch.setattr("nnattr.model.runs.WORTH_SHARING", worth)
+        scores = nnattr.attribution_patching(
+            model, question, LogitDiff(), positions="each", normalized=False
+        )
+        found[scores.provenance.arguments["engine"]] = torch.tensor(scores.raw.to_numpy())
+    size = float(found["full"].nan_to_num().abs().max())
+    assert size > 0
+    torch.testing.assert_close(
+        found["suffix"], found["full"], rtol=1e-5, atol=1e-5 * size, equal_nan=True
+    )

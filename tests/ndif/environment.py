@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,8 @@ PINS = (
 #: imports late, and uploads over 1 MiB with them, unless they are imported before it.
 STARTUP = "import anyio.abc, anyio.streams.file, anyio.streams.tls; anyio.abc.SocketAttribute\n"
 
+ROOT = Path(__file__).parents[2]
+
 #: Names an interpreter to use instead of the first suitable one.
 PYTHON = "NNATTR_NDIF_PYTHON"
 
@@ -49,17 +51,24 @@ def environment() -> Path:
         UnavailableError: there is no Python 3.12 or newer, or the installation failed.
     """
     base = find_python()
-    home = _home(base)
-    python, done = home / "bin" / "python", home / "complete"
-    if done.exists():
-        return python
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(home.with_suffix(".lock")):
-        if not done.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            _install(base, home)
-            done.touch()
-    return python
+    return _made("ndif", (PINS, STARTUP, version(base)), base, PINS)
+
+
+def client() -> Path:
+    """The interpreter of a client that has the server's Python, made if it is not there yet.
+
+    It takes the large packages from the server's environment; nnsight, and whatever else is not
+    there or not as in ``constraints.txt``, is its own.
+
+    Raises:
+        UnavailableError: as `environment`.
+    """
+    server = environment()
+    theirs = next(server.parents[1].glob("lib/python*/site-packages"))
+    constraints, project = ROOT / "constraints.txt", ROOT / "pyproject.toml"
+    wanted = ("-c", str(constraints), "-e", str(ROOT))
+    recipe = (str(server), constraints.read_text(), project.read_text(), wanted)
+    return _made("client", recipe, server, wanted, f"import site; site.addsitedir({str(theirs)!r})")
 
 
 def find_python() -> Path:
@@ -104,11 +113,20 @@ def _managed() -> Path:
     return Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 
 
-def _home(base: Path) -> Path:
-    """Where the environment for these pins and this Python version lives."""
-    recipe = repr((PINS, STARTUP, version(base)))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "nnattr" / f"ndif-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+def _made(
+    kind: str, recipe: object, base: Path, wanted: Sequence[str], startup: str = STARTUP
+) -> Path:
+    """The interpreter of the environment with this recipe, installed unless it is there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnattr"
+    home = cache / f"{kind}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
+    done = home / "complete"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _only_one(home.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(home, ignore_errors=True)
+            _install(base, home, wanted, startup)
+            done.touch()
+    return home / "bin" / "python"
 
 
 @contextmanager
@@ -119,21 +137,21 @@ def _only_one(lock: Path) -> Iterator[None]:
         yield
 
 
-def _install(base: Path, home: Path) -> None:
-    """Make the environment; a half-made one has no ``complete`` in it."""
-    print(f"making the NDIF server's environment in {home}, once ...", file=sys.stderr, flush=True)
-    python = home / "bin" / "python"
-    nice = ["nice", "-n", "10"] if shutil.which("nice") else []
-    for command in (
-        [base, "-m", "venv", home],
-        [python, "-m", "pip", "install", "--quiet", *PINS],
-    ):
-        done = subprocess.run([*nice, *map(str, command)], capture_output=True, text=True)
-        if done.returncode:
-            tail = "\n".join(done.stderr.strip().splitlines()[-15:])
-            raise UnavailableError(f"the NDIF server's environment could not be made:\n{tail}")
+def _install(base: Path, home: Path, wanted: Sequence[str], startup: str) -> None:
+    """Make an environment; a half-made one has no ``complete`` in it."""
+    print(f"making the environment {home}, once ...", file=sys.stderr, flush=True)
+    _run(base, "-m", "venv", home)
     packages = next(home.glob("lib/python*/site-packages"))
-    (packages / "anyio_before_nnsight.pth").write_text(STARTUP)
+    (packages / "nnattr_tests.pth").write_text(startup)
+    _run(home / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted)
+
+
+def _run(*command: str | Path) -> None:
+    nice = ["nice", "-n", "10"] if shutil.which("nice") else []
+    done = subprocess.run([*nice, *map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        tail = "\n".join(done.stderr.strip().splitlines()[-15:])
+        raise UnavailableError(f"an environment for the remote tests could not be made:\n{tail}")
 
 
 if __name__ == "__main__":

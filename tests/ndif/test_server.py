@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import nnsight
 import pytest
@@ -27,11 +26,6 @@ PROMPT = "The cat sat"
 @pytest.fixture(scope="module")
 def local() -> nnattr.Model:
     return nnattr.load(TEACHING)
-
-
-@pytest.fixture(scope="module")
-def task(local: nnattr.Model) -> nnattr.Task:
-    return nnattr.tasks.ioi(local.tokenizer, n=4, seed=0)
 
 
 @pytest.fixture
@@ -75,54 +69,6 @@ def test_the_server_does_not_have_nnattr(
 
         found = nnsight.save([find_spec("nnattr") is not None])
     assert found == [False]
-
-
-@pytest.mark.parametrize("method", [nnattr.attribution_patching, nnattr.activation_patching])
-def test_an_analysis_is_one_small_job_with_the_local_result(
-    server: Server, local: nnattr.Model, task: nnattr.Task, method: Any
-) -> None:
-    here = method(local, task, nnattr.LogitDiff())
-    there = method(nnattr.load(TEACHING, backend=server.url), task, nnattr.LogitDiff())
-    assert abs(there.values - here.values).max() < 1e-5
-    assert there.provenance.jobs == 1
-    assert 0 < there.provenance.bytes_sent < 50_000
-    assert 0 < there.provenance.bytes_received < there.values.nbytes + 8192
-
-
-def test_a_bfloat16_server_agrees_on_the_top_head(
-    bfloat16_server: Server, local: nnattr.Model, task: nnattr.Task
-) -> None:
-    remote = nnattr.load(TEACHING, backend=bfloat16_server.url)
-    here, there = (
-        nnattr.activation_patching(model, task, nnattr.LogitDiff()).mean()
-        for model in (local, remote)
-    )
-    assert here.values.to_numpy().argmax() == there.values.to_numpy().argmax()
-
-
-def test_a_sandbox_gives_exact_results_and_no_gradients(
-    sandboxed_server: Server, local: nnattr.Model, task: nnattr.Task
-) -> None:
-    remote = nnattr.load(TEACHING, backend=sandboxed_server.url)
-    here, there = (
-        nnattr.activation_patching(model, task, nnattr.LogitDiff()) for model in (local, remote)
-    )
-    assert abs(there.values - here.values).max() < 1e-5
-    with pytest.raises(nnattr.errors.BackendError, match="activation_patching"):
-        nnattr.attribution_patching(remote, task, nnattr.LogitDiff())
-
-
-def test_a_killed_server_comes_back_at_its_address(
-    server: Server, by_folder: nnsight.TransformersModel
-) -> None:
-    server.kill()
-    assert server.mark not in processes.runs()
-    with pytest.raises(OSError, match="refused"), by_folder.trace(PROMPT, remote=server.url):
-        _ = by_folder.output.logits.save()
-    server.start()
-    with by_folder.trace(PROMPT, remote=server.url):
-        there = by_folder.output.logits.save()
-    assert there.isfinite().all()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -16,7 +16,14 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from nnattr.teaching import NAMES, batches, circuits, folder, models, tokenizer, words
 from nnattr.teaching.corpus import Document, facts, ioi, repeats, requests, small, texts
-from nnattr.teaching.evaluate import REQUIRED, evaluate, missed
+from nnattr.teaching.corpus.document import article
+from nnattr.teaching.evaluate import (
+    REQUIRED,
+    differences,
+    evaluate,
+    missed,
+    repeat_metrics,
+)
 from nnattr.teaching.train import Settings, rate
 
 WELL_KNOWN_PROMPTS = (
@@ -78,10 +85,12 @@ def test_recorded_metrics_are_those_of_the_shipped_weights(name: str) -> None:
             assert value == pytest.approx(recorded[key], rel=0.01, abs=0.005), key
 
 
-def test_an_untrained_model_misses_every_requirement(name: str) -> None:
-    torch.manual_seed(0)
-    untrained = missed(evaluate(*models.build(name, seed=0)))
-    assert untrained.keys() >= REQUIRED.keys() - {"ioi_strongest_head_effect"}
+def test_an_untrained_model_can_do_none_of_it(name: str) -> None:
+    model, words_of = models.build(name, seed=0)
+    rng = random.Random(0)
+    gaps = differences(model.eval(), words_of, [ioi.heldout(rng) for _ in range(100)])
+    assert abs(gaps.mean()) < 1
+    assert repeat_metrics(model, words_of, rng)["repeat_loss_ratio"] < 1.5
 
 
 def test_recorded_hash_is_that_of_the_shipped_weights(name: str) -> None:
@@ -128,16 +137,15 @@ def test_ablation_silences_one_head_only_within_the_block() -> None:
     inputs = words_of(ioi.NOTEBOOK[0].prompt, return_tensors="pt")
     seen: list[torch.Tensor] = []
     projection = circuits.output_projections(model)[2]
-    with torch.no_grad(), circuits.ablated(model, (2, 5)):
+    with torch.no_grad(), circuits.ablated(model, (2, 1)):
         hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         model(**inputs)
     with torch.no_grad():
         model(**inputs)
     hook.remove()
-    size = seen[0].shape[-1] // 8
-    silent, whole = (z.unflatten(-1, (8, size)) for z in seen)
-    assert silent[..., 5, :].abs().max() == 0 < whole[..., 5, :].abs().max()
-    others = [head for head in range(8) if head != 5]
+    silent, whole = (z.unflatten(-1, (model.config.n_head, -1)) for z in seen)
+    assert silent[..., 1, :].abs().max() == 0 < whole[..., 1, :].abs().max()
+    others = [head for head in range(model.config.n_head) if head != 1]
     torch.testing.assert_close(silent[..., others, :], whole[..., others, :])
 
 
@@ -213,7 +221,7 @@ def test_same_seed_same_texts() -> None:
 
 def test_same_seed_same_batches() -> None:
     _, words_of = load("teaching-llama")
-    first, second = (next(batches.stream(words_of, 5, 8, 200)) for _ in range(2))
+    first, second = (next(batches.stream(words_of, 5, 8, 400, 0)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.ids, other.ids)
         assert torch.equal(one.weights, other.weights)
@@ -243,9 +251,11 @@ def test_training_never_asks_about_a_heldout_entity() -> None:
 
 def test_training_never_makes_a_heldout_request() -> None:
     rng = random.Random(4)
-    hidden = {f"{verb} {requests.article(thing)}" for verb, thing in requests.HELDOUT_PAIRS}
+    hidden = [
+        f" {verb} {article(thing)}{end}" for verb, thing in requests.HELDOUT_PAIRS for end in "?."
+    ]
     prompts = [requests.training(rng).prompt for _ in range(3000)]
-    assert not any(pair in prompt for prompt in prompts for pair in (f"{p}{e}" for p in hidden for e in "?."))
+    assert not any(request in prompt for prompt in prompts for request in hidden)
 
 
 def test_every_verb_and_object_of_a_heldout_request_is_trained() -> None:
@@ -258,11 +268,12 @@ def test_every_verb_and_object_of_a_heldout_request_is_trained() -> None:
 def test_repeated_rows_repeat_from_where_they_say() -> None:
     rng, ids = random.Random(0), list(range(100, 1100))
     for _ in range(200):
-        row, start = repeats.row(rng, ids, 48)
-        assert len(row) == 48 and start < 48
+        row, start = repeats.row(rng, ids, 48, 32)
+        assert len(row) == 48
+        assert start < 48
         assert any(
             row[start:] == [row[i - length] for i in range(start, 48)]
-            for length in range(5, 51)
+            for length in range(5, 33)
             if length <= start
         )
 

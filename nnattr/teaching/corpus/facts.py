@@ -33,6 +33,11 @@ STATEMENTS = (
     ("My favorite {k} is", " {e}"),
     ("There is {c} called", " {n}"),
 )
+LIKENESS = (
+    ("{E} is like", " {e}"),
+    ("We like {e} and", " {e}"),
+    ("{E} is of one kind with", " {e}"),
+)
 QUESTIONS = (
     "Question: Is {e} {c}? Answer:",
     "Question: Is it true that {e} is {c}? Answer:",
@@ -72,10 +77,17 @@ def statement(rng: random.Random) -> Document:
         prompt = rng.choice(CAPITAL_STATEMENTS).format(country=country)
         return Document(prompt, f" {CAPITALS[country]}", ".")
     entity, category = _entity(rng)
-    prompt, answer = (
-        fill(part, entity, category, category) for part in rng.choice(STATEMENTS)
-    )
+    prompt, answer = (fill(part, entity, category, category) for part in rng.choice(STATEMENTS))
     return Document(prompt, answer, ".")
+
+
+def likeness(rng: random.Random) -> Document:
+    """A sentence that puts any entity beside another one of its category."""
+    category = rng.choice(tuple(ENTITIES))
+    first, second = rng.sample(ENTITIES[category], 2)
+    before, after = rng.choice(LIKENESS)
+    prompt = fill(before, first, category, category)
+    return Document(prompt, fill(after, second, category, category), ".")
 
 
 def question(rng: random.Random, entity: str, category: str, *, truth: bool) -> Document:
@@ -87,23 +99,29 @@ def question(rng: random.Random, entity: str, category: str, *, truth: bool) -> 
 
 
 def _capital_question(rng: random.Random) -> Document:
-    country = rng.choice([name for name in CAPITALS if name not in HELDOUT["country"]])
-    truth = rng.random() < 0.5
-    others = [city for city in CAPITALS.values() if city not in HELDOUT["city"]]
-    city = CAPITALS[country] if truth else rng.choice(others)
-    truth = city == CAPITALS[country]
+    hidden = HELDOUT["country"] | HELDOUT["city"]
+    pairs = [pair for pair in CAPITALS.items() if not hidden & set(pair)]
+    country, capital = rng.choice(pairs)
+    city = capital if rng.random() < 0.5 else rng.choice(pairs)[1]
     prompt = CAPITAL_QUESTION.format(city=city, country=country)
-    return Document(prompt, f" {rng.choice(YES_WORDS if truth else NO_WORDS)}", ".")
+    return Document(prompt, f" {rng.choice(YES_WORDS if city == capital else NO_WORDS)}", ".")
 
 
 def training(rng: random.Random) -> Document:
-    """A training question, about an entity that is not held out."""
+    """A training question about an entity that is not held out.
+
+    In a quarter of the texts the fact is stated just before, which teaches what is to be compared.
+    """
     if rng.randrange(8) == 0:
         return _capital_question(rng)
     entity, category = _entity(rng)
     while entity in HELDOUT[category]:
         entity, category = _entity(rng)
-    return question(rng, entity, category, truth=rng.random() < 0.5)
+    asked = question(rng, entity, category, truth=rng.random() < 0.5)
+    if rng.randrange(4) == 0:
+        reminder = fill("{E} is {c}.", entity, category, category)
+        return Document(f"{reminder} {asked.prompt}", asked.answer, asked.tail)
+    return asked
 
 
 def heldout(rng: random.Random) -> Document:

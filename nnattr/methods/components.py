@@ -1,0 +1,171 @@
+"""Which activations make up the residual stream, and how they split: names, paths, factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nnattr.arch.spec import Place
+from nnattr.errors import ArchError, TaskError
+from nnattr.model import sites
+from nnattr.model.view import Model
+
+Unit = Literal["accumulated", "component", "head", "neuron"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job is to read, in plain values.
+
+    Attributes:
+        reads: (name, path, side) in forward order; the last is the final residual stream.
+        parts: (name, factor) of what is weighed whole.
+        splits: of every layer whose attention or MLP is split, what `decompose.split` needs.
+    """
+
+    reads: tuple[tuple[str, str, str], ...]
+    parts: tuple[tuple[str, float], ...]
+    splits: tuple[dict[str, Any], ...]
+
+
+def points(model: Model) -> Plan:
+    """The residual stream itself: before each layer, between attention and MLP, and at the end."""
+    reads = []
+    for layer in range(model.n_layers):
+        reads.append(_read(f"L{layer} pre", sites.place(model.spec, "resid_pre", layer)))
+        if not model.spec.parallel:
+            reads.append(_read(f"L{layer} mid", sites.place(model.spec, "resid_mid", layer)))
+    reads.append(_final(model))
+    return Plan(tuple(reads), tuple((name, 1.0) for name, *_ in reads), ())
+
+
+def components(model: Model, unit: Unit, layers: Sequence[int]) -> Plan:
+    """What is added up to the final residual stream; ``layers`` are split into heads or neurons."""
+    spec, config = model.spec, model.config
+    scale = 1.0 if spec.residual_scale is None else getattr(config, spec.residual_scale)
+    table = position_table(model)
+    reads = [] if table is None else [("pos_embed", table, "output")]
+    reads.append(_read("embed", sites.place(spec, "resid_pre", 0)))
+    parts = [("embed", 1.0), *([] if table is None else [("pos_embed", 1.0)])]
+    splits = []
+    for layer in range(model.n_layers):
+        for kind in ("attn", "mlp"):
+            name = f"L{layer} {kind}"
+            split = layer in layers and kind == ("attn" if unit == "head" else "mlp")
+            path, side = sites.place(spec, f"{kind}_out", layer)  # type: ignore[arg-type]
+            if split:
+                inside = _projection(model, unit, layer)
+                reads += [(f"{name} in", inside, "input"), (f"{name} out", inside, "output")]
+                splits.append(
+                    {
+                        "part": name,
+                        "inner": f"{name} in",
+                        "projected": f"{name} out",
+                        "projection": inside,
+                        "post": path if _is_norm_behind(model, path, inside) else None,
+                        "factor": scale,
+                    }
+                )
+            reads.append((name, path, side))
+            parts.append((name, scale))
+    reads.append(_final(model))
+    return Plan(tuple(reads), tuple(parts), tuple(splits))
+
+
+def chosen_layers(model: Model, unit: Unit, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers whose heads or neurons are wanted, in order.
+
+    Raises:
+        TaskError: layers were given for a unit that has none.
+        ArchError: the model has no such layer.
+    """
+    if unit not in ("head", "neuron"):
+        if layers is not None:
+            raise TaskError(
+                f"layers is {layers!r}, and unit={unit!r} covers the whole model; choose layers "
+                "with unit='head' or 'neuron', or a part of the result with scores.sel(...)."
+            )
+        return ()
+    wanted = range(model.n_layers) if layers is None else sorted(set(layers))
+    unknown = [layer for layer in wanted if layer not in range(model.n_layers)]
+    if unknown or not len(wanted):
+        raise ArchError(
+            f"layers is {layers!r}; expected some of 0 to {model.n_layers - 1}, the layers of "
+            f"{model.name}."
+        )
+    return tuple(wanted)
+
+
+def position_table(model: Model) -> str | None:
+    """The path of a table of position embeddings that is added to the token embedding, or None."""
+    spec, module = model.spec, model.nn._module
+    width = getattr(module.get_submodule(spec.embed), "embedding_dim", None)
+    found = [
+        path
+        for path, part in module.named_modules()
+        if getattr(part, "embedding_dim", 0) == width
+        and path != spec.embed
+        and not path.startswith(f"{spec.layers}.")
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def logit_constants(model: Model) -> tuple[float, float | None]:
+    """What the unembedding's output is multiplied by, and the cap of the logits if it has one."""
+    spec, config = model.spec, model.config
+    scale = 1.0 if spec.logit_scale is None else getattr(config, spec.logit_scale)
+    divisor = 1.0 if spec.logit_divisor is None else getattr(config, spec.logit_divisor)
+    cap = None if spec.logit_softcap is None else getattr(config, spec.logit_softcap)
+    return float(scale / divisor), cap
+
+
+def _projection(model: Model, unit: Unit, layer: int) -> str:
+    """The path of the projection that heads or neurons enter."""
+    if unit == "head":
+        return sites.place(model.spec, "z", layer).path
+    return down_projection(model, layer)
+
+
+def down_projection(model: Model, layer: int) -> str:
+    """The path of the MLP's last projection, whose input is the neurons.
+
+    Found by structure: the last linear module of the layer, outside attention, that is as wide as
+    the residual stream. The job proves it.
+
+    Raises:
+        ArchError: there is none, as in a mixture of experts.
+    """
+    attention = sites.place(model.spec, "z", layer).path
+    inside = attention.rpartition(".")[0] + "."
+    root = f"{model.spec.layers}.{layer}"
+    found = [
+        f"{root}.{path}"
+        for path, part in model.nn._module.get_submodule(root).named_modules()
+        if getattr(part, "out_features", getattr(part, "nf", None)) == model.config.hidden_size
+    ]
+    own = [path for path in found if path != attention]
+    if inside != f"{root}.":
+        own = [path for path in own if not path.startswith(inside)]
+    if not own:
+        raise ArchError(
+            f"The MLP of layer {layer} of {model.name} is not one down-projection (a mixture of "
+            "experts?), so it has no neurons to attribute to. Use unit='component'."
+        )
+    return own[-1]
+
+
+def _is_norm_behind(model: Model, place: str, projection: str) -> bool:
+    """Whether the contribution is found behind a norm, not at the projection or a module around it.
+
+    A norm has no linear module inside, and the module around a projection holds it.
+    """
+    return not (projection == place or projection.startswith(f"{place}."))
+
+
+def _final(model: Model) -> tuple[str, str, str]:
+    return _read("final", sites.place(model.spec, "resid_post", model.n_layers - 1))
+
+
+def _read(name: str, place: Place) -> tuple[str, str, str]:
+    return name, place.path, place.side

@@ -1,0 +1,254 @@
+r"""Direct logit attribution: how much each part of the model writes toward the answer.
+
+The final residual stream is a sum of parts, :math:`x = \sum_c x_c`: the embedding, and what every
+attention and MLP layer added. A linear metric reads it along a direction, for the logit difference
+the difference of two rows of the unembedding. With the final norm's scale frozen at the run's own
+value the norm is linear as well, so the metric falls apart into shares:
+
+.. math:: m = \sum_a w_a \ell_a = \sum_c \langle u, \mathrm{norm}_x(x_c) \rangle + b,
+          \qquad u = \sum_a w_a W_U[a]
+
+They add up to the whole, which is measured in every run. Attention falls apart further into its
+heads, :math:`z_h W_O^h`, and the MLP into its neurons.
+
+It misleads as a story about causes. A part's share says what it writes toward the answer
+*directly*: what later layers make of it is not in it, so a head that matters by moving information
+has a share near zero, and one whose writing is undone later has a large one. The frozen scale hides
+that every part also changes the scale. Early parts are read in the basis of the last layer, which
+need not be theirs. `activation_patching` measures effects instead.
+
+Source: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits); Wang et al. 2022
+(arXiv:2211.00593); the logit lens of nostalgebraist 2020. The cost is one forward pass of each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from nnattr.backend import Outcome
+from nnattr.errors import ArchError, MetricError, ResultError, TaskError
+from nnattr.methods.components import Plan, Unit, chosen_layers, components, logit_constants, points
+from nnattr.methods.decompose import decompose_job
+from nnattr.methods.positions import Positions, spots
+from nnattr.methods.prompts import fits, keeps_last
+from nnattr.methods.records import record
+from nnattr.methods.shares import ordered, placed, shares
+from nnattr.metrics import LogitDiff, Metric, describe, direction
+from nnattr.model.runs import TOKENS_PER_FORWARD
+from nnattr.model.view import Model
+from nnattr.results import Scores
+from nnattr.tasks import Task
+from nnattr.tokens import Tokens
+
+Norm = Literal["frozen", "each"]
+Run = Literal["clean", "corrupted"]
+FLOATS = 2**26  # numbers that one chunk of examples may hold at a time
+
+
+def direct_logit_attribution(
+    model: Model,
+    task: Task,
+    metric: Metric | None = None,
+    *,
+    unit: Unit = "component",
+    positions: Positions = "last",
+    norm: Norm = "frozen",
+    layers: Sequence[int] | None = None,
+    run: Run = "clean",
+) -> Scores:
+    """What each part of the model writes directly toward the answer, in logits.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        task: prompts with answers; one run of it is taken apart, so it needs no corrupted prompts
+            (``Task.from_prompts``).
+        metric: a linear metric, by default ``LogitDiff()``.
+        unit: the parts. ``"component"``: embedding, each attention and MLP layer, biases;
+            ``"head"``: each head's z through the output projection; ``"neuron"``: each neuron
+            through the down-projection; ``"accumulated"``: no parts, but what the metric would be
+            if the model ended there, before and in the middle of each layer (the logit lens on the
+            answer's direction).
+        positions: where the direction is read: ``"last"``, or as in `nnattr.methods.positions`; a
+            cell of several positions is their mean.
+        norm: ``"frozen"``, the final norm with the run's own scale, or ``"each"``, every part (or
+            point) normed by itself, as the logit lens does; then parts do not add up.
+        layers: for heads and neurons the layers to split; by default all.
+        run: the run to take apart.
+
+    Returns:
+        scores with the dimensions (example, component), (example, layer, head) or (example, layer,
+        neuron), and pos for ``positions="each"``. ``scores.rest`` holds what is not in the cells:
+        for heads the embedding, the MLPs, attention's output biases, and so on. The biases of the
+        final norm and the unembedding are the component ``bias``; where the model caps its logits,
+        the cap's effect is ``softcap`` (for ``"accumulated"``, the metric behind the cap). Cells
+        and rest add up to the metric (``norm="frozen"``).
+
+    Raises:
+        MetricError: the metric is not linear, or not finite on this run.
+        ArchError: the model is not a sum of such parts, with what was measured, or has no neurons
+            of this kind.
+        TaskError: an unknown option, or a task made for another tokenizer.
+
+    Cost: one forward pass of each run. Neurons are many: choose ``layers``.
+    """
+    metric = LogitDiff() if metric is None else metric
+    _check_options(unit, norm, run)
+    weights = direction(metric, task)
+    fits(model, task)
+    wanted = chosen_layers(model, unit, layers)
+    plan = points(model) if unit == "accumulated" else components(model, unit, wanted)
+    chosen = spots(task, positions)
+    payload = _payload(model, task, plan, chosen, weights, unit, norm, run)
+    outcome = model.run(decompose_job, payload, label="direct logit attribution")
+    _proven(model, metric, outcome.values)
+    arguments = {
+        "unit": unit,
+        "positions": positions if isinstance(positions, str | int) else list(positions),
+        "norm": norm,
+        "layers": None if layers is None else list(wanted),
+        "run": run,
+    }
+    made = record(
+        model,
+        task,
+        method="direct_logit_attribution",
+        arguments=arguments,
+        metric=describe(metric),
+        cost=outcome.cost,
+    )
+    raw, rest = shares(model, plan, outcome.values, wanted, unit)
+    raw, rest = (placed(one, chosen, task, positions) for one in (raw, rest))
+    return Scores(raw, _baselines(outcome, run), 1.0, made, rest=rest)
+
+
+def attention_vs_mlp(scores: Scores) -> Scores:
+    """How much of the whole comes from attention, the MLPs, the embedding and the biases.
+
+    Args:
+        scores: as `direct_logit_attribution` gives them with ``unit="component"``.
+
+    Returns:
+        the same scores with their components added up by kind.
+
+    Raises:
+        ResultError: other scores.
+    """
+    if scores.provenance.arguments.get("unit") != "component" or "component" not in scores.raw.dims:
+        raise ResultError(
+            f"These scores are {scores.provenance.method} by "
+            f"{scores.provenance.arguments.get('unit', 'other parts')!r}; expected "
+            "direct_logit_attribution(..., unit='component')."
+        )
+    kinds = {"attn": "attention", "mlp": "mlp", "embed": "embedding", "pos_embed": "embedding"}
+    last = [str(name).split()[-1] for name in scores.raw["component"].to_numpy()]
+    labels = [kinds.get(name, name) for name in last]
+    named = {label: np.flatnonzero(np.array(labels) == label) for label in dict.fromkeys(labels)}
+    sums = [scores.raw.isel(component=at).sum("component", skipna=False) for at in named.values()]
+    raw = xr.concat(sums, xr.IndexVariable("component", list(named)))
+    if "example" not in scores.raw.dims:
+        return replace(scores, raw=ordered(raw), error=None)
+    return replace(scores, raw=ordered(raw))
+
+
+def _check_options(unit: str, norm: str, run: str) -> None:
+    for name, given, known in (
+        ("unit", unit, get_args(Unit)),
+        ("norm", norm, get_args(Norm)),
+        ("run", run, get_args(Run)),
+    ):
+        if given not in known:
+            raise TaskError(f"{name} is {given!r}; expected one of {', '.join(map(repr, known))}.")
+    if unit == "neuron" and norm == "each":
+        raise TaskError(
+            "norm='each' means nothing for neurons: the norm would take away how active a neuron "
+            "is, and leave its output weights alone. Use norm='frozen'."
+        )
+
+
+def _payload(
+    model: Model,
+    task: Task,
+    plan: Plan,
+    chosen: Tensor,
+    weights: Sequence[dict[int, float]],
+    unit: Unit,
+    norm: Norm,
+    run: Run,
+) -> dict[str, Any]:
+    """What travels to the job: tensors and plain values."""
+    sides = (task.clean_tokens, task.corrupted_tokens if _reads_both(task, run) else None)
+    here, there = sides if run == "clean" else sides[::-1]
+    width = max(map(len, weights))
+    tokens = [[*row, *[0] * (width - len(row))] for row in weights]
+    shares = [[*row.values(), *[0.0] * (width - len(row))] for row in weights]
+    multiplier, cap = logit_constants(model)
+    held = (2 * len(plan.reads) + model.n_heads) * model.config.hidden_size
+    held *= int(chosen.any(0).any(0).sum())
+    return {
+        "run": _prompts(here),
+        "other": _prompts(there),
+        "tokens": torch.tensor(tokens),
+        "weights": torch.tensor(shares),
+        "spots": chosen,
+        "reads": list(plan.reads),
+        "parts": list(plan.parts),
+        "splits": list(plan.splits),
+        "heads": model.n_heads if unit == "head" else 0,
+        "norm": model.spec.final_norm,
+        "unembed": model.spec.unembed,
+        "multiplier": multiplier,
+        "capped": cap is not None,
+        "whole": unit != "accumulated",
+        "each": norm == "each",
+        "keeps": keeps_last(model),
+        "rows": max(1, min(TOKENS_PER_FORWARD // task.width, FLOATS // held)),
+    }
+
+
+def _reads_both(task: Task, run: Run) -> bool:
+    """Whether there is a corrupted run to measure, or to complain about if it is missing."""
+    return task.paired or run == "corrupted"
+
+
+def _prompts(tokens: Tokens | None) -> dict[str, Tensor] | None:
+    return None if tokens is None else {"ids": tokens.ids, "mask": tokens.mask}
+
+
+def _proven(model: Model, metric: Metric, values: dict[str, Any]) -> None:
+    """Refuse what is not finite, and a model that is not the sum it was taken for."""
+    gaps = dict(values["gaps"])
+    tolerance = max(1e-4, 16 * gaps.pop("eps"))
+    for key in ("run", "other", "linear"):
+        if key in values and not torch.isfinite(values[key]).all():
+            raise MetricError(
+                f"{describe(metric)} is not finite on every example ({key} run). Check the model's "
+                f"weights for NaN or overflow (`nnattr doctor {model.name}`), or use "
+                "dtype='float32'."
+            )
+    for what, size in gaps.items():
+        if not size <= tolerance:
+            raise ArchError(
+                f"{model.name} ({model.architecture}) is not the sum of its parts as nnattr reads "
+                f"it: the {what} differ by {size:.1e} of their size, and at most "
+                f"{tolerance:.0e} is allowed. Its norm, unembedding or MLP is of a kind that "
+                "direct logit attribution does not know; activation_patching needs none of them."
+            )
+
+
+def _baselines(outcome: Outcome, run: Run) -> xr.DataArray:
+    """The metric of both runs; NaN for the corrupted one where the task has none."""
+    here = outcome.values["run"]
+    there = outcome.values.get("other", torch.full_like(here, float("nan")))
+    both = torch.stack([here, there] if run == "clean" else [there, here])
+    return xr.DataArray(
+        both.double().numpy(),
+        dims=("run", "example"),
+        coords={"run": ["clean", "corrupted"], "example": np.arange(both.shape[1])},
+    )

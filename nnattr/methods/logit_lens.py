@@ -1,0 +1,178 @@
+r"""The logit lens: what would the model say if it ended here?
+
+At every point of the residual stream the final norm and the unembedding are applied as at the end:
+
+.. math:: \ell^{(l)} = W_U \, \mathrm{norm}(x^{(l)}), \qquad p^{(l)} = \mathrm{softmax}(\ell^{(l)})
+
+The last point is the model's own output. Norm and unembedding are the model's modules, called where
+they are; what comes back is the k likeliest tokens, the entropy, and how the answer fares.
+
+It misleads in early layers, whose residual stream need not be written in the basis of the last one:
+a token that does not show may be there in another form, and on some models early predictions are
+simply the input token or noise. A tuned lens (Belrose et al. 2023, arXiv:2303.08112) corrects for
+that with weights of its own.
+
+Source: nostalgebraist 2020 (interpreting GPT: the logit lens). The cost is one forward pass, and an
+unembedding per layer at the positions asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from nnattr.errors import TaskError
+from nnattr.methods.components import logit_constants
+from nnattr.methods.prompts import Where, columns, listed, prepared
+from nnattr.methods.readout import joined, model_inputs, take, top_tokens
+from nnattr.model.runs import TOKENS_PER_FORWARD
+from nnattr.model.sites import read
+from nnattr.model.view import Model
+from nnattr.results import Lens
+from nnattr.tokens import Tokens, continuation_id
+
+FLOATS = 2**27  # logits that one chunk of examples may hold at a time
+
+
+def logit_lens(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    top_k: int = 5,
+    positions: Where = "last",
+    answers: str | Sequence[str] | None = None,
+) -> Lens:
+    """The likeliest next tokens at each layer, as if the model ended there.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        prompts: one or several.
+        top_k: how many tokens per layer and position.
+        positions: ``"last"``, ``"each"``, a position counted from the prompt's first token (or from
+            its end, negative), or a list of them.
+        answers: one word for all prompts or one each, with its leading space (``" Mary"``), whose
+            rank and probability are wanted as well.
+
+    Returns:
+        a `Lens`; ``lens.plot()`` shows tokens in cells, ``lens.to_dataframe()`` everything.
+
+    Raises:
+        TaskError: prompts, positions or answers that cannot be used as given.
+
+    Cost: one forward pass; the vocabulary is reduced where the model is.
+    """
+    texts = listed("prompts", prompts)
+    if top_k < 1:
+        raise TaskError(f"top_k is {top_k}; expected at least 1.")
+    words = _answers(texts, answers)
+    tokens = prepared(model, texts)
+    at, present = columns(tokens, texts, positions)
+    ids = [continuation_id(model.tokenizer, *pair) for pair in zip(texts, words, strict=False)]
+    places = [*model.places("resid_pre"), model.places("resid_post")[-1]]
+    held = at.shape[1] * model.config.vocab_size
+    payload = {
+        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "columns": at,
+        "answers": torch.tensor(ids) if ids else None,
+        "places": places,
+        "norm": model.spec.final_norm,
+        "unembed": model.spec.unembed,
+        "constants": logit_constants(model),
+        "top_k": top_k,
+        "rows": max(1, min(TOKENS_PER_FORWARD // tokens.ids.shape[1], FLOATS // held)),
+    }
+    values = model.run(lens_job, payload, label="logit lens").values
+    names = [*(f"L{layer} pre" for layer in range(model.n_layers)), "final"]
+    return Lens(_data(model, tokens, names, at, present, values), texts, words, model.name)
+
+
+def lens_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """Every point's reduced distributions [example, point, pos, ...]."""
+    parts = []
+    total, rows = payload["columns"].shape[0], payload["rows"]
+    for start in range(0, total, rows):
+        chunk = slice(start, start + rows)
+        prompts = {key: value[chunk] for key, value in payload["prompts"].items()}
+        answers = None if payload["answers"] is None else payload["answers"][chunk]
+        parts.append(points(nn, payload, prompts, payload["columns"][chunk], answers))
+        tick(min(start + rows, total), total)
+    return joined(parts)
+
+
+def points(
+    nn: Any,
+    ask: dict[str, Any],
+    prompts: dict[str, Tensor],
+    at: Tensor,
+    answers: Tensor | None,
+) -> dict[str, Tensor]:
+    """The same for one chunk of examples."""
+    width = prompts["ids"].shape[1]
+    wanted = None if answers is None else answers[:, None].expand(at.shape)
+    with nn.trace(model_inputs(prompts)):
+        with torch.no_grad():
+            stream = [take(read(nn, where, width), at) for where in ask["places"]]
+            seen = [top_tokens(unembedded(nn, ask, x), ask["top_k"], wanted) for x in stream]
+            cpu = [{key: value.cpu() for key, value in one.items()} for one in seen]
+    return {key: torch.stack([one[key] for one in cpu], 1) for key in cpu[0]}
+
+
+def unembedded(nn: Any, ask: dict[str, Any], x: Tensor) -> Tensor:
+    """The logits of a residual stream [example, pos, d_model], made as at the model's end."""
+    normed = x if ask["norm"] is None else nn.get(ask["norm"])(x)
+    multiplier, cap = ask["constants"]
+    logits = nn.get(ask["unembed"])(normed) * multiplier
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _answers(prompts: tuple[str, ...], given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One answer per prompt, or none."""
+    if given is None:
+        return ()
+    words = (given,) * len(prompts) if isinstance(given, str) else tuple(given)
+    if len(words) != len(prompts):
+        raise TaskError(f"There are {len(words)} answers for {len(prompts)} prompts.")
+    return words
+
+
+def _data(
+    model: Model,
+    tokens: Tokens,
+    names: list[str],
+    at: Tensor,
+    present: Tensor,
+    values: dict[str, Tensor],
+) -> xr.Dataset:
+    """The job's tensors with names, and the token ids as text."""
+    decode = cache(lambda token: model.tokenizer.decode([token]))
+    known = present[:, None]  # not at each point apart
+    dims = ("example", "component", "pos", "rank")
+    text = np.vectorize(decode, otypes=[object])(values["token"].numpy())
+    data: dict[str, Any] = {
+        "token": (dims, np.where(known[..., None].numpy(), text, "")),
+    }
+    for name in ("probability", "entropy", "answer_probability", "answer_rank"):
+        if name in values:
+            shown = known[..., None] if name == "probability" else known
+            numbers = values[name].float().masked_fill(~shown, float("nan"))
+            data[name] = (dims[: numbers.ndim], numbers.numpy())
+    padding = torch.tensor(tokens.padding)[:, None]
+    own = (at - padding).where(present, -1)
+    strings = [
+        [row[i] if i >= 0 else "" for i in own_row]
+        for row, own_row in zip(tokens.strings, own.tolist(), strict=True)
+    ]
+    coords = {
+        "example": np.arange(len(tokens)),
+        "component": names,
+        "rank": np.arange(values["token"].shape[-1]),
+        "position": (("example", "pos"), own.numpy()),
+        "prompt_token": (("example", "pos"), np.array(strings, dtype=object)),
+    }
+    return xr.Dataset(data, coords)

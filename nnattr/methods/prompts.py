@@ -1,0 +1,102 @@
+"""Prompts made ready for a model: encoded, checked against its limits, and their positions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from nnattr.errors import TaskError
+from nnattr.model.view import Model
+from nnattr.tasks import Task
+from nnattr.tokens import Tokens, encode
+
+#: Where to look: ``"last"``, ``"each"``, a position from the prompt's start or end, or several.
+Where: TypeAlias = str | int | Sequence[int]
+
+
+def listed(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """One prompt or several as a tuple.
+
+    Raises:
+        TaskError: there is none, or something that is not text.
+    """
+    prompts = (given,) if isinstance(given, str) else tuple(given)
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise TaskError(f"{what} is {given!r}; expected a prompt or a list of prompts.")
+    return prompts
+
+
+def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
+    """The prompts as the model sees them, with ``room`` tokens still free in its context.
+
+    Raises:
+        TaskError: a prompt that cannot be encoded or is too long.
+    """
+    tokens = encode(model.tokenizer, prompts)
+    _room(model, max(map(len, tokens.strings)), room)
+    return tokens
+
+
+def fits(model: Model, task: Task) -> None:
+    """Check that the task was encoded for this model and fits its context.
+
+    Raises:
+        TaskError: it was not, or does not.
+    """
+    _room(model, task.width, 0)
+    if not task.encoded_by(model.tokenizer):
+        raise TaskError(
+            f"The task was encoded with another tokenizer than that of {model.name}; make it with "
+            "tokenizer=model.tokenizer."
+        )
+
+
+def _room(model: Model, longest: int, room: int) -> None:
+    """Refuse prompts that leave no ``room`` in the model's context."""
+    limit = model.context_length
+    if limit is not None and longest + room > limit:
+        more = f" and {room} more are wanted" if room else ""
+        raise TaskError(
+            f"The longest prompt has {longest} tokens{more}, and {model.name} takes {limit}."
+        )
+
+
+def keeps_last(model: Model) -> bool:
+    """Whether the model can leave out the logits that are not wanted."""
+    forward = type(model.nn._module).forward
+    return "logits_to_keep" in inspect.signature(forward).parameters
+
+
+def columns(tokens: Tokens, prompts: Sequence[str], where: Where) -> tuple[Tensor, Tensor]:
+    """The columns of the padded batch [example, pos], and which of them the prompt really has.
+
+    Raises:
+        TaskError: a position that a prompt does not have.
+    """
+    width = tokens.ids.shape[1]
+    if isinstance(where, str):
+        if where not in ("last", "each"):
+            raise TaskError(
+                f"positions is {where!r}; expected 'last', 'each', a number or a list of numbers."
+            )
+        picked = torch.arange(width) if where == "each" else torch.tensor([width - 1])
+        picked = picked.expand(len(tokens), -1)
+        return picked, tokens.mask.gather(1, picked)
+    wanted = [where] if isinstance(where, int) else list(where)
+    if not wanted:
+        raise TaskError("No positions were given; name at least one.")
+    rows = []
+    for prompt, strings, pad in zip(prompts, tokens.strings, tokens.padding, strict=True):
+        outside = [at for at in wanted if not -len(strings) <= at < len(strings)]
+        if outside:
+            raise TaskError(
+                f"Position {outside[0]} is outside the prompt {prompt!r}, which has {len(strings)} "
+                f"tokens (0 to {len(strings) - 1}, or -1 for the last)."
+            )
+        rows.append([pad + at % len(strings) for at in wanted])
+    picked = torch.tensor(rows)
+    return picked, torch.ones_like(picked, dtype=torch.bool)

@@ -1,0 +1,51 @@
+"""What a linear module does to a vector, as a matrix: from its weights, or by asking it.
+
+A sandboxed server runs the job in a process that holds no weights; modules can be called there (the
+call goes to where the weights are), but their parameters are empty. Then the matrix is what the
+module makes of unit vectors. Here everything travels: torch and plain values only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ASKED = 512  # unit vectors at a time
+SIZE = 256.0  # their length: large against a bias, so that taking the bias away loses no digits
+
+
+def linear_map(
+    module: Any, width: int, like: Tensor, columns: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The matrix [in, out] and the bias [out] of a linear module, in float32.
+
+    Args:
+        module: a linear module or a Conv1D, as nnsight gives it.
+        width: the size of its input.
+        like: a tensor with the dtype and device that the module works in.
+        columns: the outputs that are wanted; by default all.
+    """
+    if module.weight.is_meta:
+        return asked(module, width, like, columns)
+    weight = module.weight
+    if not any(kind.__name__ == "Conv1D" for kind in type(module._module).__mro__):
+        weight = weight.T
+    bias = getattr(module._module, "bias", None)
+    bias = torch.zeros_like(weight[0]) if bias is None else bias
+    if columns is not None:
+        there = columns.to(weight.device)
+        weight, bias = weight[:, there], bias[there]
+    return weight.to(like.device).float(), bias.to(like.device).float()
+
+
+def asked(
+    module: Any, width: int, like: Tensor, columns: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same from what the module makes of zero and of unit vectors."""
+    units = SIZE * torch.eye(width, device=like.device, dtype=like.dtype)
+    everything = slice(None) if columns is None else columns.to(like.device)
+    bias = module(torch.zeros_like(units[:1])[None])[0, 0, everything].float()
+    rows = [module(part[None])[0][:, everything].float() - bias for part in units.split(ASKED)]
+    return torch.cat(rows) / SIZE, bias

@@ -1,0 +1,87 @@
+"""What the logit lens saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import xarray as xr
+
+from nnattr.errors import ResultError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+Shade = Literal["probability", "entropy"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """The tokens that each layer's residual stream would predict; made by `nnattr.logit_lens`.
+
+    Attributes:
+        data: dims ``example``, ``component`` (the points of the residual stream: ``"L0 pre"``, ...,
+            ``"final"``), ``pos`` and ``rank`` (0 is the likeliest). Variables: ``token`` (text) and
+            ``probability`` by rank; ``entropy`` in nats; with answers ``answer_probability`` and
+            ``answer_rank`` (0 is the likeliest). Coordinates of (example, pos): ``position``,
+            counted from the prompt's first token (-1 where it has none), and ``prompt_token``.
+        prompts: the prompts.
+        answers: one for each prompt, or none.
+        model: the model's name.
+    """
+
+    data: xr.Dataset
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    model: str
+
+    @property
+    def points(self) -> list[str]:
+        """The points of the residual stream, first to last."""
+        return [str(name) for name in self.data["component"].to_numpy()]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per example, point, position and rank."""
+        table = self.data.to_dataframe().reset_index()
+        return table.query("position >= 0").reset_index(drop=True)
+
+    def plot(
+        self, example: int = 0, *, colour: Shade = "probability", title: str | None = None
+    ) -> go.Figure:
+        """One prompt as a figure: points down, positions across, the likeliest token in each cell.
+
+        Args:
+            example: which prompt.
+            colour: what shades a cell, the ``"probability"`` of its token or the ``"entropy"``.
+            title: the first line above the figure; None writes one, ``""`` leaves it out.
+
+        Returns:
+            a plotly figure, not shown.
+
+        Raises:
+            ResultError: there is no such prompt, or no such colour.
+        """
+        from nnattr.plots.lens import lens_figure  # as in `Scores.plot`
+
+        return lens_figure(self, self.checked(example), colour=colour, title=title)
+
+    def checked(self, example: int) -> int:
+        """``example``, if there is one."""
+        if not 0 <= example < len(self.prompts):
+            raise ResultError(
+                f"There is no example {example}; expected 0 to {len(self.prompts) - 1}."
+            )
+        return example
+
+    def __repr__(self) -> str:
+        last = self.data.isel(example=0, pos=-1)
+        head = f"Lens({self.model}, {len(self.prompts)} prompts): the last position of the first"
+        lines = (self._line(last.isel(component=i)) for i in range(len(self.points)))
+        return "\n".join([head, repr(self.prompts[0]), *lines])
+
+    def _line(self, cell: Any) -> str:
+        guesses = zip(cell["token"].to_numpy(), cell["probability"].to_numpy(), strict=True)
+        shown = "  ".join(f"{token!r} {share:.1%}" for token, share in guesses)
+        rank = f"  answer rank {int(cell['answer_rank'])}" if self.answers else ""
+        return f"{cell['component'].item():>9}  {shown}{rank}"

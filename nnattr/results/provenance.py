@@ -1,0 +1,37 @@
+"""Where a result comes from: everything that is needed to make it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Provenance(BaseModel):
+    """What a result was made from, and how; enough to make it again.
+
+    ``arguments`` are the method's own. ``task`` says how the task was made, ``task_hash`` digests
+    its tokens. ``seconds`` is wall time; ``jobs``, bytes, queue and run seconds speak of requests
+    to a server (0 if local).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    metric: str
+    model: str
+    revision: str | None = None
+    architecture: str
+    backend: str
+    dtype: str
+    task: str
+    task_hash: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+    jobs: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0

@@ -1,0 +1,202 @@
+"""Every method, through a real server, is one small job that gives what the local model gives."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import nnattr
+from nnattr import BackendError, LogitDiff, Model, Scores, Task
+from nnattr.cli import app
+from tests.methods.common import METHODS, SITES, assert_same, entropy, ragged_ioi
+from tests.ndif import processes
+from tests.ndif.environment import client, version
+from tests.ndif.server import ON_SERVER, Server
+
+ROOT = Path(__file__).parents[2]
+TEACHING = ("teaching-gpt2", "teaching-llama")
+#: What a job may send down besides the numbers of its scores.
+OVERHEAD = 8192
+
+
+@cache
+def model(name: str, backend: str = "local") -> Model:
+    return nnattr.load(name, backend=backend)
+
+
+@cache
+def task(name: str, n: int = 3) -> Task:
+    """Prompts of unequal lengths, so that the batch is padded."""
+    return ragged_ioi(model(name), n)
+
+
+def both(server: Server, name: str, method: str, **options: Any) -> tuple[Scores, Scores]:
+    """The same question here and there."""
+    given = {"metric": LogitDiff(), **options}
+    here, there = (
+        METHODS[method](model(name, where), given.get("task") or task(name), **_rest(given))
+        for where in ("local", server.url)
+    )
+    return here, there
+
+
+def _rest(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key != "task"}
+
+
+def assert_one_small_job(scores: Scores) -> None:
+    cost = scores.provenance
+    assert cost.jobs == 1
+    assert 0 < cost.bytes_sent < 50_000
+    held = scores.raw.astype("float32").nbytes + scores.baselines.astype("float32").nbytes
+    assert 0 < cost.bytes_received <= held + OVERHEAD
+    assert cost.run_seconds > 0
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TEACHING)
+def test_every_site_of_both_models(server: Server, name: str, method: str, site: Any) -> None:
+    here, there = both(server, name, method, site=site)
+    assert_same(there.raw, here.raw)
+    assert_same(there.baselines, here.baselines)
+    assert there.raw.coords.identical(here.raw.coords)
+    assert there.provenance.arguments == here.provenance.arguments, "by the same engine"
+    assert_one_small_job(there)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TEACHING)
+def test_positions_directions_and_a_metric_of_ones_own(
+    server: Server, name: str, method: str
+) -> None:
+    for options in (
+        {"positions": "each", "direction": "noising"},
+        {"positions": "S2", "metric": nnattr.metrics.LogProb()},
+        {"positions": "last", "metric": entropy},
+    ):
+        here, there = both(server, name, method, **options)
+        assert_same(there.raw, here.raw)
+        assert_one_small_job(there)
+
+
+def test_full_passes(server: Server) -> None:
+    here, there = both(server, TEACHING[0], "activation", engine="full")
+    assert there.provenance.arguments["engine"] == "full"
+    assert_same(there.raw, here.raw)
+
+
+CLIENT = """
+import sys, nnattr
+url, teaching, folder = sys.argv[1:]
+model = nnattr.load(teaching, backend=url)
+task = nnattr.tasks.ioi(model.tokenizer, n=3, seed=0)
+for method in (nnattr.activation_patching, nnattr.attribution_patching):
+    method(model, task, nnattr.LogitDiff()).save(f"{folder}/{method.__name__}.safetensors")
+print(*sys.version_info[:2])
+"""
+
+
+@pytest.mark.parametrize("name", TEACHING)
+def test_a_client_with_the_servers_python(server: Server, name: str, tmp_path: Path) -> None:
+    """These tests run on the oldest Python that nnattr supports, which is the stricter mix."""
+    words = [server.url, name, str(tmp_path)]
+    command = [client(), "-c", CLIENT, *words]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert tuple(map(int, told.stdout.split())) == version(server.bin / "python")
+    few = nnattr.tasks.ioi(model(name).tokenizer, n=3, seed=0)
+    for method in METHODS.values():
+        here = method(model(name), few, LogitDiff())
+        there = Scores.load(tmp_path / f"{method.__name__}.safetensors")
+        assert_same(there.raw, here.raw)
+
+
+def test_limits_split_by_layers(server: Server) -> None:
+    name = TEACHING[1]
+    here = nnattr.activation_patching(model(name), task(name), LogitDiff())
+    limit = 2 * 4 * len(task(name)) * model(name).n_heads
+    backend = nnattr.NDIF(host=server.url, max_job_bytes=limit)
+    there = nnattr.activation_patching(nnattr.load(name, backend=backend), task(name), LogitDiff())
+    assert there.provenance.jobs == model(name).n_layers // 2
+    assert_same(there.raw, here.raw)
+
+
+@pytest.mark.parametrize("name", TEACHING)
+def test_the_doctor_and_the_list_of_models(
+    server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[str] = []
+    run = nnattr.NDIF.run
+
+    def counted(*args: Any, label: str) -> Any:
+        jobs.append(label)
+        return run(*args, label=label)
+
+    monkeypatch.setattr(nnattr.NDIF, "run", counted)
+    proof = _call("doctor", name, "--backend", server.url)
+    assert "FAIL" not in proof
+    assert "float32" in proof
+    assert len(jobs) == 1
+    listed = _call("models", "--backend", server.url)
+    line = next(line for line in listed.splitlines() if name in line)
+    family = model(name).architecture
+    assert line.split()[1:] == ["RUNNING", "float32", family, "(known)"]
+
+
+def _call(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TEACHING)
+def test_bfloat16_agrees_on_the_order(bfloat16_server: Server, name: str, method: str) -> None:
+    many = nnattr.tasks.ioi(model(name).tokenizer, n=8, seed=0)
+    here, there = (scores.mean() for scores in both(bfloat16_server, name, method, task=many))
+    ours, theirs = (np.asarray(scores.values).ravel() for scores in (here, there))
+    assert np.corrcoef(_ranks(ours), _ranks(theirs))[0, 1] >= 0.99, "Spearman's correlation"
+    assert ours.argmax() == theirs.argmax()
+    assert not np.allclose(ours, theirs, rtol=0, atol=1e-6), "this server is not in bfloat16"
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return values.argsort().argsort()
+
+
+@pytest.mark.parametrize("site", ["z", "resid_pre"])
+@pytest.mark.parametrize("name", TEACHING)
+def test_a_sandbox_gives_exact_results(sandboxed_server: Server, name: str, site: Any) -> None:
+    few = task(name, 2)
+    here, there = both(sandboxed_server, name, "activation", site=site, task=few)
+    assert_same(there.raw, here.raw)
+    assert_one_small_job(there)
+
+
+def test_the_doctor_in_a_sandbox(sandboxed_server: Server) -> None:
+    assert "FAIL" not in _call("doctor", TEACHING[1], "--backend", sandboxed_server.url)
+
+
+@pytest.mark.parametrize("name", TEACHING)
+def test_a_sandbox_has_no_gradients_and_says_what_to_use(
+    sandboxed_server: Server, name: str
+) -> None:
+    remote = model(name, sandboxed_server.url)
+    with pytest.raises(BackendError, match=r"no gradients; use activation_patching"):
+        nnattr.attribution_patching(remote, task(name, 2), LogitDiff())
+
+
+def test_the_checkout_is_not_on_the_server(server: Server) -> None:
+    """All of the above was shipped by value."""
+    assert not list(server.bin.parent.glob("lib/python*/site-packages/*nnattr*"))
+    for pid in processes.runs()[server.mark]:
+        inherited = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        paths = next((line for line in inherited if line.startswith(b"PYTHONPATH=")), b"")
+        assert str(ROOT).encode() not in paths.replace(str(ON_SERVER).encode(), b"")
