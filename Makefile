@@ -3,13 +3,17 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN = .venv/bin/python -m
 
-.PHONY: demo test check conformance bench format
+.PHONY: demo test test-ndif check conformance bench format
 
 demo: .venv/installed
 	.venv/bin/nnattr demo
 
 test: .venv/installed-dev
 	$(RUN) pytest tests
+
+# a real NDIF server on this machine; says what is missing (Python >= 3.12, redis-server) and fails
+test-ndif: .venv/installed-dev
+	NNATTR_REQUIRE_NDIF=1 $(RUN) pytest tests/ndif
 
 check: .venv/installed-dev
 	$(RUN) ruff check .
@@ -25,6 +29,7 @@ conformance: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(RUN) tests.benchmarks.foundation
+	$(RUN) tests.benchmarks.remote
 
 # torch first, by its exact version: left to the resolver it may pull a build with gigabytes of CUDA
 .venv/installed: pyproject.toml constraints.txt

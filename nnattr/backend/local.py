@@ -55,8 +55,11 @@ class Simulated:
 def _here(
     nn: Any, job: JobFunction, payload: Mapping[str, Any], tick: Any, carrier: Any, label: str
 ) -> dict[str, Any]:
+    import torch
+
     try:
-        return session(nn, job, payload, tick, carrier)
+        with torch.inference_mode(False), torch.enable_grad():  # as on a server, whoever calls
+            return session(nn, job, payload, tick, carrier)
     except NnattrError:
         raise
     except Exception as error:

@@ -118,12 +118,17 @@ def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
         clean = (logits.detach() if ask.base_is_clean else source_logits)[:, -1]
         base = measure(ask, ask.base, logits, clean)
         refused = refusal(base, ask.n)
-        slopes = torch.autograd.grad(base.sum(), live) if tracked and not refused else ()
+        slopes = ()
+        if tracked and not refused and base.requires_grad:
+            slopes = torch.autograd.grad(base.sum(), live)
     if refused:
         return refused
     if not tracked:
         reason = "this deployment gives no gradients; use activation_patching, which needs none"
         return {"refused": ("backend", reason)}
+    if not slopes:
+        reason = "it has no gradient; use activation_patching, which needs none"
+        return {"refused": ("metric", reason)}
     spots = ask.spots[:, :, start:]
     change = [
         contribution(slope, other, own, spots, ask.units).cpu()

@@ -102,6 +102,14 @@ class Frame(BaseModel):
 
     def _labelled(self, change: torch.Tensor) -> xr.DataArray:
         absent = torch.tensor(self.absent)[:, None, None, :]
+        bad = (~change.isfinite() & ~absent).nonzero()
+        if len(bad):
+            example, layer, unit, _ = bad[0].tolist()
+            raise MetricError(
+                f"{self.provenance.metric} is {change[tuple(bad[0])]} for layer {layer}, unit "
+                f"{unit} of example {example}, {self.prompts[example]!r}, though it is finite on "
+                "both runs. Use dtype='float32', or another metric."
+            )
         values = change.float().masked_fill(absent, float("nan")).numpy()
         array = xr.DataArray(
             values,

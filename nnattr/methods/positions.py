@@ -17,6 +17,7 @@ patching everything is still the other run; the span ``"answer"`` is where the a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import TypeAlias
 
 import torch
@@ -58,7 +59,7 @@ def _columns(task: Task, positions: Positions, example: int) -> list[int]:
             raise TaskError(f"The task has no positions named {positions!r}; it has {known}.")
         wanted, length = named[positions][example], whole  # spans may lie in the answer
     else:
-        wanted = [positions] if isinstance(positions, int) else list(positions)
+        wanted = integers(positions)
     if not wanted:
         raise TaskError("No positions were given; name at least one.")
     for position in wanted:
@@ -68,3 +69,18 @@ def _columns(task: Task, positions: Positions, example: int) -> list[int]:
                 f"{length} tokens (0 to {length - 1}, or -1 for the last)."
             )
     return [task.clean_tokens.padding[example] + position % length for position in wanted]
+
+
+def integers(positions: object) -> list[int]:
+    """One position or several, of any integer type (numpy's and torch's as well)."""
+    try:
+        return [index(positions)]  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    try:
+        return [index(position) for position in positions]  # type: ignore[attr-defined]
+    except TypeError as error:
+        raise TaskError(
+            f"positions is {positions!r}; expected an integer, integers, 'all', 'each', 'last' or "
+            "the name of one of the task's spans."
+        ) from error

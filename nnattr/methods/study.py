@@ -21,7 +21,7 @@ from nnattr.backend import JobFunction
 from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.frame import Frame
-from nnattr.methods.positions import Positions, spots
+from nnattr.methods.positions import Positions, integers, spots
 from nnattr.metrics import Metric, answer_fields, check, describe
 from nnattr.model.layout import layout
 from nnattr.model.runs import TOKENS_PER_FORWARD
@@ -128,7 +128,7 @@ class Study:
             method=self.method,
             arguments={
                 "site": self.site,
-                "positions": positions if isinstance(positions, str | int) else list(positions),
+                "positions": positions if isinstance(positions, str | int) else integers(positions),
                 "direction": self.direction,
                 "normalized": self.normalized,
             },

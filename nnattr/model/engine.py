@@ -4,13 +4,13 @@ A patch at layer *l* and position *p* of a causal model changes nothing below la
 before position *p*; where the two runs agree there is nothing to patch. So a patched *row* (one
 cell of one example) enters the model at its layer with the base run's residual stream, runs only
 the positions from the first one that its patch changes, and attends to the base run's keys and
-values before that. Rows of a layer are batched by where they start, whatever their cell and example.
+values before that. Rows of a layer are batched by where they start, whatever their cell.
 
 `rerun` is this engine; `rerun_full` patches whole forward passes. Every job compares the two on a
 few rows, and a model that `rerun` does not serve exactly is served by `rerun_full`.
 
-A row of *t* tokens that enters at layer *l* of *L* costs *t (L - l)* layers, against *S L* for a full
-pass of *S* tokens.
+A row of *t* tokens that enters at layer *l* of *L* costs *t (L - l)* layers, against *S L* for a
+full pass of *S* tokens.
 
 Rows are an integer tensor [row, (example, spot, unit, first changed position)]. All of this runs
 inside a job: torch and plain values only.
@@ -36,6 +36,9 @@ PROBES = 4
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     """Both runs' metric and its change for every example, layer, unit and spot of an ask."""
     width = ask.base["ids"].shape[1]
+    if out_of_reach(nn, ask):
+        reason = "a sandboxed deployment cannot edit this site; use resid_pre or resid_post"
+        return {"refused": ("backend", reason)}
     if ask.engine == "suffix":
         ask.arity = arity(nn, ask)
     runs = both_runs(nn, ask, shared(ask) if ask.engine == "suffix" else 0)
@@ -56,6 +59,15 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
             done += effort(ask, index, some, width)
             tick(done, total)
     return {"change": change, "base": runs.base, "source": runs.source, "engine": ask.engine}
+
+
+def out_of_reach(nn: Any, ask: SimpleNamespace) -> bool:
+    """Whether the site is edited in place and a sandbox, which has no weights, gives copies of it.
+
+    Such an edit would reach the norm that reads the residual stream, and not the stream itself.
+    """
+    in_place = any(side == "stream" for _, side in ask.places)
+    return in_place and nn.get(ask.embed).weight.is_meta
 
 
 def arity(nn: Any, ask: SimpleNamespace) -> dict[str, int]:
@@ -145,7 +157,8 @@ def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:
 def agrees(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
     """Whether the engine gives what full passes give, on a few rows of a middle layer."""
     index = len(plans) // 2
-    rows = plans[index][:PROBES]
+    width = ask.base["ids"].shape[1]
+    rows = plans[index][: max(1, min(PROBES, ask.tokens // width))]
     if not len(rows):
         return True
     full = changes(nn, ask, runs, index, rows, 0, full=True)

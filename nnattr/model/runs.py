@@ -57,7 +57,7 @@ def inputs(
     cache: Any = None,
     stop: int | None = None,
 ) -> dict[str, Any]:
-    """The model's inputs for the tokens from ``start`` to ``stop``; a mask only if there is padding.
+    """The model's inputs for the tokens from ``start`` to ``stop``; a mask only with padding.
 
     With a cache the mask covers what is cached as well, and positions, which a model would count
     from the cache, are counted from each prompt's own first token.

@@ -130,8 +130,8 @@ def load(
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
             object. Without it ``NNATTR_BACKEND``, the user's file, then local. With a remote
             backend no weights are loaded here.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to spread over devices; by default
-            a GPU if there is one. Local backends only.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to spread over devices; by
+            default a GPU if there is one. Local backends only.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; by default what the checkpoint says.
         revision: a branch, tag or commit on the Hub.
         spec: your own `ArchSpec` for a family that nnattr does not know; it is proven before use.

@@ -67,7 +67,7 @@ def client() -> Path:
     theirs = next(server.parents[1].glob("lib/python*/site-packages"))
     constraints, project = ROOT / "constraints.txt", ROOT / "pyproject.toml"
     wanted = ("-c", str(constraints), "-e", str(ROOT))
-    recipe = (str(server), constraints.read_text(), project.read_text(), wanted)
+    recipe = (str(server), constraints.read_text(), project.read_text())
     return _made("client", recipe, server, wanted, f"import site; site.addsitedir({str(theirs)!r})")
 
 

@@ -171,7 +171,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return values.argsort().argsort()
 
 
-@pytest.mark.parametrize("site", ["z", "resid_pre"])
+@pytest.mark.parametrize("site", ["z", "attn_out", "mlp_out", "resid_pre", "resid_post"])
 @pytest.mark.parametrize("name", TEACHING)
 def test_a_sandbox_gives_exact_results(sandboxed_server: Server, name: str, site: Any) -> None:
     few = task(name, 2)
@@ -180,8 +180,19 @@ def test_a_sandbox_gives_exact_results(sandboxed_server: Server, name: str, site
     assert_one_small_job(there)
 
 
-def test_the_doctor_in_a_sandbox(sandboxed_server: Server) -> None:
-    assert "FAIL" not in _call("doctor", TEACHING[1], "--backend", sandboxed_server.url)
+@pytest.mark.parametrize("name", TEACHING)
+def test_a_sandbox_cannot_edit_in_place_and_says_so(sandboxed_server: Server, name: str) -> None:
+    """An edit of its copy of what enters a norm does not reach the stream that goes around it."""
+    remote = model(name, sandboxed_server.url)
+    with pytest.raises(BackendError, match=r"sandboxed .* cannot edit this site; use resid_pre"):
+        nnattr.activation_patching(remote, task(name, 2), LogitDiff(), site="resid_mid")
+
+
+def test_the_doctor_in_a_sandbox_finds_just_that(sandboxed_server: Server) -> None:
+    done = CliRunner().invoke(app, ["doctor", TEACHING[1], "--backend", sandboxed_server.url])
+    failed = [line.split("  ")[0] for line in done.output.splitlines() if "FAIL" in line]
+    assert failed == ["FAIL editing resid_mid", "FAIL edits reach the residual stream"]
+    assert done.exit_code == 1
 
 
 @pytest.mark.parametrize("name", TEACHING)

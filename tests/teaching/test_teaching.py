@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, islice
 
@@ -15,7 +16,16 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from nnattr.teaching import NAMES, batches, circuits, folder, models, tokenizer, words
-from nnattr.teaching.corpus import Document, facts, ioi, repeats, requests, small, texts
+from nnattr.teaching.corpus import (
+    MIXTURES,
+    Document,
+    facts,
+    ioi,
+    repeats,
+    requests,
+    small,
+    texts,
+)
 from nnattr.teaching.corpus.document import article
 from nnattr.teaching.evaluate import (
     REQUIRED,
@@ -24,7 +34,7 @@ from nnattr.teaching.evaluate import (
     missed,
     repeat_metrics,
 )
-from nnattr.teaching.train import Settings, rate
+from nnattr.teaching.train import COURSES, rate
 
 WELL_KNOWN_PROMPTS = (
     *(document.text for document in ioi.NOTEBOOK),
@@ -58,7 +68,8 @@ def record(name: str) -> dict:
 
 @cache
 def corpus(count: int = 5000) -> tuple[Document, ...]:
-    return tuple(islice(texts(seed=1), count))
+    """Texts of every mixture, the first `count` // 4 of each."""
+    return tuple(d for mixture in MIXTURES for d in islice(texts(1, mixture), count // 4))
 
 
 @pytest.fixture(params=NAMES)
@@ -221,7 +232,8 @@ def test_same_seed_same_texts() -> None:
 
 def test_same_seed_same_batches() -> None:
     _, words_of = load("teaching-llama")
-    first, second = (next(batches.stream(words_of, 5, 8, 400, 0)) for _ in range(2))
+    course = replace(COURSES["teaching-llama"][0], easy_steps=0, documents=8, tokens=800)
+    first, second = (next(batches.stream(words_of, course, seed=5)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.ids, other.ids)
         assert torch.equal(one.weights, other.weights)
@@ -245,8 +257,9 @@ def test_training_never_asks_about_a_heldout_entity() -> None:
     rng = random.Random(4)
     hidden = {entity for entities in facts.HELDOUT.values() for entity in entities}
     hidden |= {entity.capitalize() for entity in hidden}
-    asked = [facts.training(rng).prompt.replace("?", "").replace(".", "") for _ in range(3000)]
-    assert not any(hidden & set(prompt.split()) for prompt in asked)
+    for maker in (facts.training, facts.reminder):
+        asked = [maker(rng).prompt.replace("?", "").replace(".", "") for _ in range(3000)]
+        assert not any(hidden & set(prompt.split()) for prompt in asked)
 
 
 def test_training_never_makes_a_heldout_request() -> None:
@@ -285,7 +298,12 @@ def test_small_tasks_are_true() -> None:
 
 
 def test_learning_rate_rises_then_falls() -> None:
-    settings = Settings(steps=100, warmup=10)
-    rates = [rate(step, settings) for step in range(100)]
+    course = replace(COURSES["teaching-gpt2"][0], steps=100, warmup=10)
+    rates = [rate(step, course) for step in range(100)]
     assert rates[9] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_every_mixture_is_in_percent() -> None:
+    assert {sum(mixture.values()) for mixture in MIXTURES.values()} == {100}
+    assert {course.mixture for courses in COURSES.values() for course in courses} <= {*MIXTURES}
