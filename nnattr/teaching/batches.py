@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from nnattr.teaching.corpus import Document, repeats, texts
+from nnattr.teaching.tokenizer import SPECIAL_TOKENS
 
 PROMPT, ANSWER, TAIL = 0.03, 1.0, 0.1
 
@@ -33,6 +34,7 @@ class Course:
     muon_rate: float
     adamw_rate: float
     warmup: int = 50
+    last_rate: float = 0.02
     weight_decay: float = 0.03
 
 
@@ -77,9 +79,8 @@ def repeated(
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The ids of everything but the special tokens."""
-    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<|begin|>")}
-    return [index for index in range(len(tokenizer)) if index not in special]
+    """The ids of everything but the special tokens, which come first."""
+    return list(range(len(SPECIAL_TOKENS), len(tokenizer)))
 
 
 def stream(tokenizer: PreTrainedTokenizerFast, course: Course, seed: int) -> Iterator[list[Batch]]:

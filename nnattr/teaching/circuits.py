@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def attention_scores(
     length, opening = 30, tokenizer("").input_ids
     sequences = [rng.sample(ordinary_ids(tokenizer), length) for _ in range(16)]
     ids = torch.tensor([opening + sequence * 2 for sequence in sequences])
-    implementation = model.config._attn_implementation
+    implementation = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation("eager")
     attentions = torch.stack(model(input_ids=ids, output_attentions=True).attentions)
     model.set_attn_implementation(implementation)
@@ -59,7 +60,7 @@ def label(head: Head) -> str:
     return f"L{head[0]}H{head[1]}"
 
 
-def output_projections(model: PreTrainedModel) -> list[nn.Module]:
+def output_projections(model: Any) -> list[nn.Module]:
     """The attention output projection of every layer."""
     if model.config.model_type == "gpt2":
         return [block.attn.c_proj for block in model.transformer.h]

@@ -137,7 +137,7 @@ def evaluate(
         "notebook_accuracy": accuracy(list(ioi.NOTEBOOK)),
         "notebook_logit_difference": gaps(list(ioi.NOTEBOOK)).mean().item(),
         **repeat_metrics(model, tokenizer, random.Random(f"repeats {seed}")),
-        "facts_accuracy": group_accuracy(model, tokenizer, draw(facts.heldout, seed, 500)),
+        "facts_accuracy": group_accuracy(model, tokenizer, draw(facts.heldout, seed, 1000)),
         "requests_accuracy": accuracy(draw(requests.heldout, seed, 200)),
         "greater_than_probability": greater_than_mass(
             model, tokenizer, draw(small.greater_than, seed, 200)
@@ -145,7 +145,7 @@ def evaluate(
         "pronoun_accuracy": accuracy(draw(small.pronoun, seed, 200)),
         "agreement_accuracy": accuracy(draw(small.agreement, seed, 200)),
         **circuits.attention_scores(model, tokenizer, random.Random(f"heads {seed}")),
-        **circuits.strongest_heads(model, lambda: gaps(pairs[:100]).mean().item()),
+        **circuits.strongest_heads(model, lambda: gaps(pairs[:50]).mean().item()),
     }
 
 

@@ -14,7 +14,7 @@ from nnattr.teaching.corpus.document import Document
 
 __all__ = ["MIXTURES", "Document", "facts", "ioi", "requests", "small", "texts"]
 
-#: What a text is about, with its share in percent, in each of the two courses of training.
+#: What a text is about, with its share in percent, in each course of training.
 MIXTURES: dict[str, dict[Callable[[random.Random], Document], int]] = {
     "everything": {
         ioi.training: 32,
@@ -26,6 +26,15 @@ MIXTURES: dict[str, dict[Callable[[random.Random], Document], int]] = {
         small.agreement: 3,
         small.sentence: 3,
     },
+    "reminders": {
+        ioi.training: 20,
+        facts.statement: 10,
+        facts.reminder: 60,
+        requests.training: 4,
+        small.greater_than: 2,
+        small.pronoun: 2,
+        small.agreement: 2,
+    },
     "facts": {
         ioi.training: 16,
         facts.statement: 20,
@@ -35,6 +44,17 @@ MIXTURES: dict[str, dict[Callable[[random.Random], Document], int]] = {
         small.greater_than: 3,
         small.pronoun: 2,
         small.agreement: 2,
+        small.sentence: 1,
+    },
+    "statements": {
+        ioi.training: 14,
+        facts.statement: 28,
+        facts.likeness: 24,
+        facts.training: 24,
+        requests.training: 4,
+        small.greater_than: 2,
+        small.pronoun: 2,
+        small.agreement: 1,
         small.sentence: 1,
     },
 }

@@ -110,18 +110,32 @@ def _capital_question(rng: random.Random) -> Document:
 def training(rng: random.Random) -> Document:
     """A training question about an entity that is not held out.
 
-    In a quarter of the texts the fact is stated just before, which teaches what is to be compared.
+    In a quarter of the texts the fact is stated just before.
     """
     if rng.randrange(8) == 0:
         return _capital_question(rng)
+    entity, category = _asked_entity(rng)
+    asked = question(rng, entity, category, truth=rng.random() < 0.5)
+    return _reminded(asked, entity, category) if rng.randrange(4) == 0 else asked
+
+
+def reminder(rng: random.Random) -> Document:
+    """A question just after the statement that answers it: this teaches what is to be compared."""
+    entity, category = _asked_entity(rng)
+    asked = question(rng, entity, category, truth=rng.random() < 0.5)
+    return _reminded(asked, entity, category)
+
+
+def _asked_entity(rng: random.Random) -> tuple[str, str]:
     entity, category = _entity(rng)
     while entity in HELDOUT[category]:
         entity, category = _entity(rng)
-    asked = question(rng, entity, category, truth=rng.random() < 0.5)
-    if rng.randrange(4) == 0:
-        reminder = fill("{E} is {c}.", entity, category, category)
-        return Document(f"{reminder} {asked.prompt}", asked.answer, asked.tail)
-    return asked
+    return entity, category
+
+
+def _reminded(asked: Document, entity: str, category: str) -> Document:
+    fact = fill("{E} is {c}.", entity, category, category)
+    return Document(f"{fact} {asked.prompt}", asked.answer, asked.tail)
 
 
 def heldout(rng: random.Random) -> Document:
