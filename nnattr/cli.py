@@ -84,7 +84,7 @@ def options(
 def demo(
     model: Annotated[
         str, typer.Option(help="A teaching model, a Hugging Face id, or a local folder.")
-    ] = "teaching-gpt2",
+    ] = "teaching-llama",
     n: Annotated[int, typer.Option(help="Number of prompt pairs.", min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Which names and places.")] = 0,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("nnattr-demo.html"),
