@@ -19,7 +19,7 @@ from nnattr.errors import NnattrError, ResultError
 
 EXAMPLE = """\
 # One analysis for `nnattr run`. Only model and task are needed; the rest shows other choices.
-model: teaching-gpt2             # a teaching model, a Hugging Face id, or a local folder
+model: teaching-llama            # a teaching model, a Hugging Face id, or a local folder
 task:
   name: ioi                      # a generator of nnattr.tasks, with its arguments
   arguments: {n: 32, seed: 0}
