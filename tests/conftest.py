@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
 
@@ -15,3 +16,8 @@ def _nobodys_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A user's own configuration must not decide what a test sees."""
     monkeypatch.delenv("NNATTR_BACKEND", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+# no deadline: machines are noisy; the same examples in every run
+settings.register_profile("nnattr", deadline=None, derandomize=True)
+settings.load_profile("nnattr")

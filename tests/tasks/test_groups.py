@@ -116,20 +116,29 @@ def test_a_direction_needs_both_sides():
 
 @pytest.mark.parametrize("name", TEACHING)
 def test_the_teaching_model_shows_it_too(name):
-    """On some fact the two metrics differ in sign, the probable group being the right one."""
+    """A group with words that the model never says: right by probability, wrong by mean logit.
+
+    The notebook's groups were such lists: every way to say yes that came to mind.
+    """
     subject = model(name)
-    task = tasks.facts(subject.tokenizer, n=200, seed=0)
-    asked = tuple(a + b for a, b in zip(task.answer_ids, task.wrong_answer_ids, strict=True))
-    found = subject.predict(task.clean_tokens, asked=asked)
+    facts = tasks.facts(subject.tokenizer, n=40, seed=0).filter(subject)
+    unsaid = tuple(
+        f" {word}" for word in ("piano", "basketball", "river", "castle", "camera", "map")
+    )
+    listed = [(*group, *unsaid) for group in facts.answers]
+    question = Task.from_prompts(
+        facts.clean, listed, facts.wrong_answers, tokenizer=subject.tokenizer
+    )
+    asked = tuple(
+        a + b for a, b in zip(question.answer_ids, question.wrong_answer_ids, strict=True)
+    )
+    found = subject.predict(question.clean_tokens, asked=asked)
     logits = found.asked[:, -1] - found.log_norm
-    signs = []
+    odds, means = [], []
     for i, row in enumerate(logits):
-        n = len(task.answer_ids[i])
+        n = len(question.answer_ids[i])
         right, wrong = row[:n], row[n : len(asked[i])]
-        odds = (right.logsumexp(0) - wrong.logsumexp(0)).item()
-        signs.append((odds > 0, (right.mean() - wrong.mean()).item() > 0))
-    disagree = sum(odds != mean for odds, mean in signs)
-    print(f"{name}: {disagree} of {len(signs)} facts differ in sign")
-    if not disagree:
-        pytest.skip(f"{name} spreads its probability evenly: none of {len(signs)} facts differs")
-    assert disagree < len(signs)
+        odds.append((right.logsumexp(0) - wrong.logsumexp(0)).item())
+        means.append((right.mean() - wrong.mean()).item())
+    assert all(value > 0 for value in odds), "the group is the more probable one, every time"
+    assert sum(value < 0 for value in means) >= 3, "and its mean logit says otherwise"
