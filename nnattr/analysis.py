@@ -110,7 +110,7 @@ def described(scores: Scores, top: int) -> str:
     """What was measured, the metric of both runs, and the strongest cells."""
     p = scores.provenance
     options = ", ".join(f"{key}={value!r}" for key, value in p.arguments.items())
-    means = {run: scores.baselines.sel(run=run).mean().item() for run in ("clean", "corrupted")}
+    means = scores.baselines.mean("example").dropna("run").to_series()
     ranking, cells = scores.top(top), scores.mean().raw.size
     error = " (± standard error)" if scores.baselines.sizes["example"] > 1 else ""
     return "\n".join(
