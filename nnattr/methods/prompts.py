@@ -47,7 +47,13 @@ def fits(model: Model, task: Task) -> None:
     Raises:
         TaskError: it was not, or does not.
     """
-    _room(model, task.width, 0)
+    limit = model.context_length
+    if limit is not None and task.width > limit:
+        longest = max(task.clean, key=len)
+        raise TaskError(
+            f"The prompt {longest[:60]!r}... is {task.width} tokens long, and {model.name} takes "
+            f"{limit}."
+        )
     if not task.encoded_by(model.tokenizer):
         raise TaskError(
             f"The task was encoded with another tokenizer than that of {model.name}; make it with "

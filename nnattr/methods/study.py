@@ -10,18 +10,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from nnattr.backend import JobFunction
+from nnattr.backend import Cost, JobFunction
 from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.frame import Frame
 from nnattr.methods.positions import Positions, integers, spots
+from nnattr.methods.prompts import fits
+from nnattr.methods.records import record
 from nnattr.metrics import Metric, answer_fields, check, describe
 from nnattr.model.layout import layout
 from nnattr.model.runs import TOKENS_PER_FORWARD
@@ -62,7 +62,7 @@ class Study:
         check(self.metric, self.task)
         if self.engine not in ("suffix", "full"):
             raise TaskError(f"engine is {self.engine!r}; expected 'suffix' or 'full'.")
-        _fits(self.model, self.task)
+        fits(self.model, self.task)
 
     def run(self, checkpoint: str | Path | None = None) -> Scores:
         """Compute the answer where the model's backend says."""
@@ -124,7 +124,9 @@ class Study:
 
     def _provenance(self) -> Provenance:
         positions = self.positions
-        return Provenance(
+        return record(
+            self.model,
+            self.task,
             method=self.method,
             arguments={
                 "site": self.site,
@@ -133,33 +135,7 @@ class Study:
                 "normalized": self.normalized,
             },
             metric=describe(self.metric),
-            model=self.model.name,
-            revision=self.model.revision,
-            architecture=self.model.architecture,
-            backend=self.model.backend.name,
-            dtype=self.model.dtype,
-            task=self.task.name,
-            task_hash=self.task.hash,
-            versions={
-                name: version(name) for name in ("nnattr", "nnsight", "torch", "transformers")
-            },
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-
-def _fits(model: Model, task: Task) -> None:
-    """Check that the task was encoded for this model and fits its context."""
-    limit = model.context_length
-    if limit is not None and task.width > limit:
-        longest = max(task.clean, key=len)
-        raise TaskError(
-            f"The prompt {longest[:60]!r}... is {task.width} tokens long, and {model.name} takes "
-            f"{limit}."
-        )
-    if not task.encoded_by(model.tokenizer):
-        raise TaskError(
-            f"The task was encoded with another tokenizer than that of {model.name}; make it with "
-            "tokenizer=model.tokenizer."
+            cost=Cost(),
         )
 
 
