@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice, permutations, product
 from typing import Any
 
-from nnattr.arch.spec import ArchSpec, Place
+from nnattr.arch.spec import QKV, ArchSpec, Place
 from nnattr.errors import ArchError
 
 #: How many arrangements are offered at most.
@@ -30,6 +30,17 @@ MLP = re.compile(r"mlp|ffn|ff\b|feed_?forward|moe|experts|fc2|block_sparse", re.
 NORM = re.compile(r"norm|(^|_)ln(_|$|\d)", re.IGNORECASE)
 OUTWARD = re.compile(r"^(o|out|output|c|wo|dense|proj|resid)(_|$|\d)|^wo$", re.IGNORECASE)
 INWARD = re.compile(r"^(w?[qkv]|query|key|value|qkv|q_|k_|v_|gate|g_|in_)", re.IGNORECASE)
+EXPERTS = re.compile(r"expert|moe|router", re.IGNORECASE)
+FUSED = re.compile(r"qkv|query_key_value|c_attn|in_proj|pack", re.IGNORECASE)
+#: Norms of queries and keys; they matter here if they run over all heads together.
+NORMS = ("q_norm", "k_norm")
+#: Names of the three projections where each has a module.
+SEPARATE = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("wq", "wk", "wv"),
+    ("q", "k", "v"),
+)
 
 #: Configuration attributes that scale or cap, in the order in which they are looked for.
 RESIDUAL_SCALES = ("residual_multiplier",)
@@ -53,6 +64,8 @@ class Anatomy:
         layers, embed, unembed: as in `ArchSpec`.
         final_norms: possible norms before the unembedding, likely first; None is always possible.
         projections: possible attention output projections, likely first.
+        qkv: for each projection the queries, keys and values beside it, where they are found.
+        mlp_proj: the MLP's output projection, or None.
         norms: the norms of a layer, in the order of definition.
         mlps: modules whose output may be the MLP's contribution, likely first.
     """
@@ -62,6 +75,8 @@ class Anatomy:
     unembed: str
     final_norms: tuple[str | None, ...]
     projections: tuple[str, ...]
+    qkv: dict[str, QKV | None]
+    mlp_proj: str | None
     norms: tuple[str, ...]
     mlps: tuple[str, ...]
 
@@ -103,6 +118,8 @@ def candidates(module: Any) -> Iterator[ArchSpec]:
             attn_out=attn_out,
             mlp_out=mlp_out,
             resid_mid=resid_mid,
+            qkv=found.qkv[projection],
+            mlp_proj=found.mlp_proj,
             **constants,
         )
         for projection, final_norm in product(found.projections, found.final_norms)
@@ -137,6 +154,8 @@ def dissect(module: Any, config: Any) -> Anatomy:
         unembed=unembed,
         final_norms=_final_norms(module, layers),
         projections=projections,
+        qkv={path: _qkv(first, path) for path in projections},
+        mlp_proj=_mlp_proj(first, projections[0], d_model),
         norms=tuple(key for key, part in first.named_children() if _is_norm(key, part)),
         mlps=_mlps(first, projections[0].partition(".")[0], d_model),
     )
@@ -207,6 +226,40 @@ def _projections(layer: Any, n_heads: int, d_model: int) -> tuple[str, ...]:
         if ATTENTION.search(owner) and not foreign:
             found.append((not OUTWARD.search(leaf), -len(found), path))
     return tuple(path for *_, path in sorted(found))
+
+
+def _qkv(layer: Any, projection: str) -> QKV | None:
+    """Queries, keys and values beside a projection: three linear maps, or one for all.
+
+    The tree does not say how a fused output is packed: by blocks, until a proof says otherwise.
+    """
+    parent = projection.rpartition(".")[0]
+    parts = dict(layer.get_submodule(parent).named_children())
+    root = f"{parent}." if parent else ""
+    for names in SEPARATE:
+        if all(_widths(parts.get(name)) for name in names):
+            width = (_widths(parts[names[0]]) or (0, 0))[1]
+            weight = getattr(parts.get(NORMS[0]), "weight", None)
+            whole = weight is not None and weight.numel() == width
+            norms = (f"{root}{NORMS[0]}", f"{root}{NORMS[1]}") if whole else None
+            q, k, v = (f"{root}{name}" for name in names)
+            return QKV(q, k, v, norms=norms)
+    fused = [f"{root}{name}" for name in parts if FUSED.search(name) and _widths(parts[name])]
+    return QKV(fused[0], fused[0], fused[0], "blocks") if len(fused) == 1 else None
+
+
+def _mlp_proj(layer: Any, projection: str, d_model: int) -> str | None:
+    """The last linear map to d_model outside attention, unless there are several such MLPs."""
+    inside = projection.rpartition(".")[0] + "."
+    found = [
+        path
+        for path, part in layer.named_modules()
+        if (_widths(part) or (0, 0))[1] == d_model
+        and path != projection
+        and not (inside != "." and path.startswith(inside))
+    ]
+    several = any(EXPERTS.search(key) for key, _ in layer.named_modules())
+    return found[-1] if found and not several else None
 
 
 def _widths(part: Any) -> tuple[int, int] | None:

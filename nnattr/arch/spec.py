@@ -21,11 +21,41 @@ from typing import Any, Literal, NamedTuple
 Side = Literal["input", "output", "stream", "copied"]
 
 
+#: How q, k and v share the last axis of what a module returns.
+#:
+#: ``separate``  each has a module of its own.
+#: ``blocks``    side by side: all queries, all keys, all values.
+#: ``groups``    for each key/value head its queries, its key, its value.
+Packing = Literal["separate", "blocks", "groups"]
+
+
 class Place(NamedTuple):
-    """One side of one module: where a tensor can be read and written."""
+    """One side of one module: where a tensor can be read and written.
+
+    ``part`` (groups, first, last) says which part of the last axis is meant: cut the axis into
+    that many groups and take the columns from first to last of each. None is all of it.
+    """
 
     path: str
     side: Side
+    part: tuple[int, int, int] | None = None
+
+
+class QKV(NamedTuple):
+    """The modules in a layer whose outputs hold the queries, keys and values of all heads.
+
+    Attributes:
+        q, k, v: paths of the projections; the same path where one module makes them all.
+        packing: how they share that module's output.
+        norms: the norms of q and k that run over all heads together (OLMo 2), or None. Only
+            behind them do the heads stand apart, so there q and k are read and written.
+    """
+
+    q: str
+    k: str
+    v: str
+    packing: Packing = "separate"
+    norms: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +77,9 @@ class ArchSpec:
         mlp_out: the same for the MLP (or mixture of experts).
         resid_mid: the residual stream between attention and MLP; None where both read the same
             residual stream (parallel blocks).
+        qkv: the projections to queries, keys and values; None where they are not of this kind.
+        mlp_proj: the MLP's output projection in a layer; its *input* is the neurons. None for
+            mixtures of experts.
         residual_scale: the config attribute that multiplies each contribution before it is added
             (Granite), or None.
         logit_scale: the config attribute that multiplies (Cohere) the logits, or None.
@@ -62,6 +95,8 @@ class ArchSpec:
     attn_out: Place
     mlp_out: Place
     resid_mid: Place | None
+    qkv: QKV | None = None
+    mlp_proj: str | None = None
     residual_scale: str | None = None
     logit_scale: str | None = None
     logit_divisor: str | None = None
@@ -79,6 +114,8 @@ def missing(spec: ArchSpec, module: Any) -> list[str]:
     layers = [name for name in names if name.rpartition(".")[0] == spec.layers]
     places = (spec.attn_out, spec.mlp_out, spec.resid_mid)
     inside = [spec.attn_proj, *(place.path for place in places if place is not None)]
+    inside += [spec.mlp_proj] if spec.mlp_proj is not None else []
+    inside += [*spec.qkv[:3], *(spec.qkv.norms or ())] if spec.qkv is not None else []
     wanted = [spec.layers, spec.embed, spec.unembed]
     wanted += [spec.final_norm] if spec.final_norm is not None else []
     wanted += [f"{layer}.{path}" for layer in sorted(layers) for path in inside]

@@ -13,9 +13,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nnattr.arch.spec import ArchSpec, Place
+from nnattr.arch.spec import QKV, ArchSpec, Packing, Place
 
 Row = ArchSpec | Callable[[Any], ArchSpec | None]
+
+
+def _separate(attention: str) -> QKV:
+    """Queries, keys and values from three projections of an attention module."""
+    return QKV(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
+
+
+def _fused(path: str, packing: Packing) -> QKV:
+    """Queries, keys and values from one projection."""
+    return QKV(path, path, path, packing)
+
 
 LLAMA = ArchSpec(
     layers="model.layers",
@@ -26,7 +37,12 @@ LLAMA = ArchSpec(
     attn_out=Place("self_attn.o_proj", "output"),
     mlp_out=Place("mlp", "output"),
     resid_mid=Place("post_attention_layernorm", "stream"),
+    qkv=_separate("self_attn"),
+    mlp_proj="mlp.down_proj",
 )
+
+# Mixtures of experts have no one projection that neurons enter.
+EXPERTS = replace(LLAMA, mlp_proj=None)
 
 GPT2 = ArchSpec(
     layers="transformer.h",
@@ -37,6 +53,8 @@ GPT2 = ArchSpec(
     attn_out=Place("attn.c_proj", "output"),
     mlp_out=Place("mlp", "output"),
     resid_mid=Place("ln_2", "stream"),
+    qkv=_fused("attn.c_attn", "blocks"),
+    mlp_proj="mlp.c_proj",
 )
 
 # Norms on both sides of attention and of the MLP: a contribution is what leaves the second norm.
@@ -49,7 +67,14 @@ GEMMA2 = replace(
 )
 
 # Norms only after attention and after the MLP, which therefore reads the bare residual stream.
-OLMO2 = replace(GEMMA2, resid_mid=Place("mlp", "stream"), logit_softcap=None)
+OLMO2 = replace(
+    GEMMA2,
+    resid_mid=Place("mlp", "stream"),
+    qkv=_separate("self_attn")._replace(norms=("self_attn.q_norm", "self_attn.k_norm")),
+    logit_softcap=None,
+)
+
+OLMOE = replace(EXPERTS, qkv=OLMO2.qkv)
 
 COHERE = replace(LLAMA, resid_mid=None, logit_scale="logit_scale")
 
@@ -61,16 +86,27 @@ PHI = replace(
     attn_proj="self_attn.dense",
     attn_out=Place("self_attn.dense", "output"),
     resid_mid=None,
+    mlp_proj="mlp.fc2",
 )
+
+PHI3 = replace(LLAMA, qkv=_fused("self_attn.qkv_proj", "blocks"))
+
+STARCODER2 = replace(LLAMA, mlp_proj="mlp.c_proj")
 
 GPT_NEO = replace(
     GPT2,
     attn_proj="attn.attention.out_proj",
     attn_out=Place("attn.attention.out_proj", "output"),
+    qkv=_separate("attn.attention"),
 )
 
 GPTJ = replace(
-    GPT2, attn_proj="attn.out_proj", attn_out=Place("attn.out_proj", "output"), resid_mid=None
+    GPT2,
+    attn_proj="attn.out_proj",
+    attn_out=Place("attn.out_proj", "output"),
+    resid_mid=None,
+    qkv=_separate("attn"),
+    mlp_proj="mlp.fc_out",
 )
 
 GPT_NEOX = ArchSpec(
@@ -82,6 +118,8 @@ GPT_NEOX = ArchSpec(
     attn_out=Place("attention.dense", "output"),
     mlp_out=Place("mlp", "output"),
     resid_mid=Place("post_attention_layernorm", "stream"),
+    qkv=_fused("attention.query_key_value", "groups"),
+    mlp_proj="mlp.dense_4h_to_h",
 )
 
 # The residual is added inside the attention and MLP modules: their projections' outputs are the
@@ -93,6 +131,8 @@ BLOOM = replace(
     attn_out=Place("self_attention.dense", "output"),
     mlp_out=Place("mlp.dense_4h_to_h", "output"),
     resid_mid=Place("post_attention_layernorm", "stream"),
+    qkv=_fused("self_attention.query_key_value", "groups"),
+    mlp_proj="mlp.dense_4h_to_h",
 )
 
 MPT = ArchSpec(
@@ -104,6 +144,8 @@ MPT = ArchSpec(
     attn_out=Place("attn.out_proj", "output"),
     mlp_out=Place("ffn.down_proj", "output"),
     resid_mid=Place("norm_2", "stream"),
+    qkv=_fused("attn.Wqkv", "blocks"),
+    mlp_proj="ffn.down_proj",
 )
 
 OPT = ArchSpec(
@@ -115,6 +157,8 @@ OPT = ArchSpec(
     attn_out=Place("self_attn.out_proj", "output"),
     mlp_out=Place("fc2", "output"),
     resid_mid=Place("final_layer_norm", "stream"),
+    qkv=_separate("self_attn"),
+    mlp_proj="fc2",
 )
 
 
@@ -133,6 +177,11 @@ def _falcon(config: Any) -> ArchSpec:
     if config.new_decoder_architecture or config.parallel_attn:
         return replace(BLOOM, mlp_out=Place("mlp", "copied"), resid_mid=None)
     return replace(BLOOM, mlp_out=Place("mlp", "output"))
+
+
+def _bigcode(config: Any) -> ArchSpec:
+    """GPT-BigCode: one key/value head for all queries, or GPT-2's heads packed head by head."""
+    return GPT2 if config.multi_query else replace(GPT2, qkv=_fused("attn.c_attn", "groups"))
 
 
 def _bloom(config: Any) -> ArchSpec | None:
@@ -157,29 +206,29 @@ ROWS: dict[str, Row] = {
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA2,
     "gpt2": GPT2,
-    "gpt_bigcode": GPT2,
+    "gpt_bigcode": _bigcode,
     "gpt_neo": GPT_NEO,
     "gpt_neox": _neox,
     "gptj": GPTJ,
     "granite": GRANITE,
     "llama": LLAMA,
     "mistral": LLAMA,
-    "mixtral": LLAMA,
+    "mixtral": EXPERTS,
     "mpt": MPT,
     "olmo": LLAMA,
     "olmo2": OLMO2,
     "olmo3": OLMO2,
-    "olmoe": LLAMA,
+    "olmoe": OLMOE,
     "opt": _opt,
     "phi": PHI,
-    "phi3": LLAMA,
+    "phi3": PHI3,
     "qwen2": LLAMA,
-    "qwen2_moe": LLAMA,
+    "qwen2_moe": EXPERTS,
     "qwen3": LLAMA,
-    "qwen3_moe": LLAMA,
+    "qwen3_moe": EXPERTS,
     "smollm3": LLAMA,
     "stablelm": _stablelm,
-    "starcoder2": LLAMA,
+    "starcoder2": STARCODER2,
 }
 
 

@@ -53,7 +53,7 @@ def components(model: Model, unit: Unit, layers: Sequence[int]) -> Plan:
         for kind in ("attn", "mlp"):
             name = f"L{layer} {kind}"
             split = layer in layers and kind == ("attn" if unit == "head" else "mlp")
-            path, side = sites.place(spec, f"{kind}_out", layer)  # type: ignore[arg-type]
+            path, side, _ = sites.place(spec, f"{kind}_out", layer)  # type: ignore[arg-type]
             if split:
                 inside = _projection(model, unit, layer)
                 reads += [(f"{name} in", inside, "input"), (f"{name} out", inside, "output")]
@@ -122,37 +122,7 @@ def logit_constants(model: Model) -> tuple[float, float | None]:
 
 def _projection(model: Model, unit: Unit, layer: int) -> str:
     """The path of the projection that heads or neurons enter."""
-    if unit == "head":
-        return sites.place(model.spec, "z", layer).path
-    return down_projection(model, layer)
-
-
-def down_projection(model: Model, layer: int) -> str:
-    """The path of the MLP's last projection, whose input is the neurons.
-
-    Found by structure: the last linear module of the layer, outside attention, that is as wide as
-    the residual stream. The job proves it.
-
-    Raises:
-        ArchError: there is none, as in a mixture of experts.
-    """
-    attention = sites.place(model.spec, "z", layer).path
-    inside = attention.rpartition(".")[0] + "."
-    root = f"{model.spec.layers}.{layer}"
-    found = [
-        f"{root}.{path}"
-        for path, part in model.nn._module.get_submodule(root).named_modules()
-        if getattr(part, "out_features", getattr(part, "nf", None)) == model.config.hidden_size
-    ]
-    own = [path for path in found if path != attention]
-    if inside != f"{root}.":
-        own = [path for path in own if not path.startswith(inside)]
-    if not own:
-        raise ArchError(
-            f"The MLP of layer {layer} of {model.name} is not one down-projection (a mixture of "
-            "experts?), so it has no neurons to attribute to. Use unit='component'."
-        )
-    return own[-1]
+    return sites.place(model.spec, "z" if unit == "head" else "neuron", layer).path
 
 
 def _is_norm_behind(model: Model, place: str, projection: str) -> bool:

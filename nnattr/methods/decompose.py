@@ -94,7 +94,7 @@ def look(nn: Any, ask: dict[str, Any], columns: Tensor) -> dict[str, Tensor]:
     n, pos = ask["run"]["ids"].shape
     seen = {}
     for key, path, side in ask["reads"]:
-        value = read(nn, (path, side), pos)
+        value = read(nn, (path, side, None), pos)
         seen[key] = value[:, columns.to(value.device)].expand(n, -1, -1)
     if "pos_embed" in seen:
         seen["embed"] = seen["embed"] - seen["pos_embed"]

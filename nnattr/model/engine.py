@@ -66,7 +66,7 @@ def out_of_reach(nn: Any, ask: SimpleNamespace) -> bool:
 
     Such an edit would reach the norm that reads the residual stream, and not the stream itself.
     """
-    in_place = any(side == "stream" for _, side in ask.places)
+    in_place = any(side == "stream" for _, side, _ in ask.places)
     return in_place and nn.get(ask.embed).weight.is_meta
 
 
@@ -268,7 +268,7 @@ def enter(nn: Any, ask: SimpleNamespace, at: int, stream: Tensor) -> None:
     for layer in range(at):
         skip(nn, ask.layer_paths[layer], stream, ask.arity["layer"])
     if at == 0:
-        write(nn, (ask.layer_paths[0], "input"), stream)
+        write(nn, (ask.layer_paths[0], "input", None), stream)
 
 
 def skip(nn: Any, path: str, value: Tensor, arity: int) -> None:

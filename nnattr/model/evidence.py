@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nnattr.model.sites import read, write
 
-Places = dict[str, list[tuple[str, str]]]
+Places = dict[str, list[tuple[Any, ...]]]
 
 
 def gather(
@@ -31,6 +31,7 @@ def gather(
     proj: list[str],
     head: dict[str, Any],
     n_heads: int,
+    inner: dict[str, tuple[int, list[Any]]],
 ) -> dict[str, Any]:
     """Measure everything that `nnattr.model.verify` judges.
 
@@ -43,9 +44,10 @@ def gather(
         proj: the path of every layer's attention output projection.
         head: paths and constants of everything after the last layer, and ``residual_scale``.
         n_heads: number of attention heads.
+        inner: of q, k, v and neuron, those that the spec knows: how many heads, and the places.
     """
     with torch.no_grad():
-        return measure(nn, tick, torch.tensor(ids), pad, sites, proj, head, n_heads)
+        return measure(nn, tick, torch.tensor(ids), pad, sites, proj, head, n_heads, inner)
 
 
 def measure(
@@ -57,9 +59,10 @@ def measure(
     proj: list[str],
     head: dict[str, Any],
     n_heads: int,
+    inner: dict[str, tuple[int, list[Any]]],
 ) -> dict[str, Any]:
     """`gather` without gradients: look first, and go on to edit only what looks right."""
-    total = len(sites) + 3
+    total = len(sites) + len(inner) + 3
     found = observe(nn, prompts, sites, proj, head, n_heads)
     tick(1, total)
     found["complete"] = all(gap <= 10 * found["tolerance"] for gap in found["gaps"].values())
@@ -72,6 +75,13 @@ def measure(
     for done, site in enumerate(sites):
         found["edits"][site] = edit(nn, rows, sites, site, n_heads, head["residual_scale"])
         tick(3 + done, total)
+    found["apart"], found["neurons"] = {}, None
+    for done, (name, (heads, places)) in enumerate(inner.items()):
+        if name == "neuron":
+            found["neurons"] = neurons_gap(nn, prompts, places, sites["mlp_out"])
+        else:
+            found["apart"][name] = apart(nn, prompts[:1], places, heads, sites, n_heads)
+        tick(3 + len(sites) + done, total)
     found["padding"] = padding(nn, prompts[0], pad)
     tick(total, total)
     return found
@@ -236,6 +246,45 @@ def edit(
         "sums": worst(gaps),
         "gathers": min(gap(pair["z"][0, -1], pair["z"][1, -1]) for pair in kept),
     }
+
+
+def apart(
+    nn: Any, prompt: Tensor, places: list[Any], heads: int, sites: Places, n_heads: int
+) -> int:
+    """How often an edit of one head of q, k or v does not change just the z that it should.
+
+    Row *i* has head *i* turned and doubled in every layer, the last row none, and all rows enter
+    every layer with the same residual stream. A query head makes one z, a key/value head those of
+    its group.
+    """
+    batch, pos = prompt.expand(heads + 1, -1), prompt.shape[1]
+    own = torch.arange(n_heads) * heads // n_heads == torch.arange(heads)[:, None]
+    wrong = []
+    with nn.trace(input_ids=batch, use_cache=False):
+        for where, entry, site in zip(places, sites["resid_pre"], sites["z"], strict=True):
+            stream = read(nn, entry, pos)
+            write(nn, entry, stream[-1:].expand_as(stream).clone())
+            value = read(nn, where, pos).clone()
+            for row, head in enumerate(value.unflatten(-1, (heads, -1)).unbind(-2)[:heads]):
+                head[row].mul_(-2)  # a view
+            write(nn, where, value)
+            z = read(nn, site, pos).detach().float().unflatten(-1, (n_heads, -1))
+            moved = (z[:-1] - z[-1:]).abs().amax((1, 3)) / z.abs().max()
+            changed = moved > 4 * torch.finfo(value.dtype).eps
+            wrong.append(int((changed.cpu() != own).sum()))
+    return sum(wrong)
+
+
+def neurons_gap(nn: Any, prompts: Tensor, places: list[Any], outs: list[Any]) -> float:
+    """How far the projection that the neurons enter is from giving the MLP's contribution."""
+    gaps = []
+    with nn.trace(input_ids=prompts, use_cache=False):
+        for (path, *_), out in zip(places, outs, strict=True):
+            projected = nn.get(path).output.clone()
+            inside = path == out[0] or path.startswith(f"{out[0]}.")
+            entering = read(nn, out, prompts.shape[1]) if inside else nn.get(out[0]).input
+            gaps.append(gap(projected.flatten(), entering.flatten()))
+    return worst(gaps)
 
 
 def turn(value: Tensor, row: int, n_parts: int) -> None:

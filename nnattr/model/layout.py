@@ -39,9 +39,9 @@ def layout(model: Model, site: SiteName) -> dict[str, Any]:
     early = site in ("resid_pre", "z") or (site == "attn_out" and not normed)
     reads = []
     for layer, path in enumerate(paths):
-        both = [("site", places[layer]), ("attention", (f"{path}.{attention}", "output"))]
-        reads.append([("stream", (path, "input")), *(both if early else both[::-1])])
-    reads[-1].append(("end", (paths[-1], "output")))
+        both = [("site", places[layer]), ("attention", (f"{path}.{attention}", "output", None))]
+        reads.append([("stream", (path, "input", None)), *(both if early else both[::-1])])
+    reads[-1].append(("end", (paths[-1], "output", None)))
     scale = getattr(model.config, spec.residual_scale) if spec.residual_scale else 1.0
     return {
         "site": site,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,13 @@ FORWARD_ORDER: tuple[sites.SiteName, ...] = (
     "mlp_out",
     "resid_post",
 )
+#: The checks of q, k, v and neurons: a discovered spec that fails one does without those sites.
+INSIDE = {
+    "q": "heads of q stand apart",
+    "k": "heads of k stand apart",
+    "v": "heads of v stand apart",
+    "neuron": "neurons W_out = the MLP's output",
+}
 HOW_TO = (
     "If you know where this model's parts are, pass them: nnattr.load(..., spec=ArchSpec("
     "layers=..., attn_proj=..., ...)); nnattr.arch.table has examples, and the spec is proven "
@@ -136,6 +143,11 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
     for spec in specs:
         candidate = replace(model, spec=spec)
         proof = verify(candidate)
+        for humbler in _humbler(spec, proof):
+            candidate = replace(model, spec=humbler)
+            proof = verify(candidate)
+            if proof.passed:
+                break
         if proof.passed:
             return candidate
         tried += 1
@@ -149,6 +161,20 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
         f"The structure of {model.name!r} could not be proven. Of {tried} arrangements tried, the "
         f"closest failed the check '{best.failed.name}' ({best.failed.detail}). {HOW_TO}"
     )
+
+
+def _humbler(spec: ArchSpec, proof: Proof) -> Iterator[ArchSpec]:
+    """Where only q, k, v or neurons fail: the other packing of a fused projection, or none."""
+    failed = {check.name for check in proof.checks if not check.passed}
+    if not failed or not failed <= set(INSIDE.values()):
+        return
+    if INSIDE["neuron"] in failed:
+        spec = replace(spec, mlp_proj=None)
+    if failed != {INSIDE["neuron"]}:
+        if spec.qkv is not None and spec.qkv.packing == "blocks":
+            yield replace(spec, qkv=spec.qkv._replace(packing="groups"))
+        spec = replace(spec, qkv=None)
+    yield spec
 
 
 def _merit(proof: Proof) -> int:
@@ -173,7 +199,7 @@ def _payload(model: Model, ids: Any) -> dict[str, Any]:
         "ids": ids.tolist(),
         "pad": int(_first(getattr(config, "pad_token_id", None)) or 0),
         "sites": {name: model.places(name) for name in _known_sites(model)},
-        "proj": [path for path, _ in model.places("z")],
+        "proj": [path for path, *_ in model.places("z")],
         "head": {
             "final_norm": spec.final_norm,
             "unembed": spec.unembed,
@@ -183,7 +209,20 @@ def _payload(model: Model, ids: Any) -> dict[str, Any]:
             "logit_softcap": constant(spec.logit_softcap, None),
         },
         "n_heads": model.n_heads,
+        "inner": _inner(model),
     }
+
+
+def _inner(model: Model) -> dict[str, tuple[int, list[Any]]]:
+    """Of q, k, v and neuron those that the spec knows: how many heads, and the places."""
+    found: dict[str, tuple[int, list[Any]]] = {}
+    if model.spec.qkv is not None:
+        kv = model.n_kv_heads
+        sizes: dict[sites.SiteName, int] = {"q": model.n_heads, "k": kv, "v": kv}
+        found |= {name: (size, model.places(name)) for name, size in sizes.items()}
+    if model.spec.mlp_proj is not None:
+        found["neuron"] = (0, model.places("neuron"))
+    return found
 
 
 def _first(value: Any) -> Any:
@@ -258,6 +297,12 @@ def _edit_checks(found: dict[str, Any]) -> list[Check]:
     text = f"z changes by {gathers:.1e} (> {least:.1e})"
     checks.append(Check("z gathers earlier positions", gathers > least, text))
     checks.append(_within("left padding changes nothing", found["padding"], 10 * limit))
+    for name, wrong in found["apart"].items():
+        text = "each changes the z it should, no other"
+        text = text if not wrong else f"{wrong} times a head changes other z, or not its own"
+        checks.append(Check(INSIDE[name], not wrong, text))
+    if found["neurons"] is not None:
+        checks.append(_within(INSIDE["neuron"], found["neurons"], limit))
     return checks
 
 

@@ -58,6 +58,24 @@ class Model:
         return self.config.num_attention_heads
 
     @property
+    def d_head(self) -> int:
+        """Size of a head: of its part of the attention output projection's input."""
+        projection = self.nn._module.get_submodule(sites.place(self.spec, "z", 0).path)
+        width = getattr(projection, "in_features", getattr(projection, "nx", None))
+        return (width or projection.weight.shape[-1]) // self.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key/value heads; each serves the same number of query heads."""
+        qkv = self.spec.qkv
+        if qkv is None:
+            return getattr(self.config, "num_key_value_heads", None) or self.n_heads
+        projection = self.nn._module.get_submodule(f"{self.spec.layers}.0.{qkv.v}")
+        width = getattr(projection, "out_features", getattr(projection, "nf", None))
+        heads = (width or projection.weight.shape[0]) // self.d_head
+        return heads if qkv.packing == "separate" else (heads - self.n_heads) // 2
+
+    @property
     def architecture(self) -> str:
         """The Hugging Face model type, e.g. ``"gpt2"``."""
         return self.config.model_type
@@ -72,14 +90,17 @@ class Model:
         """The longest prompt the model takes, if its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    def places(self, site: sites.SiteName) -> list[tuple[str, str]]:
+    def places(self, site: sites.SiteName) -> list[tuple[Any, ...]]:
         """Where ``site`` is found in each layer, as plain values that can travel.
 
         Raises:
             ArchError: the site is unknown or this family does not have it.
         """
+        part = None
+        if site in ("q", "k", "v") and self.spec.qkv is not None:
+            part = sites.part(self.spec.qkv, site, self.n_heads, self.n_kv_heads, self.d_head)
         found = (sites.place(self.spec, site, layer) for layer in range(self.n_layers))
-        return [(place.path, place.side) for place in found]
+        return [(place.path, place.side, part) for place in found]
 
     def run(self, job: JobFunction, payload: Mapping[str, Any], *, label: str) -> Outcome:
         """Run ``job(nn, tick, **payload)`` on this model's backend as one session."""

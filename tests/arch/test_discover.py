@@ -26,13 +26,18 @@ def small(model_type: str, **sizes: Any) -> Any:
 
 
 def effective(spec: ArchSpec, config: Any) -> ArchSpec:
-    """The spec without constants that the configuration leaves unset."""
+    """The spec without constants that the configuration leaves unset.
+
+    With one key/value head there is one group: both packings are the same.
+    """
     names = ("residual_scale", "logit_scale", "logit_divisor", "logit_softcap")
-    unset = {
+    unset: dict[str, Any] = {
         name: None
         for name in names
         if getattr(spec, name) is not None and getattr(config, getattr(spec, name)) is None
     }
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", 0):
+        unset["qkv"] = spec.qkv and spec.qkv._replace(packing="blocks")
     return replace(spec, **unset)
 
 

@@ -9,14 +9,12 @@ import torch
 
 from nnattr.model.sites import read, write
 from nnattr.model.view import load
-from tests.tiny import tiny_module, tiny_tokenizer
+from tests.tiny import FAMILIES, tiny_module, tiny_tokenizer
 
 IDS = [[5, 17, 42, 8]]
 
 
-def derivative(
-    nn: Any, tick: Any, embed: str, where: tuple[str, str], direction: Any
-) -> dict[str, Any]:
+def derivative(nn: Any, tick: Any, embed: str, where: Any, direction: Any) -> dict[str, Any]:
     """The derivative of a logit along ``direction`` at a site: by autograd and by differences."""
     with nn.trace(input_ids=torch.tensor(IDS), use_cache=False):
         nn.get(embed).output.requires_grad_(True)
@@ -52,10 +50,29 @@ def test_gradient_of_a_site(family: str, site: Any) -> None:
 def test_folded_positions_need_their_length() -> None:
     model = load(tiny_module("opt"), tokenizer=tiny_tokenizer())
 
-    def job(nn: Any, tick: Any, where: tuple[str, str]) -> dict[str, Any]:
+    def job(nn: Any, tick: Any, where: Any) -> dict[str, Any]:
         with nn.trace(input_ids=torch.tensor(IDS), use_cache=False):
             value = read(nn, where).clone()
         return {"value": value}
 
     with pytest.raises(Exception, match="read it with pos="):
         model.run(job, {"where": model.places("mlp_out")[0]}, label="read")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_of_q_k_and_v_are_what_attention_computes_with(family: str) -> None:
+    """By hand: k and v of one position, read at the sites, attend to themselves: z is v there."""
+    model = load(tiny_module(family), tokenizer=tiny_tokenizer())
+
+    def job(nn: Any, tick: Any, v: Any, z: Any) -> dict[str, Any]:
+        with nn.trace(input_ids=torch.tensor(IDS), use_cache=False):
+            values = read(nn, v).clone()
+            heads = read(nn, z).clone()
+        return {"v": values, "z": heads}
+
+    where = {"v": model.places("v")[1], "z": model.places("z")[1]}
+    found = model.run(job, where, label="values").values
+    values = found["v"].unflatten(-1, (model.n_kv_heads, model.d_head))
+    heads = found["z"].unflatten(-1, (model.n_heads, model.d_head))
+    mine = values.repeat_interleave(model.n_heads // model.n_kv_heads, -2)
+    torch.testing.assert_close(heads[:, 0], mine[:, 0], rtol=1e-4, atol=1e-5)

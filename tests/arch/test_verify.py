@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnattr.arch.spec import ArchSpec, Place
-from nnattr.arch.table import LLAMA
+from nnattr.arch.spec import QKV, ArchSpec, Place
+from nnattr.arch.table import GPT_NEOX, LLAMA
 from nnattr.errors import ArchError
 from nnattr.model.sites import read, write
 from nnattr.model.verify import Check, Proof, verify
@@ -44,6 +44,31 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         "olmo",
         {"attn_proj": "self_attn.q_proj", "attn_out": Place("self_attn.q_proj", "output")},
         "residual sums",
+    ),
+    "queries, keys and values in the other order": (
+        "llama",
+        {"qkv": QKV("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj")},
+        "heads of q stand apart",
+    ),
+    "head by head, where they lie in blocks": (
+        "gpt2",
+        {"qkv": QKV("attn.c_attn", "attn.c_attn", "attn.c_attn", "groups")},
+        "heads of q stand apart",
+    ),
+    "in blocks, where they lie head by head": (
+        "gpt_neox",
+        {"qkv": GPT_NEOX.qkv and GPT_NEOX.qkv._replace(packing="blocks")},
+        "heads of q stand apart",
+    ),
+    "in front of a norm that mixes the heads": (
+        "olmo2",
+        {"qkv": QKV("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
+        "heads of q stand apart",
+    ),
+    "a projection of the MLP that is not its last": (
+        "llama",
+        {"mlp_proj": "mlp.up_proj"},
+        "neurons W_out = the MLP's output",
     ),
     "resid_mid at the first norm": (
         "llama",
@@ -105,9 +130,9 @@ def test_a_serial_block_read_as_parallel_is_true_but_poorer() -> None:
 def test_a_slice_of_the_projections_output_is_no_head() -> None:
     """The output mixes all heads: zeroing a slice of it is not zeroing a head."""
     model = tiny_model("olmo")
-    [(path, _), *_] = model.places("z")
+    [(path, *_), *_] = model.places("z")
 
-    def zero(nn: Any, tick: Any, where: tuple[str, str]) -> dict[str, Any]:
+    def zero(nn: Any, tick: Any, where: Any) -> dict[str, Any]:
         with nn.trace(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False):
             value = read(nn, where).clone()
             value[..., :12] = 0
@@ -115,8 +140,8 @@ def test_a_slice_of_the_projections_output_is_no_head() -> None:
             logits = nn.output.logits.clone()
         return {"logits": logits}
 
-    of_input = model.run(zero, {"where": (path, "input")}, label="z").values["logits"]
-    of_output = model.run(zero, {"where": (path, "output")}, label="output").values["logits"]
+    of_input = model.run(zero, {"where": (path, "input", None)}, label="z").values["logits"]
+    of_output = model.run(zero, {"where": (path, "output", None)}, label="output").values["logits"]
     assert (of_input - of_output).abs().max() > 0.1
 
 

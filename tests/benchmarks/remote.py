@@ -138,7 +138,7 @@ def notebook(model: Model, task: Task) -> Run:
     right, wrong = (
         torch.tensor([ids[0] for ids in side]) for side in (task.answer_ids, task.wrong_answer_ids)
     )
-    paths = [path for path, _ in model.places("z")]
+    paths = [path for path, *_ in model.places("z")]
     clients = [Counting(model_key(nn), host=model.backend.host) for _ in range(3)]  # type: ignore[attr-defined]
     with nn.trace(input_ids=clean, backend=clients[0]):
         clean_logits = nnsight.save(nn.lm_head.output)
