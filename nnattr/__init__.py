@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ResultError,
         TaskError,
     )
+    from nnattr.methods.ablation import ablate, ablate_together
     from nnattr.methods.activation_patching import activation_patching
     from nnattr.methods.agreement import agreement
     from nnattr.methods.attribution_patching import attribution_patching
@@ -75,6 +76,8 @@ _HOME = {
     "NnattrError": "nnattr.errors",
     "ResultError": "nnattr.errors",
     "TaskError": "nnattr.errors",
+    "ablate": "nnattr.methods.ablation",
+    "ablate_together": "nnattr.methods.ablation",
     "activation_patching": "nnattr.methods.activation_patching",
     "agreement": "nnattr.methods.agreement",
     "attention_vs_mlp": "nnattr.methods.direct_logit_attribution",
@@ -130,6 +133,8 @@ __all__ = [
     "Simulated",
     "Task",
     "TaskError",
+    "ablate",
+    "ablate_together",
     "activation_patching",
     "agreement",
     "attention_vs_mlp",

@@ -184,9 +184,11 @@ class KL:
 class Loss:
     """Mean next-token cross-entropy over the prompt's own tokens, in nats per token.
 
-    Higher is *worse* for the model, unlike the other metrics.
+    Higher is *worse* for the model, unlike the other metrics. ``last`` counts only that many of the
+    last tokens: those of a repetition, say.
     """
 
+    last: int | None = None
     last_only: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -195,6 +197,8 @@ class Loss:
         predicted = logits[:, :-1].float().log_softmax(-1)
         loss = -predicted.gather(-1, batch.ids[:, 1:, None])[..., 0]
         counted = batch.mask[:, 1:] & batch.mask[:, :-1]
+        if self.last is not None:
+            loss, counted = loss[:, -self.last :], counted[:, -self.last :]
         return (loss * counted).sum(-1) / counted.sum(-1)
 
 

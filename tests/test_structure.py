@@ -65,6 +65,8 @@ PUBLIC = {
     "Simulated",
     "Task",
     "TaskError",
+    "ablate",
+    "ablate_together",
     "activation_patching",
     "agreement",
     "attention_vs_mlp",

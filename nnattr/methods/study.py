@@ -18,6 +18,7 @@ from torch import Tensor
 from nnattr.backend import Cost, JobFunction
 from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
+from nnattr.methods.fills import Fill
 from nnattr.methods.frame import Frame
 from nnattr.methods.positions import Positions, integers, spots
 from nnattr.methods.prompts import fits
@@ -38,7 +39,8 @@ Direction: TypeAlias = Literal["denoising", "noising"]
 class Study:
     """One question put to a model; see the module.
 
-    ``job`` computes ``method``; ``by_layer`` says whether its layers can be asked for apart.
+    ``job`` computes ``method``; ``by_layer`` says whether its layers can be asked for apart. With
+    a ``fill`` the source is not the task's other run but what an ablation puts in.
     """
 
     job: JobFunction
@@ -52,6 +54,7 @@ class Study:
     direction: Direction
     normalized: bool
     engine: str = "suffix"
+    fill: Fill | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in ("denoising", "noising"):
@@ -76,8 +79,9 @@ class Study:
 
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """What travels to the job, for these layers: tensors, plain values and the metric."""
-        runs = {"clean": self.task.clean_tokens, "corrupted": self.task.corrupted_tokens}
         order = ("corrupted", "clean") if self.direction == "denoising" else ("clean", "corrupted")
+        runs = {"clean": self.task.clean_tokens}
+        runs["corrupted"] = self.fill.source if self.fill else self.task.corrupted_tokens
         last_only = bool(getattr(self.metric, "last_only", False))
         keeps = last_only and self._takes("logits_to_keep")
         layers = list(range(self.model.n_layers)) if layers is None else list(layers)
@@ -98,6 +102,8 @@ class Study:
             "rows": max(1, TOKENS_PER_FORWARD // self.task.width),
             "tokens": TOKENS_PER_FORWARD,
             "engine": self.engine,
+            "filled": None,
+            **(self.fill.payload() if self.fill else {}),
             **layout(self.model, self.site),
         }
 
@@ -122,6 +128,9 @@ class Study:
             provenance=self._provenance(),
         )
 
+    def _normed_direction(self) -> dict[str, Any]:
+        return {"direction": self.direction, "normalized": self.normalized}
+
     def _provenance(self) -> Provenance:
         positions = self.positions
         return record(
@@ -131,8 +140,7 @@ class Study:
             arguments={
                 "site": self.site,
                 "positions": positions if isinstance(positions, str | int) else integers(positions),
-                "direction": self.direction,
-                "normalized": self.normalized,
+                **(self.fill.arguments if self.fill else self._normed_direction()),
             },
             metric=describe(self.metric),
             cost=Cost(),

@@ -84,14 +84,20 @@ def both_runs(nn: Any, ask: SimpleNamespace, start: int) -> SimpleNamespace:
     """What is known before anything is patched, at the positions from ``start`` on.
 
     ``streams[l]`` enters layer *l* (the last one leaves the model's last layer), ``attention`` is
-    what attention modules return, ``own`` and ``other`` the site in the two runs; ``caches`` holds
+    what attention modules return, ``own`` and ``other`` the site in the two runs (``other`` is
+    what an ablation puts in its place, if it is one); ``caches`` holds
     the base run's keys and values before a position.
     """
     cache, before = prefix(nn, ask, start)
     every = torch.arange(ask.n)
     names = ("stream", "attention", "site", "end") if ask.engine == "suffix" else ("site",)
     ours, base_logits = observe(nn, ask, ask.base, names, start, fork(cache, every))
-    theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))
+    if ask.filled is None:
+        theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))
+    else:
+        pairs = zip(ask.filled, ours["site"], strict=True)
+        theirs = {"site": [fill.to(own).expand_as(own) for fill, own in pairs]}
+        source_logits = base_logits
     if before is not None:
         base_logits = torch.cat([before, base_logits], 1)
         source_logits = torch.cat([before, source_logits], 1)

@@ -45,6 +45,8 @@ def gather(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def shared(ask: SimpleNamespace) -> int:
     """The first position at which some example's runs differ (the last one, if none do)."""
+    if ask.filled is not None:
+        return 0
     differing = (ask.base["ids"] != ask.source["ids"]).int()
     last = differing.shape[1] - 1
     return int(torch.where(differing.any(1), differing.argmax(1), last).min())

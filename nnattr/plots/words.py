@@ -30,6 +30,12 @@ POSITIONS = {
     "each": "one position at a time",
     "last": "last token",
 }
+FILLS = {
+    "zero": "set to zero",
+    "mean": "set to the mean",
+    "mean_positional": "set to each position's mean",
+    "resample": "taken from other prompts",
+}
 AXES = {
     "kv_head": "Key/value head",
     "pos": "Position",
@@ -71,10 +77,10 @@ def title(scores: Scores) -> str:
 
 
 def subtitle(scores: Scores) -> str:
-    """The second line: direction, positions, model and number of examples."""
+    """The second line: direction or fill, positions, model and number of examples."""
     arguments = scores.provenance.arguments
     parts = [
-        arguments.get("direction"),
+        FILLS.get(arguments.get("fill", ""), arguments.get("direction")),
         _positions(arguments["positions"]) if "positions" in arguments else None,
         safe(scores.provenance.model),
         f"n = {scores.baselines.sizes['example']}",

@@ -1,0 +1,312 @@
+r"""Ablation: how much worse is the behaviour without a part of the model?
+
+For a cell :math:`c` the run is repeated with its activation replaced by one that says nothing about
+this prompt, everything downstream recomputed:
+
+.. math:: \Delta m(c) = m(a_c := \tilde a_c) - m
+
+A negative score means that the part helps. What stands for "nothing" decides what is measured:
+zeros are far from anything the model has seen and break what relies on a constant part; a mean
+keeps that part; resampling from other prompts stays within what the model knows, and is patching
+from a prompt at random.
+
+It misleads where parts back each other up: without one of two redundant heads little is lost, and
+later heads may take over what an ablated one did (backup heads, self-repair). Ablate them together.
+(Wang et al. 2022, arXiv:2211.00593; Chan et al. 2022, "causal scrubbing"; McGrath et al. 2023,
+arXiv:2307.15771.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from nnattr.backend import Tick
+from nnattr.errors import ArchError, TaskError
+from nnattr.methods.activation_patching import patching_job
+from nnattr.methods.components import position_table
+from nnattr.methods.fills import Dataset, FillKind, chosen
+from nnattr.methods.positions import Positions
+from nnattr.methods.study import Study
+from nnattr.metrics import Metric
+from nnattr.model.engine import out_of_reach
+from nnattr.model.fill import fills
+from nnattr.model.runs import asks, gather, inputs, measure, observe, refusal
+from nnattr.model.sites import SiteName, read, write
+from nnattr.model.view import Model
+from nnattr.results import Scores
+from nnattr.tasks import Task
+
+#: A cell of a set: (layer, head) at sites that have heads, else a layer.
+Part: TypeAlias = int | tuple[int, int]
+
+
+def ablate(
+    model: Model,
+    task: Task,
+    metric: Metric,
+    *,
+    site: SiteName = "z",
+    method: FillKind = "zero",
+    positions: Positions = "all",
+    dataset: Dataset | None = None,
+    seed: int = 0,
+    engine: Literal["suffix", "full"] = "suffix",
+    checkpoint: str | Path | None = None,
+) -> Scores:
+    """The change of the metric without each cell of a site, one cell at a time.
+
+    Args:
+        model: from `load`.
+        task: its clean prompts are run; corrupted ones are not needed.
+        metric: ``LogitDiff()`` and the like; ``Loss(last=n)`` for the loss on a repetition.
+        site: which activation; ``"z"`` gives scores per head.
+        method: what takes its place: ``"zero"``; ``"mean"`` over all tokens of the dataset;
+            ``"mean_positional"``, over its prompts position by position; ``"resample"``, what
+            another prompt of the same length has there.
+        positions: where (see `nnattr.methods.positions`); ``"each"`` gives scores per position.
+        dataset: prompts for the means and for resampling, as texts or a task (whose clean prompts
+            count); by default the task's own clean prompts.
+        seed: which prompts are drawn in resampling.
+        engine: as in `activation_patching`, whose engine this uses.
+        checkpoint: as there.
+
+    Returns:
+        scores with dims ``(example, layer[, head][, pos])`` in the metric's own units: the change
+        that the ablation makes. Only the clean run is a baseline.
+
+    Raises:
+        TaskError: an unknown method, positions that do not line up, prompts that do not fit.
+        ArchError: the model does not have the site.
+        MetricError, BackendError: as in `activation_patching`.
+
+    Cost: that of `activation_patching`, and for a mean one forward pass over the dataset.
+    """
+    study = _study(map_job, model, task, metric, site, method, positions, dataset, seed, engine)
+    return _of_clean_run(study.run(checkpoint))
+
+
+def ablate_together(
+    model: Model,
+    task: Task,
+    metric: Metric,
+    parts: Sequence[Part] | Literal["pos_embed"],
+    *,
+    keep: bool = False,
+    site: SiteName = "z",
+    method: FillKind = "zero",
+    positions: Positions = "all",
+    dataset: Dataset | None = None,
+    seed: int = 0,
+) -> Scores:
+    """The change of the metric without several parts at once, or without everything else.
+
+    Args:
+        model: from `load`.
+        task: its clean prompts are run.
+        metric: as in `ablate`, as all the others here that are not explained.
+        parts: ``(layer, head)`` tuples at sites that have heads (key/value heads at k and v),
+            layers at the others; or ``"pos_embed"``, the learned position embeddings (with
+            ``"zero"`` or ``"mean"``, at all positions).
+        keep: ablate every part of the site but these: is this set enough?
+        site: where the parts are.
+        method: what takes their place.
+        positions: where.
+        dataset: prompts for the means and for resampling.
+        seed: which prompts are drawn.
+
+    Returns:
+        scores with the one dimension ``example``.
+
+    Raises:
+        TaskError, ArchError, MetricError, BackendError: as `ablate`; and for parts that the model
+            does not have.
+
+    Cost: two forward passes over the examples, and for a mean one over the dataset.
+    """
+    whole = isinstance(parts, str)
+    site = "resid_pre" if whole else site
+    study = _study(
+        together_job, model, task, metric, site, method, positions, dataset, seed, "full"
+    )
+    payload = study.payload()
+    if whole:
+        payload |= _positions_payload(model, parts, method, positions)
+    else:
+        payload |= {"ablated": _ablated(study, parts, keep), "pos_embed": None}
+    outcome = model.run(together_job, payload, label="ablation of several parts")
+    extra = {"parts": parts if whole else [_plain(part) for part in parts], "keep": keep}
+    return _of_clean_run(_one_number(study, extra, outcome))
+
+
+def _study(
+    job: Any,
+    model: Model,
+    task: Task,
+    metric: Metric,
+    site: SiteName,
+    method: FillKind,
+    positions: Positions,
+    dataset: Dataset | None,
+    seed: int,
+    engine: str,
+) -> Study:
+    """The ablation as a study: clean runs, patched from what the method puts in."""
+    fill = chosen(model, task, method, dataset, seed)
+    return Study(
+        job=job,
+        method="ablation",
+        by_layer=True,
+        model=model,
+        task=task,
+        metric=metric,
+        site=site,
+        positions=positions,
+        direction="noising",
+        normalized=False,
+        engine=engine,
+        fill=fill,
+    )
+
+
+def _of_clean_run(scores: Scores) -> Scores:
+    """The scores with the one baseline that an ablation has."""
+    return replace(scores, baselines=scores.baselines.sel(run=["clean"]))
+
+
+def _one_number(study: Study, extra: dict[str, Any], outcome: Any) -> Scores:
+    """The change of each example, checked and labelled."""
+    frame = study.frame()
+    provenance = frame.provenance
+    frame = frame.model_copy(
+        update={
+            "layers": 1,
+            "units": 1,
+            "cells": 1,
+            "has_heads": False,
+            "tokens": None,
+            "absent": ((False,),) * len(study.task),
+            "provenance": provenance.model_copy(
+                update={"arguments": {**provenance.arguments, **extra}}
+            ),
+        }
+    )
+    frame.refuse(outcome.values)
+    scores = frame.scores(outcome.values, outcome.cost)
+    return replace(scores, raw=scores.raw.isel(layer=0, drop=True))
+
+
+def _plain(part: Part) -> Any:
+    return list(part) if isinstance(part, tuple) else part
+
+
+def _ablated(study: Study, parts: Sequence[Part], keep: bool) -> Tensor:
+    """Which units of which layers are replaced [layer, unit]."""
+    layers, units = study.model.n_layers, study.units
+    found = torch.zeros(layers, units, dtype=torch.bool)
+    if not len(parts) and not keep:
+        raise TaskError("No parts were given to ablate; name at least one.")
+    for part in parts:
+        layer, unit = part if isinstance(part, tuple) else (part, None)
+        if (unit is None) != (units == 1):
+            like = "(layer, head) tuples" if units > 1 else "layers, as whole numbers"
+            raise TaskError(f"{part!r} is no part of the site {study.site!r}; expected {like}.")
+        if layer not in range(layers) or (unit or 0) not in range(units):
+            raise ArchError(
+                f"{study.model.name} has no part {part!r} at {study.site!r}: it has {layers} layers"
+                + (f" of {units} heads." if units > 1 else ".")
+            )
+        found[layer, unit or 0] = True
+    return ~found if keep else found
+
+
+def _positions_payload(
+    model: Model, parts: str, method: str, positions: Positions
+) -> dict[str, Any]:
+    """Where the learned position embeddings are."""
+    table = position_table(model)
+    if parts != "pos_embed":
+        raise TaskError(f"parts is {parts!r}; expected a list of parts, or 'pos_embed'.")
+    if table is None:
+        raise ArchError(
+            f"{model.name} has no learned position embeddings to ablate (rotary, ALiBi or none)."
+        )
+    if method not in ("zero", "mean") or positions != "all":
+        raise TaskError("Position embeddings are ablated with 'zero' or 'mean', at all positions.")
+    return {"pos_embed": table, "dataset": {}}
+
+
+def map_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
+    """The change of the metric for every cell, one at a time."""
+    return patching_job(nn, tick, **{**payload, "filled": fills(nn, payload)})
+
+
+def together_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
+    """The change of the metric with all chosen parts replaced at once."""
+    filled = None if payload["pos_embed"] else fills(nn, payload)
+    parts: list[dict[str, Any]] = []
+    chunks = asks({**payload, "filled": filled})
+    for ask in chunks:
+        if out_of_reach(nn, ask):
+            reason = "a sandboxed deployment cannot edit this site; use resid_pre or resid_post"
+            return {"refused": ("backend", reason)}
+        part = together(nn, ask)
+        if "refused" in part:
+            return part
+        parts.append(part)
+        tick(len(parts), len(chunks))
+    return gather(parts)
+
+
+def together(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
+    """The metric of the plain run and its change, for one chunk of examples."""
+    _, logits = observe(nn, ask, ask.base, ())
+    clean = logits[:, -1]
+    base = measure(ask, ask.base, logits, clean)
+    refused = refusal(base, ask.n)
+    if refused:
+        return refused
+    if ask.pos_embed:
+        ablated = without_positions(nn, ask)
+    else:
+        others = ask.filled
+        if others is None:
+            others = observe(nn, ask, ask.source, ("site",))[0]["site"]
+        ablated = without_parts(nn, ask, others)
+    change = measure(ask, ask.base, ablated, clean) - base
+    return {"change": change[:, None, None, None], "base": base, "source": base, "engine": "full"}
+
+
+def without_parts(nn: Any, ask: SimpleNamespace, others: list[Tensor]) -> Tensor:
+    """The logits with the chosen units of every layer's site replaced."""
+    width = ask.base["ids"].shape[1]
+    spots = ask.spots.any(0)[..., None]  # [example, pos, 1]
+    with nn.trace(**inputs(ask, ask.base)):
+        with torch.no_grad():
+            for where, units, other in zip(ask.places, ask.ablated, others, strict=True):
+                if units.any():
+                    live = read(nn, where, width).clone()
+                    columns = units.repeat_interleave(live.shape[-1] // len(units))
+                    chosen = (spots & columns).to(live.device)
+                    write(nn, where, torch.where(chosen, other.to(live), live))
+            logits = nn.output.logits
+    return logits
+
+
+def without_positions(nn: Any, ask: SimpleNamespace) -> Tensor:
+    """The logits with every position embedding replaced by zero, or by the mean of the table's."""
+    with nn.trace(**inputs(ask, ask.base)):
+        with torch.no_grad():
+            table = nn.get(ask.pos_embed)
+            live = table.output
+            real = ask.base["mask"][: live.shape[0], :, None].to(live)  # a row for all, or for each
+            mean = (live * real).sum(-2, keepdim=True) / real.sum(-2, keepdim=True)
+            table.output = (mean if ask.fill == "mean" else 0 * mean).expand_as(live).clone()
+            logits = nn.output.logits
+    return logits
