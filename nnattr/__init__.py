@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nnattr.methods.ablation import ablate, ablate_together
     from nnattr.methods.activation_patching import activation_patching
     from nnattr.methods.agreement import agreement
+    from nnattr.methods.attention_patterns import attention_patterns
     from nnattr.methods.attribution_patching import attribution_patching
     from nnattr.methods.compare_runs import compare_runs
     from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     )
     from nnattr.model.verify import verify
     from nnattr.model.view import Model, load
-    from nnattr.results import Lens, Scores
+    from nnattr.results import Lens, Patterns, Scores
     from nnattr.tasks import Task
 
 __version__ = version("nnattr")
@@ -80,6 +81,7 @@ _HOME = {
     "ablate_together": "nnattr.methods.ablation",
     "activation_patching": "nnattr.methods.activation_patching",
     "agreement": "nnattr.methods.agreement",
+    "attention_patterns": "nnattr.methods.attention_patterns",
     "attention_vs_mlp": "nnattr.methods.direct_logit_attribution",
     "attribution_patching": "nnattr.methods.attribution_patching",
     "compare_runs": "nnattr.methods.compare_runs",
@@ -103,6 +105,7 @@ _HOME = {
     "Model": "nnattr.model.view",
     "load": "nnattr.model.view",
     "Lens": "nnattr.results",
+    "Patterns": "nnattr.results",
     "Scores": "nnattr.results",
     "Task": "nnattr.tasks",
 }
@@ -125,6 +128,7 @@ __all__ = [
     "MetricError",
     "Model",
     "NnattrError",
+    "Patterns",
     "Place",
     "Prob",
     "ResultError",
@@ -137,6 +141,7 @@ __all__ = [
     "ablate_together",
     "activation_patching",
     "agreement",
+    "attention_patterns",
     "attention_vs_mlp",
     "attribution_patching",
     "compare_runs",

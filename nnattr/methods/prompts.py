@@ -41,6 +41,25 @@ def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
     return tokens
 
 
+def asked(
+    model: Model, prompts: str | Sequence[str] | Task, run: str = "clean"
+) -> tuple[tuple[str, ...], Tokens]:
+    """The texts and tokens of prompts, or of one run (clean or corrupted) of a task.
+
+    Raises:
+        TaskError: they cannot be used with this model, or there is no such run.
+    """
+    if not isinstance(prompts, Task):
+        texts = listed("prompts", prompts)
+        return texts, prepared(model, texts)
+    if run not in ("clean", "corrupted"):
+        raise TaskError(f"run is {run!r}; expected 'clean' or 'corrupted'.")
+    fits(model, prompts)
+    if run == "clean":
+        return prompts.clean, prompts.clean_tokens
+    return prompts.corrupted, prompts.corrupted_tokens
+
+
 def fits(model: Model, task: Task) -> None:
     """Check that the task was encoded for this model and fits its context.
 

@@ -19,6 +19,7 @@ and plain values only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +59,7 @@ def patterns(
     paths: list[list[str]],
     heads: list[list[int] | None] | None = None,
     options: dict[str, Any] | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[list[Tensor], tuple[str, str] | None]:
     """One pass: each layer's pattern [example, head, query_pos, key_pos], proven.
 
@@ -68,6 +70,7 @@ def patterns(
         heads: the heads wanted of each layer (an empty list: the layer is not read), or None for
             all.
         options: further arguments of the pass, such as ``{"logits_to_keep": 1}``.
+        reduce: what is kept of a layer's pattern; all of it, without this.
 
     Returns:
         the patterns (in the model's dtype, where the layer is; rows of padding are zero), and None
@@ -88,7 +91,8 @@ def patterns(
                         if problem is not None:
                             problems.append(problem)
                             break
-                        found.append(own_rows(pattern, prompts["mask"], some))
+                        rows = own_rows(pattern, prompts["mask"], some)
+                        found.append(rows if reduce is None else reduce(rows))
                 logits = nn.output.logits[:, -1]
     finally:
         go_back(before)

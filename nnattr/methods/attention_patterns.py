@@ -1,0 +1,169 @@
+r"""Attention patterns: where do heads look?
+
+.. math:: A_{h,ij} = \mathrm{softmax}_j \left( q_{h,i} \cdot k_{h,j} / \sqrt{d} + m_{ij} \right)
+
+is how much query position i of head h attends to key position j, as the model itself computes it
+(`nnattr.model.patterns` says how that is read and proven). Each row sums to one.
+
+**Attention is not attribution.** A large weight on a token says that its value vector was copied
+much, not that it matters: the vector may be short (heads often rest on the first token, whose
+values are nearly zero), may lie where nothing reads it, or may carry what other tokens put there in
+earlier layers. The value-weighted pattern
+
+.. math:: A_{h,ij} \, \lVert v_{h,j} W_{O,h} \rVert
+
+corrects for the first: it is the length of what head h adds at i because of j (Kobayashi et al.
+2020, arXiv:2004.10102). The norm is taken behind W_O because v alone has no length of its own: v
+may be scaled up and W_O down without any change in the model. For effects, patch
+(`nnattr.activation_patching`).
+
+The cost is one forward pass with the eager implementation, a pass of a single prompt to check it
+against, and another one for the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from nnattr.methods.heads import Heads, chosen
+from nnattr.methods.prompts import asked, keeps_last
+from nnattr.methods.weights import linear_map
+from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.runs import TOKENS_PER_FORWARD
+from nnattr.model.sites import read
+from nnattr.model.view import Model
+from nnattr.results import Patterns, cell_label
+from nnattr.tasks import Task
+from nnattr.tokens import Tokens
+
+FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a time
+
+
+def attention_patterns(
+    model: Model,
+    prompts: str | Sequence[str] | Task,
+    heads: Heads = "all",
+    *,
+    k: int = 3,
+    weighted: bool = False,
+    run: Literal["clean", "corrupted"] = "clean",
+) -> Patterns:
+    """Where chosen heads look, on every prompt.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        prompts: one or several, or a task (whose ``run`` is read).
+        heads: ``"all"``, a list of heads such as ``[(9, 6), "10.0"]``, or `Scores` over heads: then
+            the ``k`` most positive and the ``k`` most negative.
+        k: see ``heads``.
+        weighted: multiply by the length of each key's value vector behind W_O (see above).
+        run: which prompts of a task.
+
+    Returns:
+        a `Patterns`; ``.plot()`` draws it, ``.viewer()`` is a page to explore it with.
+
+    Raises:
+        ArchError: there is no such head; or the model's attention gives no pattern, with what was
+            measured.
+        BackendError: where the model runs its attention cannot be switched (a sandboxed server).
+        TaskError: prompts that cannot be used as given.
+        ResultError: scores that are not about heads.
+
+    Cost: two forward passes, three if weighted. Only the chosen heads' patterns come down: prompts
+    x heads x tokens² numbers.
+    """
+    texts, tokens = asked(model, prompts, run)
+    picked = chosen(model, heads, k)
+    width = tokens.ids.shape[1]
+    order = sorted(picked)
+    wanted = [[head for at, head in order if at == layer] for layer in range(model.n_layers)]
+    held = width**2 * max(model.n_heads, len(picked))
+    payload = {
+        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "paths": attention_paths(model),
+        "heads": wanted,
+        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "values": _value_places(model) if weighted else None,
+        "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
+    }
+    values = accepted(model, model.run(patterns_job, payload, label="attention patterns").values)
+    found = values["patterns"][:, [order.index(head) for head in picked]]
+    return Patterns(_labelled(found, tokens, picked), tokens.strings, texts, weighted, model.name)
+
+
+def patterns_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """The chosen heads' patterns [example, head, query_pos, key_pos], sorted by layer and head."""
+    parts = []
+    total, rows = payload["prompts"]["ids"].shape[0], payload["rows"]
+    for start in range(0, total, rows):
+        prompts = {key: value[start : start + rows] for key, value in payload["prompts"].items()}
+        found, problem = patterns(
+            nn, prompts, payload["paths"], payload["heads"], payload["options"]
+        )
+        if problem is not None:
+            return {"refused": problem}
+        if payload["values"] is not None:
+            sizes = value_sizes(nn, prompts, payload)
+            found = [a.float() * b[:, :, None] for a, b in zip(found, sizes, strict=True)]
+        parts.append(torch.cat([one.float().cpu() for one in found], 1))
+        tick(min(start + rows, total), total)
+    return {"patterns": torch.cat(parts)}
+
+
+def value_sizes(nn: Any, prompts: dict[str, Tensor], ask: dict[str, Any]) -> list[Tensor]:
+    """For each layer with chosen heads the length of v W_O [example, head, key_pos]."""
+    sizes: list[Tensor] = []
+    width = prompts["ids"].shape[1]
+    values = ask["values"]
+    with nn.trace(**given(prompts, ask["options"])):
+        with torch.no_grad():
+            for layer, heads in enumerate(ask["heads"]):
+                if len(heads):
+                    v = read(nn, values["v"][layer], width).unflatten(-1, (values["kv_heads"], -1))
+                    with torch.autocast(v.device.type, enabled=False):
+                        sizes.append(written(nn.get(values["proj"][layer]), v, heads, values))
+    return sizes
+
+
+def written(projection: Any, v: Tensor, heads: list[int], values: dict[str, Any]) -> Tensor:
+    """The length of each head's v W_O [example, head, key_pos], inside a trace."""
+    n_heads, d_head = values["heads"], v.shape[-1]
+    weight, _ = linear_map(projection, n_heads * d_head, v)
+    parts = weight.unflatten(0, (n_heads, d_head))
+    own = [v[:, :, head * values["kv_heads"] // n_heads].float() @ parts[head] for head in heads]
+    return torch.stack([one.norm(dim=-1) for one in own], 1)
+
+
+def _value_places(model: Model) -> dict[str, Any]:
+    """Where values and output projections are, and how heads share them."""
+    return {
+        "v": model.places("v"),
+        "proj": [place[0] for place in model.places("z")],
+        "heads": model.n_heads,
+        "kv_heads": model.n_kv_heads,
+    }
+
+
+def _labelled(found: Tensor, tokens: Tokens, heads: list[tuple[int, int]]) -> xr.DataArray:
+    """The patterns with position 0 at each prompt's first token, and NaN behind its last."""
+    values = torch.full_like(found, float("nan"))
+    for row, pad in enumerate(tokens.padding):
+        length = found.shape[-1] - pad
+        values[row, :, :length, :length] = found[row, :, pad:, pad:]
+    labels = [cell_label({"layer": layer, "head": head}) for layer, head in heads]
+    return xr.DataArray(
+        values.numpy(),
+        dims=("example", "head", "query_pos", "key_pos"),
+        coords={
+            "example": np.arange(len(tokens)),
+            "head": labels,
+            "layer": ("head", [layer for layer, _ in heads]),
+            "number": ("head", [head for _, head in heads]),
+        },
+    )

@@ -1,0 +1,143 @@
+"""A page to explore attention patterns with: one file, no network, a mouse or a keyboard.
+
+The page holds its data, its style and a small script (`viewer.css`, `viewer.js`, beside this file).
+Whatever comes from a model or a tokenizer is data there: it is shown as text, never read as HTML,
+and the page's own policy forbids it to load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from nnattr.errors import ResultError
+from nnattr.results import Patterns
+
+STEPS = 65535  # a value is kept as a share of the largest, in 16 bits
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+<p class="lead">$lead</p>
+<p class="control"><label for="prompt">Prompt</label> <select id="prompt"></select></p>
+<section aria-labelledby="heads-title">
+<h2 id="heads-title">Heads</h2>
+<div id="heads" role="radiogroup" aria-labelledby="heads-title"></div>
+</section>
+<section aria-labelledby="tokens-title">
+<h2 id="tokens-title"><span id="head-name"></span>: point at a token</h2>
+<p class="key"><span class="swatch looks"></span> what it looks at
+<span class="swatch seen"></span> what looks at it
+<span class="hint">Click, or press Enter, to hold it; Escape lets go. Colours follow the square
+root, so that small values show.</span></p>
+<div id="tokens" role="toolbar" aria-labelledby="tokens-title"></div>
+<div class="detail">
+<canvas id="map" role="img"></canvas>
+<div id="said" aria-live="polite"></div>
+</div>
+</section>
+</main>
+<script type="application/json" id="data">$data</script>
+<script>$script</script>
+</body>
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """The page; shows itself at the end of a notebook's cell.
+
+    Attributes:
+        html: all of it.
+    """
+
+    html: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file and return its path.
+
+        Raises:
+            ResultError: it cannot be written.
+        """
+        try:
+            Path(path).write_text(self.html, encoding="utf-8")
+        except OSError as error:
+            raise ResultError(f"The page could not be written to {str(path)!r}: {error}") from error
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe srcdoc="{escape(self.html)}" title="attention patterns" '
+            'style="width: 100%; height: 60rem; border: 0"></iframe>'
+        )
+
+    def __repr__(self) -> str:
+        return f"Viewer({len(self.html) / 1e6:.1f} MB; .save(path) writes it)"
+
+
+def viewer(patterns: Patterns, title: str | None = None) -> Viewer:
+    """The page for these patterns; `Patterns.viewer` returns this.
+
+    Its size is about 2.7 bytes for each head, query and key at or before the query.
+    """
+    here = files("nnattr.plots.viewer")
+    style, script = ((here / f"viewer.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    kind = "Value-weighted attention" if patterns.weighted else "Attention"
+    lead = (
+        "How long a vector each head writes because of each earlier token: the attention times "
+        "the length of the value behind the output projection."
+        if patterns.weighted
+        else "How much each head attends to each earlier token. Attention is not attribution: a "
+        "large weight says what is read, not that it matters."
+    )
+    return Viewer(
+        PAGE.substitute(
+            title=escape(title or f"{kind} of {patterns.model}"),
+            lead=escape(lead),
+            style=style,
+            script=script,
+            data=_inside_script(json.dumps(_data(patterns))),
+        )
+    )
+
+
+def _data(patterns: Patterns) -> dict[str, Any]:
+    """What the script reads: names, texts, and the numbers of each prompt in base 64."""
+    largest = float(np.nanmax(patterns.values)) if patterns.weighted else 1.0
+    largest = largest if largest > 0 else 1.0
+    prompts = []
+    for i, tokens in enumerate(patterns.tokens):
+        n = len(tokens)
+        shares = patterns.values[i, :, :n, :n].to_numpy()[:, *np.tril_indices(n)] / largest
+        numbers = np.rint(shares.clip(0, 1) * STEPS).astype("<u2")
+        prompts.append({"tokens": tokens, "values": base64.b64encode(numbers.tobytes()).decode()})
+    return {
+        "heads": [str(name) for name in patterns.values["head"].to_numpy()],
+        "largest": largest,
+        "weighted": patterns.weighted,
+        "prompts": prompts,
+    }
+
+
+def _inside_script(text: str) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return text.replace("<", "\\u003c")
