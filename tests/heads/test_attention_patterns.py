@@ -147,3 +147,73 @@ def test_wrong_questions_are_named() -> None:
         attention_patterns(model, task, run="both")  # type: ignore[arg-type]
     with pytest.raises(ArchError, match="makes other predictions"):
         attention_patterns(tiny("falcon-serial"), PROMPTS)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "falcon-new", "gpt_neox", "gemma2", "opt"])
+def test_values_weigh_by_what_is_written(family: str) -> None:
+    """Against a head's output with all of its attention on one key, through W_O by hand."""
+    model = tiny(family)
+    plain = attention_patterns(model, PROMPTS)
+    weighted = attention_patterns(model, PROMPTS, weighted=True)
+    assert weighted.weighted
+    assert "value-weighted" in repr(weighted)
+    for i, prompt in enumerate(PROMPTS):
+        ids = own(model, prompt)
+        for key in range(ids.shape[1]):
+            sizes = written_from(model, ids, key)
+            for layer, head in weighted.heads:
+                share = weighted.of(layer, head, i)[:, key]
+                expected = plain.of(layer, head, i)[:, key] * sizes[layer][head]
+                np.testing.assert_allclose(share, expected, rtol=1e-4, atol=1e-6)
+
+
+def written_from(model: Any, ids: torch.Tensor, key: int) -> list[list[float]]:
+    """For each layer and head the length of what it writes if it looks at ``key`` alone.
+
+    The streams that enter the layers at ``key`` are put into a run of that one token, in which
+    every head can look at nothing else.
+    """
+    module = raw_module(model)
+    layers = module.get_submodule(model.spec.layers)
+    with torch.no_grad():
+        streams: list[torch.Tensor] = []
+        hooks = [
+            layer.register_forward_pre_hook(
+                lambda _, args, kwargs: streams.append((args or tuple(kwargs.values()))[0]),
+                with_kwargs=True,
+            )
+            for layer in layers
+        ]
+        module(ids, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        z: list[torch.Tensor] = []
+        places = [module.get_submodule(path) for path, _, _ in model.places("z")]
+        hooks = [
+            layer.register_forward_pre_hook(
+                lambda _, args, kwargs, x=x: (
+                    ((x[:, key : key + 1], *args[1:]), kwargs)
+                    if args
+                    else (args, {**kwargs, "hidden_states": x[:, key : key + 1]})
+                ),
+                with_kwargs=True,
+            )
+            for layer, x in zip(layers, streams, strict=True)
+        ]
+        hooks += [
+            part.register_forward_pre_hook(lambda _, args: z.append(args[0])) for part in places
+        ]
+        module(ids[:, key : key + 1], use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        found = []
+        for part, value in zip(places, z, strict=True):
+            bias = part(torch.zeros_like(value))
+            heads = value.unflatten(-1, (model.n_heads, -1))
+            rows = []
+            for head in range(model.n_heads):
+                alone = torch.zeros_like(heads)
+                alone[..., head, :] = heads[..., head, :]
+                rows.append(float((part(alone.flatten(-2)) - bias).norm()))
+            found.append(rows)
+    return found

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from nnattr import ArchError, BackendError, Model
-from nnattr.model.patterns import accepted, attention_paths, flaw, go_back, go_eager, patterns
+from nnattr.model.patterns import (
+    accepted,
+    attention_paths,
+    flaw,
+    given,
+    go_back,
+    go_eager,
+    patterns,
+)
+from nnattr.model.sites import read
 from nnattr.tokens import encode
 from tests.methods.common import raw_module, tiny
 from tests.oracles import attention
@@ -164,3 +173,36 @@ def test_a_module_that_returns_none_is_named() -> None:
     with pytest.raises(ArchError, match="a reason"):
         accepted(model, {"refused": ("arch", "a reason")})
     assert len(wrong) == LAYERS
+
+
+def both_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """Patterns, and v and z of a pass of the model as it is."""
+    prompts = payload["prompts"]
+    found, problem = patterns(nn, prompts, payload["paths"])
+    v, z = [], []
+    with nn.trace(**given(prompts, None)):
+        with torch.no_grad():
+            for values, heads in zip(payload["v"], payload["z"], strict=True):
+                v.append(read(nn, values, prompts["ids"].shape[1]).clone())
+                z.append(read(nn, heads, prompts["ids"].shape[1]).clone())
+    return {"refused": problem} if problem else {"patterns": found, "v": v, "z": z}
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in UNEQUAL])
+def test_they_are_what_gathers_the_values(family: str) -> None:
+    """z is the pattern's sum of v: what is read as a pattern is what the model used as one."""
+    model = tiny(family)
+    tokens = encode(model.tokenizer, PROMPTS)
+    payload = {
+        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "paths": attention_paths(model),
+        "v": model.places("v"),
+        "z": model.places("z"),
+    }
+    values = model.run(both_job, payload, label="z").values
+    shared = model.n_heads // model.n_kv_heads
+    for pattern, v, z in zip(values["patterns"], values["v"], values["z"], strict=True):
+        own = v.unflatten(-1, (model.n_kv_heads, -1)).repeat_interleave(shared, 2)
+        gathered = torch.einsum("ehqk,ekhd->eqhd", pattern, own).flatten(-2)
+        close = {"rtol": 0, "atol": 1e-5 * float(z.abs().max())}
+        torch.testing.assert_close(gathered[tokens.mask], z[tokens.mask], **close)
