@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nnattr.methods.attention_patterns import attention_patterns
     from nnattr.methods.attribution_patching import attribution_patching
     from nnattr.methods.compare_runs import compare_runs
+    from nnattr.methods.detect_heads import detect_heads
     from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
     from nnattr.methods.generate import generate
     from nnattr.methods.inspect_prompt import inspect_prompt
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     )
     from nnattr.model.verify import verify
     from nnattr.model.view import Model, load
-    from nnattr.results import Lens, Patterns, Scores
+    from nnattr.results import HeadScores, Lens, Patterns, Scores
     from nnattr.tasks import Task
 
 __version__ = version("nnattr")
@@ -85,6 +86,7 @@ _HOME = {
     "attention_vs_mlp": "nnattr.methods.direct_logit_attribution",
     "attribution_patching": "nnattr.methods.attribution_patching",
     "compare_runs": "nnattr.methods.compare_runs",
+    "detect_heads": "nnattr.methods.detect_heads",
     "direct_logit_attribution": "nnattr.methods.direct_logit_attribution",
     "generate": "nnattr.methods.generate",
     "inspect_prompt": "nnattr.methods.inspect_prompt",
@@ -104,6 +106,7 @@ _HOME = {
     "verify": "nnattr.model.verify",
     "Model": "nnattr.model.view",
     "load": "nnattr.model.view",
+    "HeadScores": "nnattr.results",
     "Lens": "nnattr.results",
     "Patterns": "nnattr.results",
     "Scores": "nnattr.results",
@@ -119,6 +122,7 @@ __all__ = [
     "GroupLogProbDiff",
     "GroupLogitDiff",
     "GroupProbDiff",
+    "HeadScores",
     "Job",
     "Lens",
     "Local",
@@ -145,6 +149,7 @@ __all__ = [
     "attention_vs_mlp",
     "attribution_patching",
     "compare_runs",
+    "detect_heads",
     "direct_logit_attribution",
     "generate",
     "inspect_prompt",

@@ -1,15 +1,25 @@
 """Results: labelled numbers with where they came from, that can be saved, ranked and plotted.
 
 `Scores` is what every attribution method returns; `Lens` is what the logit lens saw,
-`Patterns` where heads look.
+`Patterns` where heads look, `HeadScores` what kinds of heads there are.
 """
 
 from __future__ import annotations
 
 from nnattr.results.cells import Cell, Ranking, cell_label
+from nnattr.results.head_scores import HeadScores
 from nnattr.results.lens import Lens
 from nnattr.results.patterns import Patterns
 from nnattr.results.provenance import Provenance
 from nnattr.results.scores import Scores
 
-__all__ = ["Cell", "Lens", "Patterns", "Provenance", "Ranking", "Scores", "cell_label"]
+__all__ = [
+    "Cell",
+    "HeadScores",
+    "Lens",
+    "Patterns",
+    "Provenance",
+    "Ranking",
+    "Scores",
+    "cell_label",
+]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
+from nnattr import headkinds
 from nnattr.teaching.batches import ordinary_ids
 
 Head = tuple[int, int]
@@ -27,8 +28,8 @@ def attention_scores(
 ) -> dict[str, float | str]:
     """The best induction head and the best previous-token head, by mean attention.
 
-    An induction head looks, from a token of the second copy, at the token after that token's
-    first occurrence; a previous-token head looks one token back.
+    What these are says `nnattr.headkinds`: an induction head looks, from a token of the second
+    copy, at what followed it in the first; a previous-token head looks one token back.
     """
     length, opening = 30, tokenizer("").input_ids
     sequences = [rng.sample(ordinary_ids(tokenizer), length) for _ in range(16)]
@@ -37,10 +38,11 @@ def attention_scores(
     model.set_attn_implementation("eager")
     attentions = torch.stack(model(input_ids=ids, output_attentions=True).attentions)
     model.set_attn_implementation(implementation)
-    second = torch.arange(length, 2 * length) + len(opening)
-    later = torch.arange(1, ids.shape[1])
-    induction = attentions[..., second, second - length + 1].mean((1, 3))
-    previous = attentions[..., later, later - 1].mean((1, 3))
+    wanted = headkinds.keys(ids, torch.ones_like(ids, dtype=torch.bool))
+    induction, previous = (
+        torch.stack([headkinds.scores(layer, wanted[kind]).mean(0) for layer in attentions])
+        for kind in ("induction", "previous")
+    )
     return {
         "induction_head_score": induction.max().item(),
         "induction_head": label(largest(induction)),

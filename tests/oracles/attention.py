@@ -24,3 +24,25 @@ def patterns(module: Any, ids: Tensor) -> Tensor:
             module.config._attn_implementation = before
     torch.testing.assert_close(found.logits, plain, rtol=0, atol=1e-4)
     return torch.cat(list(found.attentions))
+
+
+def kind_scores(pattern: Tensor, ids: list[int]) -> dict[str, list[float]]:
+    """The kinds of heads by loops over one prompt's pattern [head, query_pos, key_pos]."""
+    found: dict[str, list[float]] = {}
+    for kind in ("previous", "current", "first", "duplicate", "induction"):
+        found[kind] = []
+        for head in pattern:
+            paid = []
+            for query, token in enumerate(ids):
+                earlier = [key for key in range(query) if ids[key] == token]
+                looked = {
+                    "previous": [query - 1] if query else [],
+                    "current": [query],
+                    "first": [0],
+                    "duplicate": earlier,
+                    "induction": [key + 1 for key in earlier],
+                }[kind]
+                if looked:
+                    paid.append(sum(float(head[query, key]) for key in looked))
+            found[kind].append(sum(paid) / len(paid) if paid else float("nan"))
+    return found

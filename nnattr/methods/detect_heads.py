@@ -1,0 +1,192 @@
+r"""Which heads look at the previous token, at the first, or at what came next before?
+
+For each kind of head (`nnattr.headkinds`) the score of head h is the attention that it pays to the
+keys of that kind, averaged over the queries that have any:
+
+.. math:: s_h = \frac{1}{|Q|} \sum_{i \in Q} \sum_{j \in K(i)} A_{h,ij}
+
+On repeated random tokens only the first copy tells what comes next in the second, so heads that
+look there do induction, and the loss falls from the first copy to the second as far as the model
+can use that.
+
+It misleads where looking is not doing: a head may look back at a token and write nothing of use
+(ablate it to know). Scores depend on the text: on random tokens a head that attends to grammar has
+nothing to attend to and may rest on the first token, and in a text without repetitions nothing is
+known about ``duplicate`` and ``induction`` (NaN). The thresholds are a convention.
+
+Source: Elhage et al. 2021; Olsson et al. 2022; the thresholds are those of the ARENA course's
+exercise. The cost is two forward passes and one more for the loss.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from nnattr.errors import TaskError
+from nnattr.headkinds import KINDS, keys, scores
+from nnattr.methods.prompts import asked, keeps_last
+from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.runs import TOKENS_PER_FORWARD
+from nnattr.model.view import Model
+from nnattr.results import HeadScores
+from nnattr.tasks import Task
+from nnattr.tokens import Tokens, pad_id, token_strings
+
+THRESHOLDS = {
+    "previous": 0.35,
+    "current": 0.3,
+    "first": 0.7,
+    "duplicate": 0.5,
+    "induction": 0.5,
+}
+FLOATS = 2**26  # numbers of a layer's patterns, or logits, that one chunk may hold at a time
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a tokenizer's fallback for what it cannot write
+
+
+def detect_heads(
+    model: Model,
+    prompts: str | Sequence[str] | Task | None = None,
+    *,
+    n: int = 10,
+    length: int = 50,
+    seed: int = 0,
+    thresholds: Mapping[str, float] | None = None,
+    run: Literal["clean", "corrupted"] = "clean",
+) -> HeadScores:
+    """How much each head is a previous-token, current-token, ... or induction head.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        prompts: texts or a task; by default ``n`` sequences of ``length`` random tokens and the
+            same again, after a BOS if the tokenizer has one.
+        n: how many random sequences; standard errors are over them.
+        length: tokens in one copy.
+        seed: which tokens. They are ordinary ones (not special, no bytes), and differ within a
+            sequence where the vocabulary is large enough.
+        thresholds: for some kinds another score from which on a head counts; the defaults are
+            previous 0.35, current 0.3, first 0.7, duplicate and induction 0.5.
+        run: which prompts of a task.
+
+    Returns:
+        a `HeadScores`: ``.heads("induction")`` lists those over the threshold, ``.plot()`` draws
+        all kinds, ``.halves()`` and ``.plot_loss()`` have the loss on both copies.
+
+    Raises:
+        ArchError: the model's attention gives no pattern, with what was measured.
+        BackendError: where the model runs its attention cannot be switched (a sandboxed server).
+        TaskError: prompts that cannot be used, or an unknown kind in ``thresholds``.
+
+    Cost: three forward passes; the patterns are reduced where the model is.
+    """
+    limits = {**THRESHOLDS, **(thresholds or {})}
+    if unknown := set(limits) - set(KINDS):
+        raise TaskError(f"There is no kind {unknown.pop()!r} of head; the kinds are {KINDS}.")
+    if prompts is None:
+        tokens, second = repeated_tokens(model, n, length, seed)
+    else:
+        tokens, second = asked(model, prompts, run)[1], None
+    width = tokens.ids.shape[1]
+    held = max(model.n_heads * width**2, width * model.config.vocab_size)
+    payload = {
+        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "paths": attention_paths(model),
+        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "kinds": KINDS,
+        "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
+    }
+    values = accepted(model, model.run(detection_job, payload, label="head detection").values)
+    dims = ("example", "kind", "layer", "head")
+    known = values["scores"].permute(0, 2, 1, 3).numpy()
+    coords = {
+        "example": np.arange(len(tokens)),
+        "kind": list(KINDS),
+        "layer": np.arange(model.n_layers),
+        "head": np.arange(model.n_heads),
+    }
+    array = xr.DataArray(known, dims=dims, coords=coords)
+    loss = _aligned(values["loss"], tokens)
+    return HeadScores(array, limits, tokens.strings, model.name, loss, second)
+
+
+def detection_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """``scores`` [example, layer, kind, head] and ``loss`` [example, pos] of every prompt."""
+    kinds, losses = [], []
+    total, rows = payload["prompts"]["ids"].shape[0], payload["rows"]
+    for start in range(0, total, rows):
+        prompts = {key: value[start : start + rows] for key, value in payload["prompts"].items()}
+        found, problem = by_kind(nn, prompts, payload)
+        if problem is not None:
+            return {"refused": problem}
+        kinds.append(torch.stack([one.cpu() for one in found], 1))
+        losses.append(token_losses(nn, prompts))
+        tick(min(start + rows, total), total)
+    return {"scores": torch.cat(kinds), "loss": torch.cat(losses)}
+
+
+def by_kind(nn: Any, prompts: dict[str, Tensor], ask: dict[str, Any]) -> tuple[list[Tensor], Any]:
+    """Each layer's scores [example, kind, head], or why there are none."""
+    wanted = keys(prompts["ids"], prompts["mask"])
+
+    def reduce(pattern: Tensor) -> Tensor:
+        """One layer's pattern to its scores."""
+        each = [scores(pattern, wanted[kind].to(pattern.device)) for kind in ask["kinds"]]
+        return torch.stack(each, 1)
+
+    return patterns(nn, prompts, ask["paths"], None, ask["options"], reduce)
+
+
+def token_losses(nn: Any, prompts: dict[str, Tensor]) -> Tensor:
+    """Minus the log probability of each token [example, pos]; 0 at the first."""
+    with nn.trace(**given(prompts, None)):
+        with torch.no_grad():
+            logits = nn.output.logits[:, :-1].float()
+            ids = prompts["ids"].to(logits.device)
+            own = logits.gather(-1, ids[:, 1:, None])[..., 0]
+            loss = (logits.logsumexp(-1) - own).cpu()
+    return torch.nn.functional.pad(loss, (1, 0))
+
+
+def repeated_tokens(model: Model, n: int, length: int, seed: int) -> tuple[Tokens, int]:
+    """``n`` random sequences, each twice, and where the second copy begins.
+
+    Raises:
+        TaskError: there is nothing to draw, or too many tokens for the model.
+    """
+    if n < 1 or length < 2:
+        raise TaskError(f"n is {n} and length {length}; expected at least 1 and 2.")
+    tokenizer = model.tokenizer
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    width = len(opening) + 2 * length
+    if model.context_length is not None and width > model.context_length:
+        raise TaskError(
+            f"Two copies of {length} tokens are {width} tokens with the BOS, and {model.name} "
+            f"takes {model.context_length}; use a smaller length."
+        )
+    names = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), model.config.vocab_size)))
+    special = set(tokenizer.all_special_ids)
+    ordinary = [
+        i for i, name in enumerate(names) if i not in special and name and not BYTE.fullmatch(name)
+    ]
+    draw = random.Random(seed)
+    some = draw.sample if len(ordinary) >= length else draw.choices
+    copies = [some(ordinary, k=length) for _ in range(n)]
+    rows = [opening + copy + copy for copy in copies]
+    tokens = Tokens.from_rows(rows, token_strings(tokenizer, rows), pad_id(tokenizer))
+    return tokens, len(opening) + length
+
+
+def _aligned(loss: Tensor, tokens: Tokens) -> xr.DataArray:
+    """The losses with position 0 at each prompt's first token, NaN there and behind its last."""
+    values = torch.full_like(loss, float("nan"))
+    for row, pad in enumerate(tokens.padding):
+        values[row, 1 : loss.shape[1] - pad] = loss[row, pad + 1 :]
+    coords = {"example": np.arange(len(tokens)), "pos": np.arange(loss.shape[1])}
+    return xr.DataArray(values.numpy(), dims=("example", "pos"), coords=coords)
