@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nnattr.methods.agreement import agreement
     from nnattr.methods.attention_patterns import attention_patterns
     from nnattr.methods.attribution_patching import attribution_patching
+    from nnattr.methods.capture import capture
     from nnattr.methods.compare_runs import compare_runs
     from nnattr.methods.detect_heads import detect_heads
     from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
@@ -85,6 +86,7 @@ _HOME = {
     "attention_patterns": "nnattr.methods.attention_patterns",
     "attention_vs_mlp": "nnattr.methods.direct_logit_attribution",
     "attribution_patching": "nnattr.methods.attribution_patching",
+    "capture": "nnattr.methods.capture",
     "compare_runs": "nnattr.methods.compare_runs",
     "detect_heads": "nnattr.methods.detect_heads",
     "direct_logit_attribution": "nnattr.methods.direct_logit_attribution",
@@ -148,6 +150,7 @@ __all__ = [
     "attention_patterns",
     "attention_vs_mlp",
     "attribution_patching",
+    "capture",
     "compare_runs",
     "detect_heads",
     "direct_logit_attribution",

@@ -75,6 +75,7 @@ PUBLIC = {
     "attention_patterns",
     "attention_vs_mlp",
     "attribution_patching",
+    "capture",
     "compare_runs",
     "detect_heads",
     "direct_logit_attribution",
