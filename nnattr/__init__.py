@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nnattr.methods.attribution_patching import attribution_patching
     from nnattr.methods.capture import capture
     from nnattr.methods.compare_runs import compare_runs
+    from nnattr.methods.copying import copying_score, name_mover_score
     from nnattr.methods.detect_heads import detect_heads
     from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
     from nnattr.methods.generate import generate
@@ -88,12 +89,14 @@ _HOME = {
     "attribution_patching": "nnattr.methods.attribution_patching",
     "capture": "nnattr.methods.capture",
     "compare_runs": "nnattr.methods.compare_runs",
+    "copying_score": "nnattr.methods.copying",
     "detect_heads": "nnattr.methods.detect_heads",
     "direct_logit_attribution": "nnattr.methods.direct_logit_attribution",
     "generate": "nnattr.methods.generate",
     "inspect_prompt": "nnattr.methods.inspect_prompt",
     "logit_lens": "nnattr.methods.logit_lens",
     "most_frequent_answers": "nnattr.methods.most_frequent_answers",
+    "name_mover_score": "nnattr.methods.copying",
     "Job": "nnattr.methods.submit",
     "submit": "nnattr.methods.submit",
     "GroupLogProbDiff": "nnattr.metrics",
@@ -152,6 +155,7 @@ __all__ = [
     "attribution_patching",
     "capture",
     "compare_runs",
+    "copying_score",
     "detect_heads",
     "direct_logit_attribution",
     "generate",
@@ -160,6 +164,7 @@ __all__ = [
     "logit_lens",
     "metrics",
     "most_frequent_answers",
+    "name_mover_score",
     "plots",
     "submit",
     "tasks",

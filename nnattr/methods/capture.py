@@ -128,7 +128,7 @@ def capture(
     """
     names = _names(sites)
     texts, tokens = asked(model, prompts, run)
-    at, present = _columns(prompts, texts, tokens, positions)
+    at, present = at_positions(prompts, texts, tokens, positions)
     chosen = _numbers("layer", layers, model.n_layers)
     payload = _payload(model, names, tokens, at, present, chosen, heads)
     payload["reduce"] = reduce
@@ -231,7 +231,7 @@ def _numbers(what: str, given: int | Sequence[int] | None, count: int) -> list[i
     return sorted(set(found))
 
 
-def _columns(
+def at_positions(
     prompts: Any, texts: tuple[str, ...], tokens: Tokens, positions: Where
 ) -> tuple[Tensor, Tensor]:
     """The columns of the padded batch [example, pos], and which of them the prompt really has.

@@ -52,7 +52,7 @@ def kinds_figure(found: HeadScores, kind: str | None = None, title: str | None =
     if title is None:
         title = f"Kinds of heads of {words.safe(found.model)}"
     n = found.scores.sizes["example"]
-    about = f"mean attention over {n} examples; framed: at or over the threshold"
+    about = f"mean over {n} examples; framed: at or over the threshold"
     return figure.update_layout(look.layout(whole + 170, tall + 70, title, about, extra=24))
 
 
