@@ -23,7 +23,6 @@ against, and another one for the values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -32,14 +31,13 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.methods.heads import Heads, chosen
-from nnattr.methods.prompts import asked, keeps_last
+from nnattr.methods.prompts import Prompts, asked, keeps_last
 from nnattr.methods.weights import linear_map
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
 from nnattr.model.view import Model
 from nnattr.results import Patterns, cell_label
-from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 
 FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a time
@@ -47,7 +45,7 @@ FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a ti
 
 def attention_patterns(
     model: Model,
-    prompts: str | Sequence[str] | Task,
+    prompts: Prompts,
     heads: Heads = "all",
     *,
     k: int = 3,
@@ -58,7 +56,8 @@ def attention_patterns(
 
     Args:
         model: as `nnattr.load` gives it.
-        prompts: one or several, or a task (whose ``run`` is read).
+        prompts: one or several; a task (whose ``run`` is read); or the ``tokens`` of a result, such
+            as the random ones of `nnattr.detect_heads`.
         heads: ``"all"``, a list of heads such as ``[(9, 6), "10.0"]``, or `Scores` over heads: then
             the ``k`` most positive and the ``k`` most negative.
         k: see ``heads``.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
 from nnattr.methods.positions import spots
-from nnattr.methods.prompts import Where, asked, columns, keeps_last
+from nnattr.methods.prompts import Prompts, Where, asked, columns, keeps_last
 from nnattr.methods.readout import take
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
@@ -53,7 +53,7 @@ FLOATS = 2**27  # numbers that one chunk of prompts may hold at a time
 @overload
 def capture(
     model: Model,
-    prompts: str | Sequence[str] | Task,
+    prompts: Prompts,
     sites: str | Sequence[str],
     positions: Where = "each",
     *,
@@ -67,7 +67,7 @@ def capture(
 @overload
 def capture(
     model: Model,
-    prompts: str | Sequence[str] | Task,
+    prompts: Prompts,
     sites: str | Sequence[str],
     positions: Where = "each",
     *,
@@ -80,7 +80,7 @@ def capture(
 
 def capture(
     model: Model,
-    prompts: str | Sequence[str] | Task,
+    prompts: Prompts,
     sites: str | Sequence[str],
     positions: Where = "each",
     *,

@@ -25,7 +25,7 @@ forward passes, and an unembedding per head and token; two passes more for name 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.methods.capture import at_positions
-from nnattr.methods.prompts import Where, asked, keeps_last
+from nnattr.methods.prompts import Prompts, Where, asked, keeps_last
 from nnattr.methods.readout import take
 from nnattr.methods.weights import linear_map
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
@@ -51,7 +51,7 @@ FLOATS = 2**27  # logits that one chunk of tokens may hold at a time
 
 def copying_score(
     model: Model,
-    prompts: str | Sequence[str] | Task,
+    prompts: Prompts,
     positions: Where = "each",
     *,
     k: int = 5,
@@ -263,4 +263,4 @@ def _result(
             "head": np.arange(model.n_heads),
         },
     )
-    return HeadScores(array, dict.fromkeys(kinds, threshold), tokens.strings, model.name)
+    return HeadScores(array, dict.fromkeys(kinds, threshold), tokens, model.name)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -32,12 +32,11 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
-from nnattr.methods.prompts import asked, keeps_last
+from nnattr.methods.prompts import Prompts, asked, keeps_last
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.view import Model
 from nnattr.results import HeadScores
-from nnattr.tasks import Task
 from nnattr.tokens import Tokens, pad_id, token_strings
 
 THRESHOLDS = {
@@ -53,7 +52,7 @@ BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a tokenizer's fallback for what it c
 
 def detect_heads(
     model: Model,
-    prompts: str | Sequence[str] | Task | None = None,
+    prompts: Prompts | None = None,
     *,
     n: int = 10,
     length: int = 50,
@@ -65,8 +64,8 @@ def detect_heads(
 
     Args:
         model: as `nnattr.load` gives it.
-        prompts: texts or a task; by default ``n`` sequences of ``length`` random tokens and the
-            same again, after a BOS if the tokenizer has one.
+        prompts: texts, a task, or the ``tokens`` of another result; by default ``n`` sequences of
+            ``length`` random tokens and the same again, after a BOS if the tokenizer has one.
         n: how many random sequences; standard errors are over them.
         length: tokens in one copy.
         seed: which tokens. They are ordinary ones (not special, no bytes), and differ within a
@@ -113,7 +112,7 @@ def detect_heads(
     }
     array = xr.DataArray(known, dims=dims, coords=coords)
     loss = _aligned(values["loss"], tokens)
-    return HeadScores(array, limits, tokens.strings, model.name, loss, second)
+    return HeadScores(array, limits, tokens, model.name, loss, second)
 
 
 def detection_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

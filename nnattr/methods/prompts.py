@@ -16,6 +16,8 @@ from nnattr.tokens import Tokens, encode
 
 #: Where to look: ``"last"``, ``"each"``, a position from the prompt's start or end, or several.
 Where: TypeAlias = str | int | Sequence[int]
+#: What to read: one prompt, several, those of a task, or tokens as another result holds them.
+Prompts: TypeAlias = str | Sequence[str] | Task | Tokens
 
 
 def listed(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
@@ -41,14 +43,17 @@ def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
     return tokens
 
 
-def asked(
-    model: Model, prompts: str | Sequence[str] | Task, run: str = "clean"
-) -> tuple[tuple[str, ...], Tokens]:
+def asked(model: Model, prompts: Prompts, run: str = "clean") -> tuple[tuple[str, ...], Tokens]:
     """The texts and tokens of prompts, or of one run (clean or corrupted) of a task.
 
     Raises:
         TaskError: they cannot be used with this model, or there is no such run.
     """
+    if isinstance(prompts, Tokens):
+        _room(model, max(map(len, prompts.strings)), 0)
+        if int(prompts.ids.max()) >= model.config.vocab_size:
+            raise TaskError(f"These tokens are not {model.name}'s: it has fewer.")
+        return tuple(map("".join, prompts.strings)), prompts
     if not isinstance(prompts, Task):
         texts = listed("prompts", prompts)
         return texts, prepared(model, texts)

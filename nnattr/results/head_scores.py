@@ -12,6 +12,7 @@ import xarray as xr
 from nnattr.errors import ResultError
 from nnattr.results import statistics
 from nnattr.results.cells import Cell, Ranking, cell_label
+from nnattr.tokens import Tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,8 @@ class HeadScores:
         scores: dims ``example``, ``kind``, ``layer``, ``head``; from 0 to 1, NaN where an example
             has nothing for a kind to show on.
         thresholds: for each kind the score from which on a head counts as one of it.
-        tokens: each example's tokens as text.
+        tokens: what the model read; `nnattr.attention_patterns` and its neighbours take it as
+            prompts.
         model: the model's name.
         loss: dims ``example``, ``pos``: minus the log probability of the token at ``pos``, given
             those before it (NaN at the first, which nothing predicts); None if not asked for.
@@ -35,7 +37,7 @@ class HeadScores:
 
     scores: xr.DataArray
     thresholds: Mapping[str, float]
-    tokens: tuple[tuple[str, ...], ...]
+    tokens: Tokens
     model: str
     loss: xr.DataArray | None = None
     second: int | None = None

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import ArchError, HeadScores, ResultError, Task, TaskError, detect_heads
+from nnattr import (
+    ArchError,
+    HeadScores,
+    ResultError,
+    Task,
+    TaskError,
+    attention_patterns,
+    capture,
+    detect_heads,
+)
 from nnattr.headkinds import KINDS
 from nnattr.methods.detect_heads import THRESHOLDS, repeated_tokens
 from tests.methods.common import TEACHING, needs_stories, raw_module, stories, teaching, tiny
@@ -70,7 +79,7 @@ def test_the_teaching_models_have_an_induction_circuit(name: str) -> None:
 
 def found_ids(model: Any, found: HeadScores) -> list[list[int]]:
     tokens, second = repeated_tokens(model, n=10, length=30, seed=1)
-    assert tokens.strings == found.tokens
+    assert torch.equal(tokens.ids, found.tokens.ids)
     assert second == found.second
     return tokens.rows
 
@@ -107,6 +116,21 @@ def test_on_a_task_and_on_either_run() -> None:
     plain = detect_heads(model, list(task.corrupted))
     np.testing.assert_allclose(other.scores, plain.scores, atol=1e-6)
     assert float(abs(clean.scores - other.scores).max()) > 1e-3
+
+
+def test_the_same_tokens_again_and_for_the_other_methods() -> None:
+    model = tiny("llama")
+    found = detect_heads(model, n=3, length=8)
+    again = detect_heads(model, found.tokens)
+    np.testing.assert_allclose(again.scores, found.scores, atol=1e-6)
+    looks = attention_patterns(model, found.tokens)
+    assert looks.tokens == found.tokens.strings
+    z = capture(model, found.tokens, "z", "last")["z"]
+    assert z["token"].values[:, 0].tolist() == [row[-1] for row in found.tokens.strings]
+    with pytest.raises(TaskError, match=r"are not .* it has fewer"):
+        attention_patterns(tiny_model("gpt2", vocab_size=32), found.tokens)
+    with pytest.raises(TaskError, match="takes 16"):
+        detect_heads(tiny_model("gpt2", n_positions=16), found.tokens)
 
 
 def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(

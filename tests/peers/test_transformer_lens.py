@@ -17,7 +17,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnattr import LogitDiff, Model, Task, activation_patching, attribution_patching
+from nnattr import (
+    LogitDiff,
+    Model,
+    Task,
+    activation_patching,
+    attention_patterns,
+    attribution_patching,
+    capture,
+)
 from nnattr.teaching import folder
 from tests.methods.common import (
     STORIES,
@@ -187,3 +195,31 @@ def test_attribution_patching(name: str) -> None:
         for site, expected in (("z", heads), ("mlp_out", mlps)):
             scores = attribution_patching(model, task, LogitDiff(), site=site, positions="each")
             assert_same(scores.raw[i], expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_patterns(name: str) -> None:
+    model, task = ours(name)
+    with torch.no_grad():
+        _, cache = bridge(name).run_with_cache(task.clean_tokens.ids)
+    found = attention_patterns(model, task)
+    for layer in range(model.n_layers):
+        expected = cache[f"blocks.{layer}.attn.hook_pattern"]
+        heads = found.values.sel(head=found.values["layer"] == layer)
+        assert_same(heads, expected, 1e-5)
+        assert_far(heads, expected.flip(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_captured_activations(name: str) -> None:
+    """Queries and keys of rotary models are read before the turn, as TransformerLens's are."""
+    model, task = ours(name)
+    with torch.no_grad():
+        _, cache = bridge(name).run_with_cache(task.clean_tokens.ids)
+    hooks = {site: f"attn.hook_{site}" for site in ("q", "k", "v", "z")}
+    hooks |= {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out"}
+    found = capture(model, task, list(hooks))
+    for site, hook in hooks.items():
+        for layer in range(model.n_layers):
+            expected = cache[f"blocks.{layer}.{hook}"]
+            assert_same(found[site].sel(layer=layer), expected, 1e-4)
