@@ -53,3 +53,53 @@ def test_a_sandbox_has_no_patterns(sandboxed_server: Server) -> None:
     remote = nnattr.load(NAMES[0], backend=sandboxed_server.url)
     with pytest.raises(BackendError, match="A sandboxed server cannot be asked"):
         read(remote, prompts(remote))
+
+
+def sizes(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A user's own reduction."""
+    return {"norm": found["z"].norm(dim=-1), "own": found["pattern"].diagonal(dim1=-2, dim2=-1)}
+
+
+def equal_but_for_patterns(local: Model, remote: Model) -> None:
+    """What needs no patterns, on a server with or without its weights in the job's process."""
+    task = nnattr.tasks.ioi(local.tokenizer, n=3, seed=1)
+    sites = ["resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "neuron", "mlp_out"]
+    here, there = (nnattr.capture(model, task, sites, [0, -1]) for model in (local, remote))
+    for site in sites:
+        np.testing.assert_allclose(there[site], here[site], rtol=0, atol=1e-4)
+    scores = [nnattr.copying_score(model, task, "IO").scores for model in (local, remote)]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_models_process(server: Server, name: str) -> None:
+    local, remote = nnattr.load(name), nnattr.load(name, backend=server.url)
+    equal_but_for_patterns(local, remote)
+    task = nnattr.tasks.ioi(local.tokenizer, n=3, seed=1)
+    for weighted in (False, True):
+        here, there = (
+            nnattr.attention_patterns(model, task, ["1.0", (2, 1)], weighted=weighted)
+            for model in (local, remote)
+        )
+        np.testing.assert_allclose(there.values, here.values, rtol=0, atol=1e-4)
+    found = [nnattr.detect_heads(model, n=3, length=15) for model in (local, remote)]
+    np.testing.assert_allclose(found[1].scores, found[0].scores, rtol=0, atol=1e-5)
+    assert found[0].loss is not None
+    assert found[1].loss is not None
+    np.testing.assert_allclose(found[1].loss, found[0].loss, rtol=0, atol=1e-4)
+    movers = [nnattr.name_mover_score(model, task).scores for model in (local, remote)]
+    np.testing.assert_allclose(movers[1], movers[0], rtol=0, atol=1e-5)
+    own = [
+        nnattr.capture(model, task, ["z", "pattern"], layers=1, reduce=sizes)
+        for model in (local, remote)
+    ]
+    for key in ("norm", "own"):
+        np.testing.assert_allclose(own[1][key], own[0][key], rtol=0, atol=1e-4)
+
+
+def test_in_a_sandbox(sandboxed_server: Server) -> None:
+    local, remote = (nnattr.load(NAMES[1], backend=b) for b in ("local", sandboxed_server.url))
+    equal_but_for_patterns(local, remote)
+    for call in (nnattr.attention_patterns, nnattr.detect_heads):
+        with pytest.raises(BackendError, match="A sandboxed server cannot be asked"):
+            call(remote, prompts(remote))
