@@ -161,7 +161,8 @@ def one_by_one(nn: Any, ask: dict[str, Any], streams: Tensor, ids: Tensor) -> Te
     with nn.trace(input_ids=ids[:, None], use_cache=False, **ask["options"]):
         with torch.no_grad():
             for layer in range(len(ask["before"])):
-                write(nn, ask["before"][layer], streams[:, None].clone())
+                live = read(nn, ask["before"][layer], 1)
+                write(nn, ask["before"][layer], streams[:, None].to(live))
                 z = read(nn, ask["z"][layer], 1)[:, 0]
                 heads = contributions(nn, ask, layer, z)
                 found.append(torch.stack([predicts(nn, ask, one, ids) for one in heads], 1))

@@ -14,7 +14,6 @@ SIDE = 520  # pixels of a single map
 ROW = 4  # small maps beside each other
 LABELLED = 48  # tokens up to which every one has its label
 FEW = 20  # the same for small maps
-MANY = 64  # maps: more are better looked at in the viewer
 
 
 def patterns_figure(

@@ -218,6 +218,10 @@ def test_many_heads_and_tokens_are_no_burden(tab: Tab, tmp_path: Path) -> None:
         " return (performance.now() - began) / all.length; })()"
     )
     assert chosen(tab) == [63]
+    rows = tab.evaluate(
+        "new Set([...document.querySelectorAll('#heads button')].map(e => e.offsetTop)).size"
+    )
+    assert rows == 12, "a row for each layer"
     assert each < 50, f"{each:.0f} ms for a token"
     assert tab.complaints == []
 

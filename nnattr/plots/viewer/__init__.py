@@ -21,6 +21,7 @@ import numpy as np
 from nnattr.errors import ResultError
 from nnattr.results import Patterns
 
+WIDEST = 16  # heads of a layer that stand in one row
 STEPS = 65535  # a value is kept as a share of the largest, in 16 bits
 
 PAGE = Template("""<!DOCTYPE html>
@@ -132,10 +133,19 @@ def _data(patterns: Patterns) -> dict[str, Any]:
         prompts.append({"tokens": tokens, "values": base64.b64encode(numbers.tobytes()).decode()})
     return {
         "heads": [str(name) for name in patterns.values["head"].to_numpy()],
+        "columns": _columns(patterns.heads),
         "largest": largest,
         "weighted": patterns.weighted,
         "prompts": prompts,
     }
+
+
+def _columns(heads: list[tuple[int, int]]) -> int:
+    """How many heads a layer has, where these are all heads of some layers in order; else 0."""
+    wide = 1 + max(head for _, head in heads)
+    layers = list(dict.fromkeys(layer for layer, _ in heads))
+    whole = [(layer, head) for layer in layers for head in range(wide)]
+    return wide if heads == whole and wide <= WIDEST else 0
 
 
 def _inside_script(text: str) -> str:

@@ -183,6 +183,10 @@
 
   // ---- the page
 
+  if (data.columns) { // all heads of whole layers: a row for each layer
+    part("heads").classList.add("by-layer");
+    part("heads").style.setProperty("--columns", String(data.columns));
+  }
   data.heads.forEach((name, i) => {
     const button = document.createElement("button"), label = document.createElement("span");
     const canvas = document.createElement("canvas");
