@@ -114,8 +114,13 @@ def test_pointing_at_a_token_shows_both_ways(tab: Tab, page: Path, patterns: Pat
     assert chosen(tab) == []
     assert "Point at a token" in said(tab)
     before = tab.evaluate("document.querySelector('#map').toDataURL()")
+    places = (
+        "[...document.querySelectorAll('#tokens button')].map(e => [e.offsetLeft, e.offsetTop])"
+    )
+    still = tab.evaluate(places)
     tab.hover("#tokens button:nth-child(5)")
     assert chosen(tab) == [4]
+    assert tab.evaluate(places) == still, "tokens move from under the pointer"
     assert tab.evaluate("document.querySelector('#map').toDataURL()") != before
     one = patterns.of(0, 0).to_numpy()
     expected = [*one[4, :5], *one[5:, 4]]
