@@ -21,6 +21,7 @@ FLOORS = {
     "headkinds": 0,
     "teaching": 0,
     "arch": 1,
+    "linalg": 1,
     "tokens": 1,
     "tasks": 1,
     "metrics": 1,
