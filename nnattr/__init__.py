@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from nnattr.methods.inspect_prompt import inspect_prompt
     from nnattr.methods.logit_lens import logit_lens
     from nnattr.methods.most_frequent_answers import most_frequent_answers
+    from nnattr.methods.next_token_attribution import next_token_attribution
     from nnattr.methods.submit import Job, submit
     from nnattr.metrics import (
         KL,
@@ -97,6 +98,7 @@ _HOME = {
     "logit_lens": "nnattr.methods.logit_lens",
     "most_frequent_answers": "nnattr.methods.most_frequent_answers",
     "name_mover_score": "nnattr.methods.copying",
+    "next_token_attribution": "nnattr.methods.next_token_attribution",
     "Job": "nnattr.methods.submit",
     "submit": "nnattr.methods.submit",
     "GroupLogProbDiff": "nnattr.metrics",
@@ -165,6 +167,7 @@ __all__ = [
     "metrics",
     "most_frequent_answers",
     "name_mover_score",
+    "next_token_attribution",
     "plots",
     "submit",
     "tasks",

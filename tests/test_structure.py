@@ -88,6 +88,7 @@ PUBLIC = {
     "metrics",
     "most_frequent_answers",
     "name_mover_score",
+    "next_token_attribution",
     "plots",
     "submit",
     "tasks",

@@ -22,6 +22,8 @@ from nnattr.methods.readout import model_inputs
 from nnattr.methods.weights import linear_map
 from nnattr.model.sites import read
 
+WORDS = ("tokens", "weights")
+
 
 def decompose_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Every part's share of the direction, and the metric of both runs.
@@ -30,7 +32,8 @@ def decompose_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
         nn: the nnsight model.
         tick: progress.
         **payload: ``run`` and ``other``, prompts (``ids`` and ``mask``) or None; ``tokens`` and
-            ``weights`` [example, word], the direction; ``spots`` [cell, example, pos]; ``reads``,
+            ``weights`` [example, pos, word], the direction, the same at all positions where pos
+            is 1; ``spots`` [cell, example, pos]; ``reads``,
             (key, path, side) in forward order, the last being the final residual stream;
             ``parts``, (key, factor); ``splits``, see `split`; ``heads``, or 0 for neurons;
             ``norm``, ``unembed``, ``multiplier``, ``capped``; ``whole``, whether the parts add up;
@@ -52,7 +55,7 @@ def decompose_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
                 ask[name] = {
                     key: value[start : start + rows] for key, value in payload[name].items()
                 }
-        for name in ("tokens", "weights"):
+        for name in WORDS:
             ask[name] = payload[name][start : start + rows]
         values, errors = examples(nn, ask)
         found.append(values)
@@ -74,7 +77,7 @@ def examples(nn: Any, ask: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str,
         with torch.no_grad():
             seen = look(nn, ask, columns)
             logits = nn.output.logits[:, columns - len(there)]
-            values, gaps = weigh_parts(nn, ask, seen, picked(ask, logits), columns)
+            values, gaps = weigh_parts(nn, ask, seen, picked(ask, logits, columns), columns)
     if ask["other"] is not None:
         values["other"] = metric_at_end(nn, ask)
     return values, gaps
@@ -85,7 +88,7 @@ def metric_at_end(nn: Any, ask: dict[str, Any]) -> Tensor:
     options = {"logits_to_keep": 1} if ask["keeps"] else {}
     with nn.trace(model_inputs(ask["other"]), **options):
         with torch.no_grad():
-            found = picked(ask, nn.output.logits[:, -1:])[:, 0]
+            found = picked(ask, nn.output.logits[:, -1:], slice(-1, None))[:, 0]
     return found
 
 
@@ -102,10 +105,17 @@ def look(nn: Any, ask: dict[str, Any], columns: Tensor) -> dict[str, Tensor]:
     return {key: value.to(device) for key, value in seen.items()}
 
 
-def picked(ask: dict[str, Any], logits: Tensor) -> Tensor:
+def words(ask: dict[str, Any], columns: Any, device: Any) -> tuple[Tensor, Tensor]:
+    """The direction's tokens and their weights [example, pos, word]; pos may be 1, for all."""
+    found = [ask[name] if ask[name].shape[1] == 1 else ask[name][:, columns] for name in WORDS]
+    return found[0].to(device), found[1].to(device)
+
+
+def picked(ask: dict[str, Any], logits: Tensor, columns: Any) -> Tensor:
     """The direction's weighted sum of logits [example, pos]."""
-    tokens = ask["tokens"].to(logits.device)[:, None].expand(-1, logits.shape[1], -1)
-    return (logits.gather(-1, tokens).float() * ask["weights"].to(logits.device)[:, None]).sum(-1)
+    tokens, weights = words(ask, columns, logits.device)
+    chosen = logits.gather(-1, tokens.expand(-1, logits.shape[1], -1))
+    return (chosen.float() * weights).sum(-1)
 
 
 def weigh_parts(
@@ -115,7 +125,7 @@ def weigh_parts(
     final = seen[ask["reads"][-1][0]]
     valid = ask["spots"].any(0)[:, columns].to(final.device)
     with torch.autocast(final.device.type, enabled=False):  # servers cast products down otherwise
-        view = final_view(nn, ask, final)
+        view = final_view(nn, ask, final, columns)
         parts = torch.stack([weigh(view, f * seen[key].float()) for key, f in ask["parts"]], -1)
         linear = (view["direction"] * final.float()).sum(-1) + view["bias"]
         found = {"parts": parts, "linear": linear[..., None], "whole": whole.to(final)[..., None]}
@@ -141,16 +151,15 @@ def weigh_parts(
     return reduced, gaps
 
 
-def final_view(nn: Any, ask: dict[str, Any], final: Tensor) -> dict[str, Any]:
+def final_view(nn: Any, ask: dict[str, Any], final: Tensor, columns: Tensor) -> dict[str, Any]:
     """How the residual stream is read: ``direction`` [example, pos, d_model], ``bias``, ..."""
-    tokens, which = ask["tokens"].to(final.device).unique(return_inverse=True)
-    weights = ask["weights"].to(final.device)
+    tokens, weights = words(ask, columns, final.device)
+    tokens, which = tokens.unique(return_inverse=True)
     matrix, own = linear_map(nn.get(ask["unembed"]), final.shape[-1], final, tokens)
-    behind = (matrix.T[which] * weights[..., None]).sum(1)[:, None] * ask["multiplier"]
+    behind = (matrix.T[which] * weights[..., None]).sum(-2) * ask["multiplier"]
     module = None if ask["norm"] is None else nn.get(ask["norm"])
     norm = frozen(module, final)
-    bias = (behind * norm["bias"]).sum(-1)
-    bias = bias + (own[which] * weights).sum(-1, keepdim=True) * ask["multiplier"]
+    bias = (behind * norm["bias"]).sum(-1) + (own[which] * weights).sum(-1) * ask["multiplier"]
     direction = pull(norm, behind)
     return {
         "direction": direction,

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -33,23 +33,18 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.backend import Outcome
-from nnattr.errors import ArchError, MetricError, ResultError, TaskError
-from nnattr.methods.components import Plan, Unit, chosen_layers, components, logit_constants, points
+from nnattr.errors import ResultError, TaskError
+from nnattr.methods.components import Unit, chosen_layers, components, points
 from nnattr.methods.decompose import decompose_job
+from nnattr.methods.decomposition import Norm, Run, decomposition, proven
 from nnattr.methods.positions import Positions, spots
-from nnattr.methods.prompts import fits, keeps_last
+from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
 from nnattr.methods.shares import ordered, placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
-from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
-from nnattr.tokens import Tokens
-
-Norm = Literal["frozen", "each"]
-Run = Literal["clean", "corrupted"]
-FLOATS = 2**26  # numbers that one chunk of examples may hold at a time
 
 
 def direct_logit_attribution(
@@ -105,9 +100,9 @@ def direct_logit_attribution(
     wanted = chosen_layers(model, unit, layers)
     plan = points(model) if unit == "accumulated" else components(model, unit, wanted)
     chosen = spots(task, positions)
-    payload = _payload(model, task, plan, chosen, weights, unit, norm, run)
+    payload = decomposition(model, task, plan, chosen, _words(weights), unit, norm, run)
     outcome = model.run(decompose_job, payload, label="direct logit attribution")
-    _proven(model, metric, outcome.values)
+    proven(model, describe(metric), outcome.values)
     arguments = {
         "unit": unit,
         "positions": positions if isinstance(positions, str | int) else list(positions),
@@ -172,74 +167,12 @@ def _check_options(unit: str, norm: str, run: str) -> None:
         )
 
 
-def _payload(
-    model: Model,
-    task: Task,
-    plan: Plan,
-    chosen: Tensor,
-    weights: Sequence[dict[int, float]],
-    unit: Unit,
-    norm: Norm,
-    run: Run,
-) -> dict[str, Any]:
-    """What travels to the job: tensors and plain values."""
-    sides = (task.clean_tokens, task.corrupted_tokens if _reads_both(task, run) else None)
-    here, there = sides if run == "clean" else sides[::-1]
+def _words(weights: Sequence[dict[int, float]]) -> tuple[Tensor, Tensor]:
+    """The direction's tokens and weights [example, 1, word], filled up where there are fewer."""
     width = max(map(len, weights))
     tokens = [[*row, *[0] * (width - len(row))] for row in weights]
     shares = [[*row.values(), *[0.0] * (width - len(row))] for row in weights]
-    multiplier, cap = logit_constants(model)
-    held = (2 * len(plan.reads) + model.n_heads) * model.config.hidden_size
-    held *= int(chosen.any(0).any(0).sum())
-    return {
-        "run": _prompts(here),
-        "other": _prompts(there),
-        "tokens": torch.tensor(tokens),
-        "weights": torch.tensor(shares),
-        "spots": chosen,
-        "reads": list(plan.reads),
-        "parts": list(plan.parts),
-        "splits": list(plan.splits),
-        "heads": model.n_heads if unit == "head" else 0,
-        "norm": model.spec.final_norm,
-        "unembed": model.spec.unembed,
-        "multiplier": multiplier,
-        "capped": cap is not None,
-        "whole": unit != "accumulated",
-        "each": norm == "each",
-        "keeps": keeps_last(model),
-        "rows": max(1, min(TOKENS_PER_FORWARD // task.width, FLOATS // held)),
-    }
-
-
-def _reads_both(task: Task, run: Run) -> bool:
-    """Whether there is a corrupted run to measure, or to complain about if it is missing."""
-    return task.paired or run == "corrupted"
-
-
-def _prompts(tokens: Tokens | None) -> dict[str, Tensor] | None:
-    return None if tokens is None else {"ids": tokens.ids, "mask": tokens.mask}
-
-
-def _proven(model: Model, metric: Metric, values: dict[str, Any]) -> None:
-    """Refuse what is not finite, and a model that is not the sum it was taken for."""
-    gaps = dict(values["gaps"])
-    tolerance = max(1e-4, 16 * gaps.pop("eps"))
-    for key in ("run", "other", "linear"):
-        if key in values and not torch.isfinite(values[key]).all():
-            raise MetricError(
-                f"{describe(metric)} is not finite on every example ({key} run). Check the model's "
-                f"weights for NaN or overflow (`nnattr doctor {model.name}`), or use "
-                "dtype='float32'."
-            )
-    for what, size in gaps.items():
-        if not size <= tolerance:
-            raise ArchError(
-                f"{model.name} ({model.architecture}) is not the sum of its parts as nnattr reads "
-                f"it: the {what} differ by {size:.1e} of their size, and at most "
-                f"{tolerance:.0e} is allowed. Its norm, unembedding or MLP is of a kind that "
-                "direct logit attribution does not know; activation_patching needs none of them."
-            )
+    return torch.tensor(tokens)[:, None], torch.tensor(shares)[:, None]
 
 
 def _baselines(outcome: Outcome, run: Run) -> xr.DataArray:

@@ -1,0 +1,142 @@
+r"""Next-token attribution: which parts of the model write the token that really comes next?
+
+As `direct_logit_attribution`, with a direction of its own at every position: the row of the
+unembedding that belongs to the text's own next token.
+
+.. math:: \ell_p(t_{p+1}) = \sum_c \langle W_U[t_{p+1}], \mathrm{norm}_{x_p}(x_{c,p}) \rangle + b
+
+The parts are the direct path (the embeddings), every head, the MLPs and the biases; they add up to
+the logit, which is measured in every run.
+
+It misleads as every direct attribution does (see `nnattr.methods.direct_logit_attribution`), and in
+one more way: a logit by itself says little. The softmax does not see what raises all logits alike,
+so a part with large values everywhere may do nothing for the prediction; compare parts across
+positions, first copy against second, rather than reading one number.
+
+Source: the logit attribution of ARENA's "Intro to Mechanistic Interpretability", after Elhage et
+al. 2021. The cost is one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from nnattr.errors import TaskError
+from nnattr.methods.components import Unit, chosen_layers, components
+from nnattr.methods.decompose import decompose_job
+from nnattr.methods.decomposition import decomposition, proven
+from nnattr.methods.positions import spots
+from nnattr.methods.prompts import fits, listed
+from nnattr.methods.records import record
+from nnattr.methods.shares import placed, shares
+from nnattr.model.view import Model
+from nnattr.results import Scores
+from nnattr.tasks import Task
+
+METRIC = "logit of the next token"
+UNITS = ("head", "component", "neuron")
+
+
+def next_token_attribution(
+    model: Model,
+    prompts: str | Sequence[str] | Task,
+    *,
+    unit: Unit = "head",
+    layers: Sequence[int] | None = None,
+) -> Scores:
+    """What each part of the model writes toward the next token of the text, at every position.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        prompts: texts of at least two tokens, or a task, whose clean prompts are read.
+        unit: the parts; ``"head"``, ``"component"`` or ``"neuron"``, as in
+            `direct_logit_attribution`.
+        layers: for heads and neurons the layers to split; by default all.
+
+    Returns:
+        scores with the dimensions (example, layer, head, pos), (example, component, pos) or
+        (example, layer, neuron, pos), for every position that has a next token; NaN on padding.
+        ``scores.rest`` holds the other parts (the direct path ``embed``, MLPs, biases), so that
+        cells and rest add up to the logit. The baseline is the mean logit over the prompt.
+        ``nnattr.plots.parts(scores)`` shows all of it, part by part.
+
+    Raises:
+        TaskError: an unknown unit, or texts that are too short or too long.
+        ArchError: the model is not a sum of such parts, with what was measured.
+        MetricError: logits that are not finite.
+    """
+    if unit not in UNITS:
+        raise TaskError(f"unit is {unit!r}; expected one of {', '.join(map(repr, UNITS))}.")
+    task = _task(model, prompts)
+    fits(model, task)
+    wanted = chosen_layers(model, unit, layers)
+    plan = components(model, unit, wanted)
+    chosen = _positions(task)
+    payload = decomposition(model, task, plan, chosen, _next(task), unit)
+    payload["other"] = None
+    outcome = model.run(decompose_job, payload, label="next-token attribution")
+    proven(model, METRIC, outcome.values)
+    made = record(
+        model,
+        task,
+        method="next_token_attribution",
+        arguments={
+            "unit": unit,
+            "positions": "each",
+            "layers": None if layers is None else list(wanted),
+        },
+        metric=METRIC,
+        cost=outcome.cost,
+    )
+    raw, rest = (
+        None if one is None else placed(one, chosen, task, "each").isel(pos=slice(0, -1))
+        for one in shares(model, plan, outcome.values, wanted, unit)
+    )
+    assert raw is not None
+    return Scores(raw, _baselines(outcome.values["whole"], chosen), 1.0, made, rest=rest)
+
+
+def _task(model: Model, prompts: str | Sequence[str] | Task) -> Task:
+    """The prompts alone: nothing of a corrupted run is looked at, nor named in figures."""
+    if isinstance(prompts, Task):
+        return replace(prompts, corrupted=(), twin_tokens=None)
+    return Task.from_prompts(list(listed("prompts", prompts)), tokenizer=model.tokenizer)
+
+
+def _positions(task: Task) -> Tensor:
+    """Every position with a next token as a cell [cell, example, pos]."""
+    lengths = task.clean_tokens.mask.sum(1)
+    if int(lengths.min()) < 2:
+        raise TaskError(
+            f"The prompt {task.clean[int(lengths.argmin())]!r} is one token long; it needs a next "
+            "token."
+        )
+    chosen = spots(task, "each").clone()
+    chosen[-1] = False
+    return chosen
+
+
+def _next(task: Task) -> tuple[Tensor, Tensor]:
+    """At every position the token after it, and 1; at the last one nothing."""
+    following = task.clean_tokens.ids.roll(-1, 1)
+    weights = torch.ones(following.shape)
+    weights[:, -1] = 0
+    return following[..., None], weights[..., None]
+
+
+def _baselines(logits: Tensor, chosen: Tensor) -> xr.DataArray:
+    """The mean logit of each prompt's next tokens; there is no corrupted run."""
+    there = chosen.any(-1).T  # [example, pos]
+    mean = (logits[:, 0] * there).sum(-1) / there.sum(-1)
+    both = torch.stack([mean, torch.full_like(mean, float("nan"))])
+    return xr.DataArray(
+        both.double().numpy(),
+        dims=("run", "example"),
+        coords={"run": ["clean", "corrupted"], "example": np.arange(len(mean))},
+    )
