@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from nnattr.methods.attention_patterns import attention_patterns
     from nnattr.methods.attribution_patching import attribution_patching
     from nnattr.methods.capture import capture
+    from nnattr.methods.circuits import ov_circuit, position_pattern, qk_circuit
     from nnattr.methods.compare_runs import compare_runs
+    from nnattr.methods.composition import composition
     from nnattr.methods.copying import copying_score, name_mover_score
     from nnattr.methods.detect_heads import detect_heads
     from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
@@ -92,6 +94,11 @@ _HOME = {
     "compare_runs": "nnattr.methods.compare_runs",
     "copying_score": "nnattr.methods.copying",
     "detect_heads": "nnattr.methods.detect_heads",
+    "ov_circuit": "nnattr.methods.circuits",
+    "position_pattern": "nnattr.methods.circuits",
+    "qk_circuit": "nnattr.methods.circuits",
+    "compare_runs": "nnattr.methods.compare_runs",
+    "composition": "nnattr.methods.composition",
     "direct_logit_attribution": "nnattr.methods.direct_logit_attribution",
     "generate": "nnattr.methods.generate",
     "inspect_prompt": "nnattr.methods.inspect_prompt",
@@ -157,6 +164,7 @@ __all__ = [
     "attribution_patching",
     "capture",
     "compare_runs",
+    "composition",
     "copying_score",
     "detect_heads",
     "direct_logit_attribution",
@@ -168,7 +176,10 @@ __all__ = [
     "most_frequent_answers",
     "name_mover_score",
     "next_token_attribution",
+    "ov_circuit",
     "plots",
+    "position_pattern",
+    "qk_circuit",
     "submit",
     "tasks",
     "verify",

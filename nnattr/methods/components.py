@@ -125,6 +125,12 @@ def _projection(model: Model, unit: Unit, layer: int) -> str:
     return sites.place(model.spec, "z" if unit == "head" else "neuron", layer).path
 
 
+def contribution_norm(model: Model, layer: int) -> str | None:
+    """The path of the norm behind attention's output projection, in families that have one."""
+    path = sites.place(model.spec, "attn_out", layer).path
+    return path if _is_norm_behind(model, path, _projection(model, "head", layer)) else None
+
+
 def _is_norm_behind(model: Model, place: str, projection: str) -> bool:
     """Whether the contribution is found behind a norm, not at the projection or a module around it.
 

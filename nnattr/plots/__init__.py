@@ -9,7 +9,8 @@ layer, head, pos              heat map of the strongest heads over positions, an
 one dimension                 bars with standard errors
 ============================  ==================================================================
 
-`parts` shows the parts of a whole together, also those beside the cells.
+`parts` shows the parts of a whole together, also those beside the cells; `matrix` any labelled
+matrix, such as an attention pattern or a block of a circuit.
 
 A dimension of length 1 takes no axis; hover text and axis title name it. Colours diverge from zero,
 the same distance both ways: blue is a positive change, red a negative one, grey means that there
@@ -23,12 +24,13 @@ import plotly.graph_objects as go
 from nnattr.errors import ResultError
 from nnattr.plots.bars import bars
 from nnattr.plots.heat import heatmap, strongest
+from nnattr.plots.matrix import matrix
 from nnattr.plots.parts import parts
 from nnattr.plots.scatter import agreement_scatter
 from nnattr.plots.words import open_dims
 from nnattr.results import Scores
 
-__all__ = ["agreement_scatter", "bars", "heatmap", "parts", "plot", "strongest"]
+__all__ = ["agreement_scatter", "bars", "heatmap", "matrix", "parts", "plot", "strongest"]
 
 
 def plot(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:

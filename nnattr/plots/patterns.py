@@ -35,7 +35,7 @@ def patterns_figure(
     maps = [patterns.of(*head, example=example).to_numpy() for head in shown]
     names = [f"L{layer}H{head}" for layer, head in shown]
     labels = [
-        f"{words.token(text)} <span style='color:#8a8f98'>{i}</span>"
+        f"{words.token_label(text)} <span style='color:#8a8f98'>{i}</span>"
         for i, text in enumerate(patterns.tokens[example])
     ]
     end = max(float(one.max()) for one in maps) if patterns.weighted else 1.0

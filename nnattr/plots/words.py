@@ -110,8 +110,8 @@ def tick_labels(scores: Scores, dim: str) -> list[str]:
         return numbers
     tokens = np.atleast_1d(scores.raw["token"].to_numpy())
     return [
-        f"{token(str(text))} <span style='color:#8a8f98'>{number}</span>"
-        for text, number in zip(tokens, numbers, strict=True)
+        f"{token_label(str(token))} <span style='color:#8a8f98'>{number}</span>"
+        for token, number in zip(tokens, numbers, strict=True)
     ]
 
 
@@ -162,7 +162,7 @@ def _positions(given: Any) -> str:
     return f"positions {', '.join(map(str, given))} together"
 
 
-def token(token: str) -> str:
+def token_label(token: str) -> str:
     """A token short enough for an axis, with what cannot be seen written out."""
     shown = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
     return safe(shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…")

@@ -1,12 +1,14 @@
 """Results: labelled numbers with where they came from, that can be saved, ranked and plotted.
 
-`Scores` is what every attribution method returns; `Lens` is what the logit lens saw,
-`Patterns` where heads look, `HeadScores` what kinds of heads there are.
+`Scores` is what every attribution method returns; `Lens` is what the logit lens saw, `Patterns`
+where heads look, `HeadScores` what kinds of heads there are; `Composition` holds pairs of heads,
+`AttentionParts` the components of a head's attention scores.
 """
 
 from __future__ import annotations
 
 from nnattr.results.cells import Cell, Ranking, cell_label
+from nnattr.results.composition import Composition
 from nnattr.results.head_scores import HeadScores
 from nnattr.results.lens import Lens
 from nnattr.results.patterns import Patterns
@@ -15,6 +17,7 @@ from nnattr.results.scores import Scores
 
 __all__ = [
     "Cell",
+    "Composition",
     "HeadScores",
     "Lens",
     "Patterns",

@@ -1,0 +1,149 @@
+"""Where a layer's attention keeps its weights and how it may make its scores, in plain values.
+
+What is found here is a guess from names and configuration; `nnattr.methods.attention_weights` holds
+it against a run. What cannot be a product of weights is refused before anything runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nnattr.errors import ArchError
+from nnattr.methods.components import contribution_norm
+from nnattr.model import sites
+from nnattr.model.view import Model
+
+Head = tuple[int, int]
+PROMPT = 12  # tokens of the short prompt that weights are proven on
+
+
+def checked_head(model: Model, head: Any) -> Head:
+    """``head`` as (layer, head), if the model has it.
+
+    Raises:
+        ArchError: it is no pair of numbers, or there is no such head.
+    """
+    try:
+        layer, number = (int(part) for part in head)
+    except (TypeError, ValueError):
+        layer = number = -1
+    if layer not in range(model.n_layers) or number not in range(model.n_heads):
+        raise ArchError(
+            f"{head!r} is no head of {model.name}; expected (layer, head) with layers 0 to "
+            f"{model.n_layers - 1} and heads 0 to {model.n_heads - 1}."
+        )
+    return layer, number
+
+
+def label(head: Head) -> str:
+    """``L1H4``."""
+    return f"L{head[0]}H{head[1]}"
+
+
+def short_prompt(model: Model) -> torch.Tensor:
+    """A few different tokens [1, pos], to prove weights on."""
+    return (torch.arange(1, PROMPT + 1) * 37 % model.config.vocab_size)[None]
+
+
+def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
+    """Where the weights of one layer's attention are.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        layer: which layer.
+        scores: whether queries and keys are wanted, not values alone.
+
+    Raises:
+        ArchError: the family's projections are unknown, or its scores are no product of weights.
+    """
+    places = {name: model.places(name)[layer] for name in ("q", "k", "v")}  # type: ignore[arg-type]
+    root = f"{model.spec.layers}.{layer}"
+    assert model.spec.qkv is not None
+    attention = model.nn._module.get_submodule(root).get_submodule(
+        model.spec.qkv.v.rpartition(".")[0]
+    )
+    if scores:
+        _refuse_inner_norms(model, attention)
+    return {
+        "layer": root,
+        **places,
+        "o": sites.place(model.spec, "z", layer).path,
+        "needs": ("q", "k", "v") if scores else ("v",),
+        "heads": model.n_heads,
+        "kv_heads": model.n_kv_heads,
+        "d_head": model.d_head,
+        "d_model": model.config.hidden_size,
+        "norms": _norms(model, root),
+        "behind": contribution_norm(model, layer),
+        "scales": _scales(model, attention, layer),
+        "cap": getattr(model.config, "attn_logit_softcapping", None),
+        "rotary": _rotary(model, layer),
+    }
+
+
+def require(model: Model, proof: dict[str, Any]) -> None:
+    """Refuse weights that do not give the model's own attention.
+
+    Raises:
+        ArchError: with what was measured.
+    """
+    tolerance = max(1e-4, 16 * proof["eps"])
+    for what, size in (("heads' outputs", proof["z"]), ("norm in front", proof["norms"])):
+        if not size <= tolerance:
+            raise ArchError(
+                f"The attention of {model.name} ({model.architecture}) is not the product of "
+                f"weights that nnattr takes it for: the {what} differ by {size:.1e} of their size, "
+                f"and at most {tolerance:.0e} is allowed. Its scores are made in a way that nnattr "
+                "does not know; activation_patching needs no such knowledge."
+            )
+
+
+def _refuse_inner_norms(model: Model, attention: Any) -> None:
+    """Raise where queries and keys are normed after they are projected."""
+    inside = [name for name, part in attention.named_modules() if name and _is_norm(part)]
+    if inside:
+        raise ArchError(
+            f"{model.name} ({model.architecture}) norms its queries and keys inside attention "
+            f"({', '.join(inside)}), so its scores are not a product of weights: there is no QK "
+            "circuit, no Q- or K-composition, and q and k do not fall apart into components. "
+            "ov_circuit and V-composition exist; use activation_patching with site='q' or 'k' for "
+            "effects."
+        )
+
+
+def _is_norm(part: Any) -> bool:
+    return "norm" in type(part).__name__.lower()
+
+
+def _norms(model: Model, root: str) -> tuple[str, ...]:
+    """The norms that are a layer's own parts: one of them may stand in front of attention."""
+    layer = model.nn._module.get_submodule(root)
+    return tuple(f"{root}.{name}" for name, part in layer.named_children() if _is_norm(part))
+
+
+def _scales(model: Model, attention: Any, layer: int) -> tuple[float, ...]:
+    """What the scores may be multiplied by, the likeliest first."""
+    root = model.d_head**-0.5
+    said = [getattr(attention, name, None) for name in ("scaling", "softmax_scale")]
+    if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        said.append(root / (layer + 1))
+    numbers = [float(value) for value in said if isinstance(value, int | float)]
+    return tuple(dict.fromkeys([*numbers, root, 1.0]))
+
+
+def _rotary(model: Model, layer: int) -> dict[str, Any] | None:
+    """The rotary embedding: the module that makes its angles, or their frequencies."""
+    config = model.config
+    for path, part in model.nn._module.named_modules():
+        if "rotaryembedding" in type(part).__name__.lower():
+            kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
+            wants = "layer_type" in inspect.signature(type(part).forward).parameters
+            return {"path": path, "arguments": (kinds[layer],) if wants and kinds else ()}
+    size = getattr(config, "rotary_dim", None)
+    if size:
+        return {"frequencies": tuple(10000.0 ** (-2 * i / size) for i in range(size // 2))}
+    return None

@@ -1,0 +1,170 @@
+r"""A layer's attention as one matrix per head, proven where the model is.
+
+A head reads the residual stream through :math:`W_Q, W_K, W_V` and writes through :math:`W_O`. Under
+grouped-query attention the heads of a group share :math:`W_K` and :math:`W_V`; here each head has
+its own copy. That these matrices, with a turn of q and k by their position where the model is
+rotary, really are the model's attention is measured on a run: the z that they give against the
+model's own. Of the ways in which models turn and scale, the one that fits is taken.
+
+Everything here travels to where the model is: torch and plain values only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.methods.frozen_norm import frozen
+from nnattr.methods.weights import linear_map
+from nnattr.model.sites import cut
+
+#: Of one layer, in plain values: what `nnattr.methods.attention_form.layer_form` gives.
+Form = dict[str, Any]
+
+
+def look(nn: Any, forms: list[Form]) -> list[dict[str, Tensor]]:
+    """What each layer's attention sees and makes, inside a trace: stream, entering, z."""
+    found = []
+    for form in forms:
+        one = {"stream": nn.get(form["layer"]).input, "entering": nn.get(form["v"][0]).input}
+        found.append({**one, "z": nn.get(form["o"]).input})
+    return found
+
+
+def head_weights(nn: Any, form: Form, like: Tensor) -> dict[str, Tensor]:
+    """Every head's matrices, in float32.
+
+    Returns:
+        for each name of ``form["needs"]``, of q, k and v, the matrix [head, d_model, d_head] and,
+        as ``q bias`` and so on, the bias [head, d_head]; ``o`` [head, d_head, d_model] and
+        ``o bias`` [d_model].
+    """
+    found = {}
+    for name in form["needs"]:
+        path, _, part = form[name]
+        heads = form["heads"] if name == "q" else form["kv_heads"]
+        weight, bias = linear_map(nn.get(path), form["d_model"], like)
+        weight = cut(weight, part).unflatten(-1, (heads, -1)).movedim(-2, 0)
+        bias = cut(bias, part).unflatten(-1, (heads, -1))
+        shared = form["heads"] // heads
+        found[name] = weight.repeat_interleave(shared, 0)
+        found[f"{name} bias"] = bias.repeat_interleave(shared, 0)
+    weight, bias = linear_map(nn.get(form["o"]), form["heads"] * form["d_head"], like)
+    return {**found, "o": weight.unflatten(0, (form["heads"], -1)), "o bias": bias}
+
+
+def project(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    """Every head's q, k or v [example, head, pos, d_head] of what enters attention."""
+    made = torch.einsum("epm,hmd->ehpd", x.float(), weights[name])
+    return made + weights[f"{name} bias"][:, None]
+
+
+def norm_in_front(nn: Any, form: Form, seen: dict[str, Tensor]) -> tuple[Any, float]:
+    """The norm between the residual stream and attention (None: there is none), and its gap."""
+    stream, entering = seen["stream"], seen["entering"].float()
+    size = entering.abs().max()
+    best, least = None, float((stream.float() - entering).abs().max() / size)
+    for path in form["norms"]:
+        gap = float((nn.get(path)(stream).float() - entering).abs().max() / size)
+        if gap < least:
+            best, least = path, gap
+    module = None if best is None else nn.get(best)
+    return frozen(module, stream), least
+
+
+def rotations(nn: Any, form: Form, positions: Tensor, like: Tensor) -> list[tuple[Any, ...]]:
+    """The turns that the model may give q and k at ``positions``: (kind, cos, sin) [pos, pair].
+
+    The first is none at all; then, where there is a rotary embedding, the two ways of pairing the
+    coordinates.
+    """
+    kinds: list[tuple[Any, ...]] = [("none", None, None)]
+    rotary = form["rotary"]
+    if rotary is None:
+        return kinds
+    positions = positions.to(like.device)
+    if "frequencies" in rotary:
+        angles = positions[:, None] * torch.tensor(rotary["frequencies"], device=like.device)
+        cos, sin = angles.cos(), angles.sin()
+    else:
+        x = torch.zeros(1, len(positions), 1, device=like.device)
+        cos, sin = nn.get(rotary["path"])(x, positions[None], *rotary["arguments"])
+        cos, sin = cos[0].float(), sin[0].float()
+        half = cos.shape[-1] // 2
+        halves = bool((sin[:, :half] - sin[:, half:]).abs().max() < 1e-4)
+        picked = slice(0, half) if halves else slice(0, None, 2)
+        cos, sin = cos[:, picked], sin[:, picked]
+    return [*kinds, ("halves", cos, sin), ("pairs", cos, sin)]
+
+
+def turned(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
+    """``x`` [..., pos, d_head] turned by its position."""
+    kind, cos, sin = rotation
+    if kind == "none":
+        return x
+    size = 2 * cos.shape[-1]
+    head, rest = x[..., :size], x[..., size:]
+    if kind == "halves":
+        a, b = head[..., : size // 2], head[..., size // 2 :]
+        parts = [a * cos - b * sin, b * cos + a * sin]
+        return torch.cat([*parts, rest], -1)
+    a, b = head[..., 0::2], head[..., 1::2]
+    parts = [a * cos - b * sin, b * cos + a * sin]
+    return torch.cat([torch.stack(parts, -1).flatten(-2), rest], -1)
+
+
+def fitted(
+    nn: Any, form: Form, seen: dict[str, Tensor], weights: dict[str, Tensor]
+) -> dict[str, Any]:
+    """How this layer makes its scores, found by what gives the model's own z.
+
+    Returns:
+        ``kind`` of turn, ``scale`` of the scores, ``alibi``, the factor of a bias for distance (0:
+        there is none), and ``gap``, the largest error of z relative to its largest value.
+    """
+    x = seen["entering"]
+    q, k, v = (project(x, weights, name) for name in ("q", "k", "v"))
+    z = seen["z"].float().unflatten(-1, (form["heads"], -1)).movedim(-2, 1)
+    pos = x.shape[1]
+    turns = rotations(nn, form, torch.arange(pos), x)
+    best: dict[str, Any] = {"gap": float("inf")}
+    for rotation in turns:
+        raw = turned(q, rotation) @ turned(k, rotation).mT
+        for scale in form["scales"]:
+            for alibi in (0.0, 1.0, scale) if rotation[0] == "none" else (0.0,):
+                scores = raw * scale + alibi * slopes(form["heads"], pos, x.device)
+                made = pattern(scores, form["cap"]) @ v
+                gap = float((made - z).abs().max() / z.abs().max())
+                if gap < best["gap"]:
+                    best = {"kind": rotation[0], "scale": scale, "alibi": alibi, "gap": gap}
+    return best
+
+
+def value_gap(seen: dict[str, Tensor], weights: dict[str, Tensor]) -> float:
+    """The largest error of the first position's z, which can only be its own value."""
+    made = project(seen["entering"][:, :1], weights, "v")[..., 0, :]
+    z = seen["z"][:, 0].float().unflatten(-1, made.shape[-2:])
+    return float((made - z).abs().max() / z.abs().max())
+
+
+def chosen(kind: str, turns: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The turn of this kind."""
+    return next(rotation for rotation in turns if rotation[0] == kind)
+
+
+def pattern(scores: Tensor, cap: float | None) -> Tensor:
+    """The attention that scores [..., query_pos, key_pos] become, each query seeing its past."""
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1)
+
+
+def slopes(heads: int, pos: int, device: Any) -> Tensor:
+    """The bias of ALiBi [head, 1, key_pos]: a slope for each head times the key's position."""
+    powers = 2 ** (torch.tensor(heads).float().log2().floor())
+    steps = torch.arange(1, heads + 1)
+    each = 2 ** (-8 * steps / powers)
+    each = each.where(steps <= powers, 2 ** (-4 * (2 * (steps - powers) - 1) / powers))
+    return each.to(device)[:, None, None] * torch.arange(pos, device=device)

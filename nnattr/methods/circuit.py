@@ -1,0 +1,205 @@
+"""A weight circuit as a value: a description that can be asked questions, one job each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nnattr.errors import ArchError, ResultError
+from nnattr.methods.attention_form import Head, label, layer_form, require, short_prompt
+from nnattr.methods.circuit_job import circuit_job
+from nnattr.methods.components import logit_constants, position_table
+from nnattr.model.view import Model
+from nnattr.tokens import continuation_id
+
+By = Literal["row", "column"]
+
+
+class Side(NamedTuple):
+    """One side of a circuit, in plain values (see `nnattr.methods.circuit_job.side`)."""
+
+    rows: str
+    through: tuple[Head, ...]
+    end: tuple[str, tuple[Head, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A product of weights over the whole vocabulary, not yet computed.
+
+    Made by `ov_circuit` and `qk_circuit`. Its rows are attended tokens and its columns logits (OV),
+    or its rows are queries and its columns keys (QK).
+
+    Attributes:
+        model: whose weights.
+        name: what it is, in words.
+        left: what its rows are made of.
+        right: what its columns are made of.
+        distance: by how many positions the key is before the query (rotary models).
+        fold_norm: whether the norms' weights are in the product.
+    """
+
+    model: Model = field(repr=False)
+    name: str
+    left: Side = field(repr=False)
+    right: Side = field(repr=False)
+    distance: int = 0
+    fold_norm: bool = False
+
+    def copying_accuracy(self, top_k: int = 1, by: By = "row") -> float:
+        """How often a token's own entry is among the ``top_k`` largest of its row.
+
+        For an OV circuit: how often the head raises the token it attends to most of all. For a QK
+        circuit: how often a query's strongest key is the same token.
+
+        Args:
+            top_k: how many of the largest entries count.
+            by: ``"row"``, or ``"column"``: how often a key's strongest query is the same token.
+
+        Raises:
+            ResultError: the circuit is between positions, ``by`` is unknown or ``top_k`` below 1.
+        """
+        if by not in ("row", "column") or top_k < 1 or self.left.rows == "positions":
+            raise ResultError(
+                f"copying_accuracy(top_k={top_k}, by={by!r}) of {self.name}: expected a circuit "
+                "between tokens, top_k of at least 1, and by 'row' or 'column'."
+            )
+        return self.ask("copying", {"top_k": top_k, "by": by})
+
+    def eigenvalues(self) -> np.ndarray:
+        """The eigenvalues (complex) other than the zeros of a matrix of small rank."""
+        return self.ask("eigenvalues", {}).numpy()
+
+    def copying_score(self) -> float:
+        """The sum of the eigenvalues over the sum of their sizes: 1 copies, -1 suppresses.
+
+        A head that copies in a rotated basis has complex eigenvalues and a low score, though it
+        moves the token faithfully; see `copying_accuracy`.
+        """
+        values = self.eigenvalues()
+        return float(np.real(values).sum() / np.abs(values).sum())
+
+    def norm(self) -> float:
+        """The Frobenius norm."""
+        return self.ask("norm", {})
+
+    def directions(self, k: int = 5, tokens: int = 8) -> pd.DataFrame:
+        """The strongest singular directions and the tokens (or positions) at their two ends.
+
+        Args:
+            k: how many directions.
+            tokens: how many tokens at each end.
+
+        Returns:
+            a table with the columns ``direction``, ``singular_value``, ``side`` (``"row"`` or
+            ``"column"``), ``end`` (``"+"`` or ``"-"``), ``token`` and ``weight``, its entry in the
+            singular vector. Tokens at the ends of one sign go together: rows at ``+`` raise columns
+            at ``+``. The sign itself is arbitrary.
+        """
+        found = self.ask("directions", {"k": k, "tokens": tokens})
+        table = []
+        for side in ("row", "column"):
+            numbers, weights = found[f"{side}s"], found[f"{side}s weight"]
+            for at in np.ndindex(*numbers.shape):
+                direction, end, _ = at
+                table.append(
+                    {
+                        "direction": direction,
+                        "singular_value": float(found["values"][direction]),
+                        "side": side,
+                        "end": "+-"[end],
+                        "token": self._label(int(numbers[at]), side),
+                        "weight": float(weights[at]),
+                    }
+                )
+        order = ["direction", "end"]
+        return pd.DataFrame(table).sort_values(order, kind="stable", ignore_index=True)
+
+    def block(
+        self, rows: Sequence[str | int], columns: Sequence[str | int] | None = None
+    ) -> xr.DataArray:
+        """The entries of some rows and columns, with their names; draw with `plots.matrix`.
+
+        Args:
+            rows: tokens as text (each one token, with its leading space) or as ids; positions.
+            columns: likewise; by default the same.
+        """
+        columns = rows if columns is None else columns
+        ids = [[self._id(one) for one in side] for side in (rows, columns)]
+        values = self.ask("block", {"rows": ids[0], "columns": ids[1]})
+        dims = ("query", "key") if self.right.end[0] == "k" else ("input", "output")
+        labels = [
+            [self._label(one, side) for one in own]
+            for own, side in zip(ids, ("row", "column"), strict=True)
+        ]
+        coords = dict(zip(dims, labels, strict=True))
+        return xr.DataArray(values.numpy(), dims=dims, coords=coords, name=self.name)
+
+    def ask(self, question: str, arguments: dict[str, Any], *, scaled: bool = False) -> Any:
+        """One job with one question."""
+        values = self.model.run(
+            circuit_job, self._payload({question: arguments}, scaled), label=self.name
+        ).values
+        require(self.model, values["proof"])
+        _refuse(self, values["proof"])
+        return values[question]
+
+    def _payload(self, ask: dict[str, Any], scaled: bool) -> dict[str, Any]:
+        """What travels to the job."""
+        model, sides = self.model, (self.left, self.right)
+        heads = [head for side in sides for head in (*side.through, *side.end[1])]
+        scores = {layer for side in sides for layer, _ in side.end[1] if side.end[0] in ("q", "k")}
+        layers = sorted({layer for layer, _ in heads})
+        table = position_table(model)
+        module = None if table is None else model.nn._module.get_submodule(table)
+        multiplier, cap = logit_constants(model)
+        return {
+            "ids": short_prompt(model),
+            "layers": {layer: layer_form(model, layer, scores=layer in scores) for layer in layers},
+            "left": self.left._asdict(),
+            "right": self.right._asdict(),
+            "distance": self.distance,
+            "scaled": scaled,
+            "fold": self.fold_norm,
+            "embed": model.spec.embed,
+            "positions": table,
+            "offset": getattr(module, "offset", 0),
+            "unembed": model.spec.unembed,
+            "norm": model.spec.final_norm,
+            "multiplier": multiplier,
+            "capped": cap is not None,
+            "size": model.config.vocab_size,
+            "context": model.context_length or 0,
+            "ask": ask,
+        }
+
+    def _label(self, number: int, side: str) -> str:
+        kind = (self.left if side == "row" else self.right).rows
+        return str(number) if kind == "positions" else self.model.tokenizer.decode([number])
+
+    def _id(self, token: str | int) -> int:
+        if isinstance(token, str):
+            return continuation_id(self.model.tokenizer, "", token)
+        return int(token)
+
+
+def _refuse(circuit: Circuit, proof: dict[str, Any]) -> None:
+    """Refuse scores that weights alone do not make, and a distance that means nothing."""
+    model = circuit.model
+    if proof["alibi"]:
+        raise ArchError(
+            f"{model.name} ({model.architecture}) adds a bias for the distance of query and key to "
+            "its scores (ALiBi), which no weight holds: a QK circuit would miss what often decides "
+            "where a head looks. OV circuits and composition exist."
+        )
+    if circuit.distance and "none" in proof["kinds"]:
+        raise ArchError(
+            f"distance is {circuit.distance}, and {label(circuit.left.end[1][0])} of {model.name} "
+            "is not turned by position (it is not rotary): its QK circuit is the same at every "
+            "distance. Leave distance out."
+        )

@@ -1,0 +1,145 @@
+r"""Composition: which heads are wired to read what which earlier heads write?
+
+A head's output enters a later head's queries, keys or values. How much of it lands in the subspace
+that is read there, compared with what two unrelated matrices of these sizes would share:
+
+.. math:: C_K(A, B) = \frac{\|W_{OV}^A \, (W_{QK}^B)^\top\|_F}
+                           {\|W_{OV}^A\|_F \, \|(W_{QK}^B)^\top\|_F}, \qquad
+          W_{OV} = W_V W_O, \quad W_{QK} = W_Q W_K^\top
+
+with :math:`W_{QK}^B` for Q-composition and :math:`W_{OV}^B` for V-composition. Random matrices of
+rank :math:`r` give about :math:`1/\sqrt{d_{model}}`; the baseline is drawn with a seed and comes
+with its spread.
+
+It misleads in that it is a statement about weights: two heads may be wired and never used together,
+or work together through an MLP between them. Norms stand between the two heads; their weights are
+put in with ``fold_norm=True``. In rotary models keys and queries are turned by position, and the
+scores here are those of no turn. A bias that all directions share (a large coordinate of the
+residual stream) raises every score of a row or column.
+
+Source: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits). Cost: for every pair
+of heads :math:`d_{model} \, r^2` multiplications; no forward pass but one of a dozen tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from nnattr.errors import ArchError, TaskError
+from nnattr.linalg import product_norm, triangle
+from nnattr.methods.attention_form import label, layer_form, require, short_prompt
+from nnattr.methods.attention_weights import look
+from nnattr.methods.circuit_job import attentions
+from nnattr.model.view import Model
+from nnattr.results import Composition
+
+Kind = Literal["Q", "K", "V"]
+#: What each kind multiplies the earlier head's output by, and what it is multiplied by then.
+FACTORS = {"Q": ("q", "k"), "K": ("k", "q"), "V": ("v", "o")}
+
+
+def composition(
+    model: Model, kind: Kind, *, fold_norm: bool = False, samples: int = 300, seed: int = 0
+) -> Composition:
+    """The composition score of every pair of heads of different layers.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        kind: ``"Q"``, ``"K"`` or ``"V"``: through what of the later head.
+        fold_norm: put the norms' weights into the matrices (see `nnattr.ov_circuit`).
+        samples: how many random pairs the baseline is drawn from.
+        seed: which.
+
+    Returns:
+        a `Composition`; ``.top(5)`` lists the strongest pairs, ``.plot()`` is the matrix.
+
+    Raises:
+        TaskError: another kind.
+        ArchError: the model has one layer, or its attention is not made of such matrices: with
+            norms on queries and keys there is V-composition alone.
+    """
+    if kind not in get_args(Kind):
+        raise TaskError(f"kind is {kind!r}; expected 'Q', 'K' or 'V'.")
+    if model.n_layers < 2:
+        raise ArchError(f"{model.name} has one layer, so no head reads what another wrote.")
+    layers = range(model.n_layers)
+    forms = {layer: layer_form(model, layer, scores=kind != "V") for layer in layers}
+    payload = {
+        "ids": short_prompt(model),
+        "layers": forms,
+        "norm": model.spec.final_norm,
+        "fold": fold_norm,
+        "distance": 0,
+        "scaled": False,
+        "factors": FACTORS[kind],
+    }
+    found = model.run(composition_job, payload, label=f"{kind}-composition").values
+    require(model, found["proof"])
+    names = [label((layer, head)) for layer in layers for head in range(model.n_heads)]
+    scores = found["scores"].reshape(len(names), len(names)).numpy()
+    values = xr.DataArray(
+        scores[: -model.n_heads, model.n_heads :],
+        dims=("sender", "receiver"),
+        coords={"sender": names[: -model.n_heads], "receiver": names[model.n_heads :]},
+        name=f"{kind}-composition",
+    )
+    mean, spread = random_composition(model.config.hidden_size, model.d_head, samples, seed)
+    return Composition(kind, values, mean, spread, fold_norm, model.name)
+
+
+def random_composition(
+    d_model: int, d_head: int, samples: int = 300, seed: int = 0
+) -> tuple[float, float]:
+    """The mean composition score of random matrices of these sizes, and its standard deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = []
+    for _ in range(samples):
+        v, o, q, k = 2 * torch.rand(4, d_model, d_head, generator=generator) - 1
+        scores.append(float(pairs(v[None], o.T[None], q[None], k[None])))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def composition_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """Every pair's score [layer, head, layer, head], NaN where the first is not the earlier."""
+    with nn.trace(input_ids=payload["ids"], use_cache=False):
+        with torch.no_grad():
+            seen = look(nn, list(payload["layers"].values()))
+            with torch.autocast(seen[0]["z"].device.type, enabled=False):
+                attention, proof = attentions(nn, payload, seen)
+    layers = [attention[layer] for layer in payload["layers"]]
+    n, heads = len(layers), len(layers[0]["o"])
+    scores = torch.full((n, heads, n, heads), float("nan"))
+    near, far = payload["factors"]
+    with torch.no_grad():
+        with torch.autocast(layers[0]["o"].device.type, enabled=False):
+            for later in range(1, n):
+                second = layers[later]
+                reads, then = second[near], second[far].mT if far == "o" else second[far]
+                for earlier in range(later):
+                    first = layers[earlier]
+                    there = first["o"].device
+                    scores[earlier, :, later] = pairs(
+                        first["v"], first["o"], reads.to(there), then.to(there)
+                    ).cpu()
+                tick(later, n - 1)
+    return {"scores": scores, "proof": proof}
+
+
+def pairs(v: Tensor, o: Tensor, reads: Tensor, then: Tensor) -> Tensor:
+    """Composition scores [sender, receiver] of ``v @ o`` with ``reads @ then.T``.
+
+    Args:
+        v: senders [sender, d_model, d_head].
+        o: [sender, d_head, d_model].
+        reads: receivers [receiver, d_model, d_head].
+        then: [receiver, d_model, d_head].
+    """
+    between = torch.einsum("srm,tmq->strq", o, reads)
+    whole = triangle(v)[:, None] @ between @ triangle(then).mT
+    sizes = product_norm(v, o)[:, None] * product_norm(reads, then.mT)
+    return torch.linalg.matrix_norm(whole) / sizes

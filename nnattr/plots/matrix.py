@@ -1,0 +1,92 @@
+"""Labelled matrices: circuits, attention patterns, composition scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from nnattr.errors import ResultError
+from nnattr.plots import look, words
+from nnattr.plots.heat import Grid
+from nnattr.results import Composition
+
+
+def matrix(
+    values: xr.DataArray,
+    *,
+    title: str | None = None,
+    subtitle: str = "",
+    unit: str = "value",
+    limit: float | None = None,
+) -> go.Figure:
+    """A matrix with names on both sides, colours diverging from zero.
+
+    Args:
+        values: two dimensions; their names and coordinates become the axes.
+        title: the first line above the figure; None takes the array's name, ``""`` leaves it out.
+        subtitle: the second line.
+        unit: what a value is.
+        limit: the value at which the colours end, both ways; None means the largest.
+
+    Returns:
+        a plotly figure, not shown.
+
+    Raises:
+        ResultError: the array does not have two dimensions.
+    """
+    grid = grid_of(values, unit)
+    end = look.limit_of(grid.values, limit)
+    return _figure(grid, end, unit, str(values.name or "") if title is None else title, subtitle)
+
+
+def composition_figure(
+    found: Composition, *, title: str | None = None, limit: float | None = None
+) -> go.Figure:
+    """Senders down, receivers across, coloured by the score's distance from random matrices.
+
+    Arguments are those of `matrix`.
+    """
+    above = found.values - found.baseline
+    unit = "score above random"
+    grid = grid_of(above, unit)
+    scores, names = found.values.to_numpy(), [found.values[dim].to_numpy() for dim in above.dims]
+    for i, j in np.ndindex(scores.shape):
+        spreads = (scores[i, j] - found.baseline) / found.spread
+        grid.texts[i, j] = (
+            f"<b>{names[0][i]} → {names[1][j]}</b><br>{found.kind}-composition {scores[i, j]:.4f}"
+            f"<br>{spreads:+.0f} spreads from random matrices"
+        )
+    head = f"{found.kind}-composition scores" if title is None else title
+    parts = [words.safe(found.model), f"random matrices {found.baseline:.4f} ± {found.spread:.4f}"]
+    if found.fold_norm:
+        parts.append("norms folded")
+    end = look.limit_of(grid.values, limit)
+    return _figure(grid, end, unit, head, " · ".join(parts))
+
+
+def grid_of(values: xr.DataArray, unit: str) -> Grid:
+    """A two-dimensional array as a grid to draw."""
+    if values.ndim != 2:
+        raise ResultError(
+            f"A matrix has two dimensions, and these values have {dict(values.sizes)}; choose with "
+            "values.sel(...)."
+        )
+    numbers = values.to_numpy()
+    rows, columns = ([words.token_label(str(v)) for v in values[d].to_numpy()] for d in values.dims)
+    texts = np.empty(numbers.shape, dtype=object)
+    for i, j in np.ndindex(numbers.shape):
+        texts[i, j] = f"<b>{rows[i]} → {columns[j]}</b><br>{unit}<br>{numbers[i, j]:+.4g}"
+    titles = [words.axis(str(dim)) for dim in values.dims]
+    return Grid(numbers, texts, rows, columns, *titles)
+
+
+def _figure(grid: Grid, limit: float, unit: str, title: str, subtitle: str) -> go.Figure:
+    wide, tall = grid.size
+    figure = go.Figure(grid.trace(limit, unit))
+    room = 60 + look.depth(grid.columns)
+    figure.update_layout(look.layout(wide + 170, tall + room, title, subtitle))
+    axes: dict[str, Any] = grid.axes()
+    return figure.update_layout(plot_bgcolor=look.EMPTY, **axes)
