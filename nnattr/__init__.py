@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from nnattr.methods.compare_runs import compare_runs
     from nnattr.methods.composition import composition
     from nnattr.methods.copying import copying_score, name_mover_score
+    from nnattr.methods.decompose_attention import decompose_attention
     from nnattr.methods.detect_heads import detect_heads
     from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
     from nnattr.methods.generate import generate
@@ -97,8 +98,8 @@ _HOME = {
     "ov_circuit": "nnattr.methods.circuits",
     "position_pattern": "nnattr.methods.circuits",
     "qk_circuit": "nnattr.methods.circuits",
-    "compare_runs": "nnattr.methods.compare_runs",
     "composition": "nnattr.methods.composition",
+    "decompose_attention": "nnattr.methods.decompose_attention",
     "direct_logit_attribution": "nnattr.methods.direct_logit_attribution",
     "generate": "nnattr.methods.generate",
     "inspect_prompt": "nnattr.methods.inspect_prompt",
@@ -166,6 +167,7 @@ __all__ = [
     "compare_runs",
     "composition",
     "copying_score",
+    "decompose_attention",
     "detect_heads",
     "direct_logit_attribution",
     "generate",

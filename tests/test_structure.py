@@ -81,6 +81,7 @@ PUBLIC = {
     "copying_score",
     "detect_heads",
     "composition",
+    "decompose_attention",
     "direct_logit_attribution",
     "generate",
     "inspect_prompt",

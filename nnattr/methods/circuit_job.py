@@ -146,12 +146,12 @@ def side(
     """
     name, heads = recipe["end"]
     if name == "o":
-        rows = torch.cat([attention[layer]["o"][head] for layer, head in heads])
+        rows = torch.cat([attention[layer]["o"][head].to(like.device) for layer, head in heads])
         return unembedded(nn, ask, rows, like)
-    matrix = torch.cat([attention[layer][name][head] for layer, head in heads], -1)
+    matrix = torch.cat([attention[layer][name][head].to(like.device) for layer, head in heads], -1)
     for layer, head in reversed(recipe["through"]):
-        weights = attention[layer]
-        matrix = weights["v"][head] @ (weights["o"][head] @ matrix)
+        v, o = (attention[layer][key][head].to(like.device) for key in "vo")
+        matrix = v @ (o @ matrix)
     return embedded(nn, ask, recipe["rows"], matrix, like)
 
 
@@ -163,7 +163,7 @@ def embedded(nn: Any, ask: dict[str, Any], rows: str, matrix: Tensor, like: Tens
     parts = []
     step = max(1, FLOATS // matrix.shape[0])
     for ids in torch.arange(ask["size"], device=like.device).split(step):
-        table = nn.get(ask["embed"])(ids[None])[0].float()
+        table = nn.get(ask["embed"])(ids[None])[0].to(like.device).float()
         parts.append(centred(nn, ask, table, like) @ matrix)
     return torch.cat(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,17 @@ import xarray as xr
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.plots.heat import Grid
-from nnattr.results import Composition
+from nnattr.results import AttentionParts, Composition
+
+#: Of each view of a decomposed head, its title and what a value is.
+ATTENTION = {
+    "spread": ("spread of the scores by query and key component", "standard deviation"),
+    "query": ("length of its query by component", "length"),
+    "key": ("length of its key by component", "length"),
+    "scores": ("scores of ", "score"),
+    "total": ("attention scores", "score"),
+    "pattern": ("attention pattern", "probability"),
+}
 
 
 def matrix(
@@ -65,6 +76,37 @@ def composition_figure(
         parts.append("norms folded")
     end = look.limit_of(grid.values, limit)
     return _figure(grid, end, unit, head, " · ".join(parts))
+
+
+def attention_figure(
+    parts: AttentionParts,
+    values: xr.DataArray,
+    what: str,
+    example: int,
+    *,
+    title: str | None = None,
+    limit: float | None = None,
+) -> go.Figure:
+    """One view of a decomposed head; see `AttentionParts.plot`."""
+    layer, head = parts.head
+    heads, unit = ATTENTION[what]
+    tokens = parts.tokens[example]
+    grid = grid_of(values, unit)
+    labels = {"query_pos": tokens, "key_pos": tokens, "pos": tokens}
+    sides = [
+        [
+            f"{words.token_label(token)} <span style='color:#8a8f98'>{place}</span>"
+            for place, token in enumerate(labels[str(dim)])
+        ]
+        if dim in labels
+        else names
+        for dim, names in zip(values.dims, (grid.rows, grid.columns), strict=True)
+    ]
+    grid = replace(grid, rows=sides[0], columns=sides[1])
+    pair = words.safe(str(values["pair"].item())) if what == "scores" else ""
+    first = f"L{layer}H{head}: {heads}{pair}" if title is None else title
+    second = words.safe(parts.model) + ("" if what == "spread" else f" · prompt {example}")
+    return _figure(grid, look.limit_of(grid.values, limit), unit, first, second)
 
 
 def grid_of(values: xr.DataArray, unit: str) -> Grid:

@@ -90,7 +90,7 @@ def subtitle(scores: Scores) -> str:
 
 def axis(dim: str) -> str:
     """What the axis of ``dim`` is called."""
-    return AXES.get(dim, dim.capitalize())
+    return AXES.get(dim, dim.replace("_", " ").capitalize())
 
 
 def axis_title(scores: Scores, dim: str) -> str:

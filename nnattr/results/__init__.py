@@ -7,6 +7,7 @@ where heads look, `HeadScores` what kinds of heads there are; `Composition` hold
 
 from __future__ import annotations
 
+from nnattr.results.attention_parts import AttentionParts
 from nnattr.results.cells import Cell, Ranking, cell_label
 from nnattr.results.composition import Composition
 from nnattr.results.head_scores import HeadScores
@@ -16,6 +17,7 @@ from nnattr.results.provenance import Provenance
 from nnattr.results.scores import Scores
 
 __all__ = [
+    "AttentionParts",
     "Cell",
     "Composition",
     "HeadScores",

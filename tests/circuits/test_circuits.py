@@ -20,7 +20,8 @@ from nnattr import (
     position_pattern,
     qk_circuit,
 )
-from nnattr.methods import attention_form, circuit_job
+from nnattr.methods import attention_form, attention_weights, circuit_job
+from nnattr.methods.weights import asked
 from tests.circuits.common import dense, ov, qk
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.tiny import FAMILIES, HEADS, tiny_model
@@ -289,3 +290,35 @@ def test_what_makes_no_sense_is_refused() -> None:
         ov_circuit(model, (1, 0)).block(["nothing"])
     with pytest.raises(ResultError, match="A matrix has two dimensions"):
         nnattr.plots.matrix(ov_circuit(model, (1, 0)).block(["w5", "w6"])[0])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_modules_are_asked_where_weights_cannot_be_seen(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a server whose job sees no parameters: what modules make of unit vectors is enough."""
+    model = tiny(family)
+    circuits = [
+        ov_circuit(model, (1, 2), fold_norm=True),
+        qk_circuit(model, (2, 1), key_via=(0, 3)),
+    ]
+    seen = [one.block([3, 40, 7]).values for one in circuits]
+    calls = []
+
+    def by_asking(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return asked(*arguments)
+
+    for home in (attention_weights, circuit_job):
+        monkeypatch.setattr(home, "linear_map", by_asking)
+    for one, expected in zip(circuits, seen, strict=True):
+        np.testing.assert_allclose(one.block([3, 40, 7]), expected, rtol=1e-3, atol=1e-4)
+    assert len(calls) > 4
+
+
+def test_half_precision_finds_the_same_circuit() -> None:
+    model = nnattr.load("teaching-llama", device="cpu", dtype="bfloat16")
+    exact = ov_circuit(teaching("teaching-llama"), HEAD).copying_accuracy()
+    assert ov_circuit(model, HEAD).copying_accuracy() == pytest.approx(exact, abs=0.01)
+    found = qk_circuit(model, HEAD, key_via=PREVIOUS).copying_accuracy()
+    assert found > 0.9

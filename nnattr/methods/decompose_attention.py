@@ -1,0 +1,186 @@
+r"""Where does a head's attention come from? Its scores by what its queries and keys are made of.
+
+What a head reads is a sum of parts: the embeddings, what every earlier head and MLP added, biases.
+With the norm's scale frozen at the run's own value, queries and keys are sums of as many parts, and
+the scores fall apart by pairs of them:
+
+.. math:: s_{ij} = \tfrac{1}{\sqrt{d}} \Big(\sum_a q^a_i\Big) \cdot \Big(\sum_b k^b_j\Big)
+                 = \sum_{a, b} \tfrac{1}{\sqrt{d}}\, q^a_i \cdot k^b_j
+
+A rotary turn is linear, so each part is turned by itself and the sum stays exact. The parts are
+held against the model's own attention in every run. An induction head shows as one large pair: the
+embedding in its queries, the previous-token head in its keys.
+
+It misleads when sizes are read as importance: a pair that adds the same number to all keys of a
+query moves nothing, for the softmax does not see it. The ``spread`` counts variation over queries
+as well as over keys. The frozen scale hides that every part also changes the scale.
+
+Source: ARENA's "Intro to Mechanistic Interpretability", after Elhage et al. 2021. Cost: a forward
+pass for each prompt, and for :math:`c` parts :math:`c^2` score maps, of which few come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from nnattr.errors import ArchError, TaskError
+from nnattr.methods.attention_form import Head, checked_head, label, layer_form, require
+from nnattr.methods.attention_parts import attention_parts_job
+from nnattr.methods.components import Plan, components
+from nnattr.methods.prompts import fits, listed, prepared
+from nnattr.model.view import Model
+from nnattr.results import AttentionParts
+from nnattr.tasks import Task
+from nnattr.tokens import Tokens
+
+
+def decompose_attention(
+    model: Model,
+    prompts: str | Sequence[str] | Task,
+    head: Head,
+    *,
+    pairs: int | Sequence[tuple[str, str]] = 4,
+) -> AttentionParts:
+    """A head's queries, keys and scores, by component of the residual stream.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        prompts: one or several texts, or a task, whose clean prompts are read.
+        head: which head, (layer, head).
+        pairs: whose scores to return whole: (query component, key component) such as ``("embed",
+            "L0H7")``, or how many of the strongest (in the first prompt).
+
+    Returns:
+        an `AttentionParts`: lengths of the parts, the spread of every pair's scores, the maps of
+        some pairs, and the head's own scores and pattern.
+
+    Raises:
+        ArchError: no such head; scores that are no such sum (queries and keys normed after they are
+            projected, a bias for distance), or a residual stream that is not the sum of its parts.
+        TaskError: prompts that cannot be used, or an unknown component.
+    """
+    layer, number = checked_head(model, head)
+    form = layer_form(model, layer, scores=True)
+    plan = _below(model, layer)
+    names = _names(model, plan)
+    kept = pairs if isinstance(pairs, int) else [_known(pair, names) for pair in pairs]
+    tokens = _tokens(model, prompts)
+    payload = {
+        "prompts": [torch.tensor([row]) for row in tokens.rows],
+        "form": form,
+        "head": number,
+        "reads": list(plan.reads),
+        "parts": list(plan.parts),
+        "splits": list(plan.splits),
+        "pairs": kept,
+    }
+    values = model.run(attention_parts_job, payload, label=f"attention of {label(head)}").values
+    for example in values["examples"]:
+        _proven(model, head, example["proof"])
+    data = _dataset(values["examples"], values["components"])
+    strings = tuple(tuple(row) for row in tokens.strings)
+    return AttentionParts(data, strings, (layer, number), model.name)
+
+
+def _below(model: Model, layer: int) -> Plan:
+    """What the stream that ``layer`` reads is made of, its attention layers split into heads."""
+    whole = components(model, "head", range(layer))
+
+    def before(name: str) -> bool:
+        first = name.split(" ")[0]
+        return "embed" in first or (first != "final" and int(first[1:]) < layer)
+
+    return Plan(
+        tuple(read for read in whole.reads if before(read[0])),
+        tuple(part for part in whole.parts if before(part[0])),
+        tuple(one for one in whole.splits if before(one["part"])),
+    )
+
+
+def _names(model: Model, plan: Plan) -> list[str]:
+    """The components, as `nnattr.methods.attention_parts.components` names them."""
+    split = {one["part"] for one in plan.splits}
+    names = []
+    for name, _ in plan.parts:
+        heads = [f"{name.split(' ')[0]}H{number}" for number in range(model.n_heads)]
+        names += [*heads, f"{name} bias"] if name in split else [name]
+    return [*names, "bias"]
+
+
+def _known(pair: Any, names: Sequence[str]) -> tuple[str, str]:
+    if len(pair) != 2 or not set(pair) <= set(names):
+        raise TaskError(
+            f"{pair!r} is no pair of components; expected two (query first) of {', '.join(names)}."
+        )
+    return str(pair[0]), str(pair[1])
+
+
+def _tokens(model: Model, prompts: str | Sequence[str] | Task) -> Tokens:
+    if not isinstance(prompts, Task):
+        return prepared(model, listed("prompts", prompts))
+    fits(model, prompts)
+    return prompts.clean_tokens
+
+
+def _proven(model: Model, head: Head, proof: dict[str, Any]) -> None:
+    """Refuse parts that do not add up to what the head really does."""
+    if proof["alibi"]:
+        raise ArchError(
+            f"{model.name} ({model.architecture}) adds a bias for the distance of query and key to "
+            "its scores (ALiBi), which comes from no component; the scores are more than the sum "
+            "of these pairs."
+        )
+    require(model, proof)
+    tolerance = max(1e-3, 16 * proof["eps"])
+    if not max(proof["sum"], proof["stream"]) <= tolerance:
+        raise ArchError(
+            f"The parts that nnattr finds in {model.name} ({model.architecture}) do not add up: "
+            f"the residual stream differs by {proof['stream']:.1e} of its size and what "
+            f"{label(head)} puts out by {proof['sum']:.1e}, and at most {tolerance:.0e} is allowed."
+        )
+
+
+def _dataset(examples: Sequence[dict[str, Any]], names: Sequence[str]) -> xr.Dataset:
+    """The examples' tensors side by side, filled up with NaN where a prompt is shorter."""
+    longest = max(one["total"].shape[0] for one in examples)
+    places = np.arange(longest)
+    strongest = examples[0]["pairs"]
+    labels = [f"{names[i]} → {names[j]}" for i, j in strongest]
+    data: dict[str, Any] = {
+        name: (("example", "component", "pos"), _stacked(examples, name, 1, longest))
+        for name in ("query", "key")
+    }
+    data["spread"] = (
+        ("example", "query_component", "key_component"),
+        np.stack([one["spread"].numpy() for one in examples]),
+    )
+    across = ("query_pos", "key_pos")
+    data["scores"] = (("example", "pair", *across), _stacked(examples, "scores", 2, longest))
+    for name in ("total", "pattern"):
+        data[name] = (("example", *across), _stacked(examples, name, 2, longest))
+    coords = {
+        "example": np.arange(len(examples)),
+        "component": list(names),
+        "query_component": list(names),
+        "key_component": list(names),
+        "pair": labels,
+        "pos": places,
+        "query_pos": places,
+        "key_pos": places,
+    }
+    return xr.Dataset(data, coords)
+
+
+def _stacked(examples: Sequence[dict[str, Any]], name: str, axes: int, longest: int) -> np.ndarray:
+    """One tensor of every example, its last ``axes`` filled up to ``longest``."""
+    found = []
+    for one in examples:
+        value = one[name].float()
+        missing = longest - value.shape[-1]
+        found.append(torch.nn.functional.pad(value, (0, missing) * axes, value=float("nan")))
+    return torch.stack(found).numpy()
