@@ -12,6 +12,7 @@ has put every special token where it belongs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -163,7 +164,26 @@ def continuation_id(tokenizer: Any, prompt: str, answer: str) -> int:
     flaw = answer_flaw(tokenizer, answer, added)
     if flaw:
         raise TaskError(f"The answer {answer!r} to {prompt!r} {flaw}.")
+    warn_of_glued([(prompt, answer)])
     return added[0]
+
+
+def warn_of_glued(pairs: Sequence[tuple[str, str]]) -> None:
+    """Warn of answers that continue the prompt's last word, as ``"to"`` and ``"Mary"`` do.
+
+    They may be meant so (the second half of a word), but mostly a leading space was forgotten, and
+    then every number is about a token that no one would say.
+    """
+    glued = [(p, a) for p, a in pairs if p[-1:].isalpha() and a[:1].isalpha()]
+    if glued:
+        prompt, answer = glued[0]
+        word = prompt.split()[-1]
+        warnings.warn(
+            f"The answer {answer!r} has no leading space, so it continues the prompt's last word: "
+            f"{word + answer!r} ({len(glued)} of {len(pairs)} answers do). "
+            f"Did you mean {' ' + answer!r}?",
+            stacklevel=2,
+        )
 
 
 def answer_flaw(
@@ -240,7 +260,10 @@ def _problem(tokenizer: Any, prompt: str, row: Sequence[int]) -> str | None:
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown not in row or tokenizer.unk_token in prompt:
         return None
-    words = [word for word in prompt.split() if _unknown(tokenizer, word)]
+    plain = prompt
+    for special in tokenizer.all_special_tokens:  # a chat template glues them to words
+        plain = plain.replace(special, " ")
+    words = [word for word in plain.split() if _unknown(tokenizer, word)]
     return (
         f"the tokenizer does not know {', '.join(map(repr, words)) or 'a piece'} in the prompt "
         f"{prompt!r}. Use other words."

@@ -8,7 +8,14 @@ from typing import Any
 
 from nnattr.errors import TaskError
 from nnattr.tasks.form import Answers, Drop, Form, Groups, IdGroups, Unusable, Where
-from nnattr.tokens import Tokens, answer_flaw, continuations, pad_id, token_strings
+from nnattr.tokens import (
+    Tokens,
+    answer_flaw,
+    continuations,
+    pad_id,
+    token_strings,
+    warn_of_glued,
+)
 
 
 def as_groups(what: str, given: Answers, where: Where) -> Groups:
@@ -61,6 +68,8 @@ def single_tokens(
                 drops[word, flaw] += 1
             else:
                 rows[i][found[0]] = word
+        if not form.chat:
+            warn_of_glued([(prompts[i], word) for i, row in enumerate(rows) for word in row.values()])
         _none_empty(what, rows, groups, where)
         kept[what] = tuple(tuple(row.values()) for row in rows)
         ids[what] = tuple(tuple(row) for row in rows)

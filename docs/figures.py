@@ -1,0 +1,272 @@
+"""The figures of the README and the documentation: ``python -m docs.figures [NAME ...]``.
+
+Each function here is one picture, drawn from a run on a teaching model with a fixed seed, and
+`write` has Chromium turn it into ``docs/figures/NAME.png``. They are committed, so that the site
+builds without a model.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+import nnattr
+from nnattr import Scores
+from nnattr.demo import Demo, measure
+from nnattr.plots import look
+
+FOLDER = Path(__file__).parent / "figures"
+MODEL = "teaching-llama"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SCALE = 1.5  # pixels of the file per pixel of the page
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><script>%s</script><div id="f"></div><pre id="o"></pre>
+<script>const f = %s;
+Plotly.newPlot("f", f.data, f.layout).then(() => Plotly.toImage("f", {format: "png", scale: %s,
+  width: f.layout.width, height: f.layout.height})).then(url => {
+  document.getElementById("o").textContent = url; });
+</script>"""
+
+
+@cache
+def model() -> nnattr.Model:
+    """The model that every figure is about."""
+    return nnattr.load(MODEL)
+
+
+@cache
+def ioi() -> nnattr.Task:
+    """Indirect-object identification, 32 pairs."""
+    return nnattr.tasks.ioi(model().tokenizer, n=32, seed=0)
+
+
+@cache
+def demo() -> Demo:
+    """Exact scores and the estimate of every head, and the residual stream by position."""
+    return measure(model(), 32, 0)
+
+
+def overview() -> go.Figure:
+    """What nnattr answers, in one picture: which heads, how good the estimate is, and where."""
+    found = demo()
+    parts = [found.exact, found.estimate, found.by_position]
+    maps = [scores.plot(title="").data[0] for scores in parts]
+    limit = max(abs(float(one.zmax)) for one in maps[:2])
+    axes = [scores.plot(title="").layout for scores in parts]
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        specs=[[{}, {}], [{"colspan": 2}, None]],
+        subplot_titles=[
+            "<b>Which heads?</b>  activation patching, exact",
+            f"attribution patching, the estimate (r = {found.agreement.pearson:.2f})",
+            "<b>Where in the prompt?</b>  residual stream before each layer, one position at a time",
+        ],
+        vertical_spacing=0.2,
+        horizontal_spacing=0.12,
+    )
+    for trace, axis, (row, column) in zip(maps, axes, ((1, 1), (1, 2), (2, 1)), strict=True):
+        trace.update(zmin=-limit, zmax=limit, showscale=row == 2, xgap=1, ygap=1)
+        bar = {"title": {"text": "share of the behaviour", "side": "right"}, "y": 0.5, "len": 420}
+        trace.colorbar.update(**bar, yanchor="middle")
+        figure.add_trace(trace, row=row, col=column)
+        for side, update in (("xaxis", figure.update_xaxes), ("yaxis", figure.update_yaxes)):
+            given = axis[side].to_plotly_json()
+            keep = {"tickvals", "ticktext", "title", "autorange", "tickangle"}
+            kept = {key: value for key, value in given.items() if key in keep}
+            update(row=row, col=column, showgrid=False, zeroline=False, **kept)
+    clean, right = found.task.clean[0], found.task.answers[0][0]
+    prompt = f"“{clean} …<b>{right}</b>”"
+    figure.update_layout(
+        template="none",
+        font={"family": look.FONT, "size": 12, "color": look.INK},
+        title={
+            "text": f"<b>Which parts of {MODEL} decide who receives?</b><br>"
+            f"<span style='font-size:12px;color:{look.SOFT}'>{prompt}<br>"
+            f"one activation at a time from the clean run into the corrupted one, {len(found.task)}"
+            " pairs: 0 changes nothing, 1 brings the whole behaviour back</span>",
+            "x": 0.015,
+            "y": 0.97,
+            "yanchor": "top",
+        },
+        width=880,
+        height=660,
+        margin={"t": 120, "r": 20, "b": 100, "l": 60},
+    )
+    return figure.update_annotations(font_size=13)
+
+
+def activation_patching() -> go.Figure:
+    """The exact effect of every head."""
+    return demo().exact.plot()
+
+
+def residual_by_position() -> go.Figure:
+    """Where the information is, layer by layer."""
+    return demo().by_position.plot()
+
+
+def attribution_patching() -> go.Figure:
+    """Estimate against exact scores of the heads."""
+    return nnattr.plots.agreement_scatter(demo().exact, demo().estimate)
+
+
+def attribution_misleads() -> go.Figure:
+    """The residual stream of early layers, where one step along the slope is not the way."""
+    estimate = nnattr.attribution_patching(
+        model(), _aligned(), nnattr.LogitDiff(), site="resid_pre", positions="each"
+    )
+    figure = nnattr.plots.agreement_scatter(demo().by_position, estimate)
+    room = [-0.35, 1.35]  # for the labels
+    return figure.update_xaxes(range=room).update_yaxes(range=room)
+
+
+def direct_logit_attribution() -> go.Figure:
+    """What every attention and MLP layer writes toward the answer."""
+    return nnattr.direct_logit_attribution(model(), ioi()).plot()
+
+
+def direct_against_patching() -> go.Figure:
+    """Heads that matter without writing the answer: direct shares beside effects."""
+    direct = nnattr.direct_logit_attribution(model(), ioi(), unit="head")
+    rows = [
+        (demo().exact, "effect (activation patching)"),
+        (_relative(direct), "direct share of the logit difference"),
+    ]
+    figure = go.Figure()
+    for (scores, name), colour in zip(rows, (look.BLUE, "#b8b8b8"), strict=True):
+        mean = scores.mean().values.stack(cell=("layer", "head"))
+        labels = [f"L{layer}H{head}" for layer, head in mean["cell"].to_numpy()]
+        figure.add_bar(x=labels, y=mean.to_numpy(), name=name, marker_color=colour)
+    figure.update_layout(
+        look.layout(
+            760,
+            360,
+            "A head can matter without writing the answer",
+            f"{MODEL}, {len(ioi())} pairs of IOI; both as a share of the whole",
+        )
+    )
+    figure.update_yaxes(title="share", gridcolor=look.LINE, zerolinecolor=look.INK, automargin=True)
+    return figure.update_layout(
+        barmode="group",
+        showlegend=True,
+        legend={"orientation": "h", "y": 1, "x": 1, "xanchor": "right", "yanchor": "bottom"},
+    )
+
+
+def logit_lens() -> go.Figure:
+    """The likeliest next token at every layer and position."""
+    lens = nnattr.logit_lens(
+        model(), ioi().clean[0], positions="each", answers=ioi().answers[0][0]
+    )
+    return lens.plot()
+
+
+def comparing() -> go.Figure:
+    """The divergence between the two runs of a pair, token by token."""
+    pair = _aligned()[:1]
+    found = nnattr.compare_runs(model(), pair.clean, pair.corrupted, positions="each")
+    values = found.data["kl"].isel(example=0).to_numpy()
+    tokens = [
+        one if one == other else f"{one} |{other}"
+        for one, other in zip(
+            pair.clean_tokens.strings[0], pair.corrupted_tokens.strings[0], strict=True
+        )
+    ]
+    figure = go.Figure(go.Bar(x=np.arange(len(values)), y=values, marker_color=look.BLUE))
+    figure.update_layout(
+        look.layout(
+            760,
+            400,
+            "Where two prompts part ways",
+            f"{MODEL}: KL of what follows each token of the corrupted prompt, from the clean one",
+        )
+    )
+    figure.update_xaxes(tickvals=np.arange(len(values)), ticktext=tokens, tickangle=-60)
+    figure.update_yaxes(title="KL in nats", gridcolor=look.LINE, automargin=True)
+    return figure.update_xaxes(automargin=True)
+
+
+def statistics() -> go.Figure:
+    """The heads that eight pairs are enough to tell from noise."""
+    few = nnattr.activation_patching(model(), ioi()[:8], nnattr.LogitDiff())
+    kept = few.where(few.significant())
+    return kept.plot(title="Heads that eight pairs tell from noise (q = 0.05)")
+
+
+def _airy(figure: go.Figure, room: int = 16) -> go.Figure:
+    """The figure with some air above its title, which a page has around it and a picture has not."""
+    if figure.layout.title.y != 1:
+        return figure
+    height = figure.layout.height + room
+    figure.update_layout(height=height, title_y=1 - room / height)
+    return figure.update_layout(margin_t=figure.layout.margin.t + room)
+
+
+def _aligned() -> nnattr.Task:
+    """The pairs of one layout that the demo's positions are measured on."""
+    from nnattr.demo import same_layout
+
+    return same_layout(model().tokenizer, 32, 0)
+
+
+def _relative(direct: Scores) -> Scores:
+    """Direct shares as a share of the whole logit difference."""
+    from dataclasses import replace
+
+    return replace(direct, scale=float(direct.baselines.sel(run="clean").mean()))
+
+
+FIGURES: dict[str, Callable[[], go.Figure]] = {
+    made.__name__: made
+    for made in (
+        overview,
+        activation_patching,
+        residual_by_position,
+        attribution_patching,
+        attribution_misleads,
+        direct_logit_attribution,
+        direct_against_patching,
+        logit_lens,
+        comparing,
+        statistics,
+    )
+}
+
+
+def write(name: str) -> Path:
+    """Draw one figure and have the browser write it as a PNG."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise SystemExit(f"Figures are written by a browser; none of {', '.join(BROWSERS)} is here.")
+    figure = json.loads(_airy(FIGURES[name]()).to_json())
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "figure.html"
+        page.write_text(PAGE % (get_plotlyjs(), json.dumps(figure), SCALE), encoding="utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
+        command += ["--virtual-time-budget=20000", "--dump-dom", page.as_uri()]
+        dom = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    image = re.search(r'<pre id="o">data:image/png;base64,([^<]+)<', dom)
+    if image is None:
+        raise SystemExit(f"The browser drew nothing for {name}.")
+    path = FOLDER / f"{name}.png"
+    path.write_bytes(base64.b64decode(image[1]))
+    return path
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or FIGURES:
+        written = write(wanted)
+        print(f"{written}  {written.stat().st_size / 1e3:.0f} KB")

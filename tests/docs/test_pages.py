@@ -1,0 +1,95 @@
+"""Every code block of the README and the documentation does what its page says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nnattr.cli import app
+from tests.docs.blocks import Block, agrees, blocks
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUNNING = [page for page in PAGES if any(b.language in ("python", "sh") for b in blocks(page))]
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: None)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for i, block in enumerate(blocks(page)):
+        if block.reason is not None or block.language not in ("python", "sh"):
+            continue
+        where = f"{page.relative_to(ROOT)}:{block.line}"
+        if block.language == "python":
+            printed = run_python(block, tmp_path / f"{page.stem}_{i}.py", namespace)
+        else:
+            printed = run_commands(block, where)
+        if block.printed is not None:
+            problem = agrees(printed, block.printed)
+            assert not problem, f"{where}: {problem}"
+
+
+def run_python(block: Block, script: Path, namespace: dict[str, Any]) -> str:
+    """Run it from a file, so that metrics written in it have a source, at the page's own lines."""
+    text = "\n" * (block.line - 1) + block.code
+    script.write_text(text, encoding="utf-8")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(text, str(script), "exec"), namespace)
+    return out.getvalue()
+
+
+def run_commands(block: Block, where: str) -> str:
+    """Run lines of ``nnattr ...`` as the shell would; other commands belong to a shell's user."""
+    printed = ""
+    for line in block.code.splitlines():
+        for command in re.split(r"\s+&&\s+", line.split("  #")[0].strip()):
+            if not command.startswith("nnattr"):
+                continue
+            arguments, _, target = command.partition(" > ")
+            result = CliRunner().invoke(app, shlex.split(arguments)[1:])
+            assert result.exit_code == 0, f"{where}: {command}\n{result.output}"
+            if target:
+                Path(target).write_text(result.output, encoding="utf-8")
+            else:
+                printed += result.output
+    return printed
+
+
+def test_blocks_that_are_not_run_say_why_and_are_few() -> None:
+    reasons = [(page.name, b.reason) for page in PAGES for b in blocks(page) if b.reason is not None]
+    assert all(reason for _, reason in reasons)
+    assert len(reasons) <= 12, reasons
+
+
+def test_the_check_of_what_is_printed_can_fail() -> None:
+    assert agrees("L1H2 +0.97", "L1H2 +0.98") == ""
+    assert agrees("L1H2 +0.97", "L1H3 +0.97")
+    assert agrees("L1H2 +0.97", "L1H2 +0.90")
+    assert agrees("one\ntwo 2\nthree", "one\n...\nthree") == ""
+    assert agrees("one\ntwo 2\nthree", "...\nfour\n...")
+
+
+def test_links_lead_to_files_of_the_repository() -> None:
+    """The site's builder checks links between its pages; this is for the README and the rest."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if target.startswith("https://github.com/nnattr/nnattr/blob/main/"):
+                target = "/" + target.removeprefix("https://github.com/nnattr/nnattr/blob/main/")
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            path = ROOT / target[1:] if target.startswith("/") else page.parent / target
+            assert path.exists(), f"{page.relative_to(ROOT)} links to {target}"
+    for name in re.findall(r"`(tests/[\w/.]+)`", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
