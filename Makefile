@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN = .venv/bin/python -m
 
-.PHONY: demo test test-ndif check conformance bench format
+.PHONY: demo test test-ndif check conformance bench format docs figures
 
 demo: .venv/installed
 	.venv/bin/nnattr demo
@@ -27,6 +27,15 @@ format: .venv/installed-dev
 conformance: .venv/installed-dev
 	$(RUN) tests.conformance.conformance --write docs/architectures.md
 
+# the site; a warning, a dead link or a name that is not there stops it
+docs: .venv/installed-docs
+	$(RUN) zensical build --strict --clean
+	@echo "The site begins at site/index.html"
+
+# the figures of README and docs, drawn by Chromium
+figures: .venv/installed
+	$(RUN) docs.figures
+
 bench: .venv/installed-dev
 	$(RUN) tests.benchmarks.foundation
 	$(RUN) tests.benchmarks.remote
@@ -42,4 +51,8 @@ bench: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP_INSTALL) -e '.[docs]'
 	touch $@

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -32,7 +33,8 @@ FOLDER = Path(__file__).parent / "figures"
 MODEL = "teaching-llama"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SCALE = 1.5  # pixels of the file per pixel of the page
-PAGE = """<!DOCTYPE html><meta charset="utf-8"><script>%s</script><div id="f"></div><pre id="o"></pre>
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><script>%s</script>
+<div id="f"></div><pre id="o"></pre>
 <script>const f = %s;
 Plotly.newPlot("f", f.data, f.layout).then(() => Plotly.toImage("f", {format: "png", scale: %s,
   width: f.layout.width, height: f.layout.height})).then(url => {
@@ -62,7 +64,7 @@ def overview() -> go.Figure:
     """What nnattr answers, in one picture: which heads, how good the estimate is, and where."""
     found = demo()
     parts = [found.exact, found.estimate, found.by_position]
-    maps = [scores.plot(title="").data[0] for scores in parts]
+    maps: list[Any] = [scores.plot(title="").data[0] for scores in parts]
     limit = max(abs(float(one.zmax)) for one in maps[:2])
     axes = [scores.plot(title="").layout for scores in parts]
     figure = make_subplots(
@@ -72,7 +74,7 @@ def overview() -> go.Figure:
         subplot_titles=[
             "<b>Which heads?</b>  activation patching, exact",
             f"attribution patching, the estimate (r = {found.agreement.pearson:.2f})",
-            "<b>Where in the prompt?</b>  residual stream before each layer, one position at a time",
+            "<b>Where in the prompt?</b>  residual stream before each layer, position by position",
         ],
         vertical_spacing=0.2,
         horizontal_spacing=0.12,
@@ -168,9 +170,7 @@ def direct_against_patching() -> go.Figure:
 
 def logit_lens() -> go.Figure:
     """The likeliest next token at every layer and position."""
-    lens = nnattr.logit_lens(
-        model(), ioi().clean[0], positions="each", answers=ioi().answers[0][0]
-    )
+    lens = nnattr.logit_lens(model(), ioi().clean[0], positions="each", answers=ioi().answers[0][0])
     return lens.plot()
 
 
@@ -207,7 +207,7 @@ def statistics() -> go.Figure:
 
 
 def _airy(figure: go.Figure, room: int = 16) -> go.Figure:
-    """The figure with some air above its title, which a page has around it and a picture has not."""
+    """The figure with some air above its title, which pages have around it and pictures not."""
     if figure.layout.title.y != 1:
         return figure
     height = figure.layout.height + room
@@ -250,8 +250,10 @@ def write(name: str) -> Path:
     """Draw one figure and have the browser write it as a PNG."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        raise SystemExit(f"Figures are written by a browser; none of {', '.join(BROWSERS)} is here.")
-    figure = json.loads(_airy(FIGURES[name]()).to_json())
+        raise SystemExit(
+            f"Figures are written by a browser; none of {', '.join(BROWSERS)} is here."
+        )
+    figure = json.loads(str(_airy(FIGURES[name]()).to_json()))
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         page.write_text(PAGE % (get_plotlyjs(), json.dumps(figure), SCALE), encoding="utf-8")

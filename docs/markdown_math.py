@@ -20,9 +20,7 @@ from markdown.preprocessors import Preprocessor
 INLINE = re.compile(r":math:`([^`]+)`")
 BLOCK = re.compile(r"^\.\. math::((?:.*\n?)(?:[ \t]+.*\n?|\n(?=[ \t]))*)", re.MULTILINE)
 LITERAL = re.compile(r"(?<!:)::$", re.MULTILINE)
-RENDERED = re.compile(
-    r'<(span|div) class="arithmatex">\\([(\[])\s*(.*?)\s*\\[)\]]</\1>', re.DOTALL
-)
+RENDERED = re.compile(r'<(span|div) class="arithmatex">\\([(\[])\s*(.*?)\s*\\[)\]]</\1>', re.DOTALL)
 
 
 class FromDocstrings(Preprocessor):

@@ -73,9 +73,22 @@ BackendName = Annotated[
 ]
 
 
+def _version(asked: bool) -> None:
+    """Print the version and stop."""
+    if asked:
+        import nnattr
+
+        typer.echo(nnattr.__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
     """Which parts of a language model cause a behaviour?"""
 

@@ -69,7 +69,9 @@ def single_tokens(
             else:
                 rows[i][found[0]] = word
         if not form.chat:
-            warn_of_glued([(prompts[i], word) for i, row in enumerate(rows) for word in row.values()])
+            warn_of_glued(
+                [(prompts[i], word) for i, row in enumerate(rows) for word in row.values()]
+            )
         _none_empty(what, rows, groups, where)
         kept[what] = tuple(tuple(row.values()) for row in rows)
         ids[what] = tuple(tuple(row) for row in rows)

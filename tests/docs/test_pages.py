@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import nnattr
+import nnattr.errors
 from nnattr.cli import app
 from tests.docs.blocks import Block, agrees, blocks
 
@@ -68,7 +70,9 @@ def run_commands(block: Block, where: str) -> str:
 
 
 def test_blocks_that_are_not_run_say_why_and_are_few() -> None:
-    reasons = [(page.name, b.reason) for page in PAGES for b in blocks(page) if b.reason is not None]
+    reasons = [
+        (page.name, b.reason) for page in PAGES for b in blocks(page) if b.reason is not None
+    ]
     assert all(reason for _, reason in reasons)
     assert len(reasons) <= 12, reasons
 
@@ -93,3 +97,23 @@ def test_links_lead_to_files_of_the_repository() -> None:
             assert path.exists(), f"{page.relative_to(ROOT)} links to {target}"
     for name in re.findall(r"`(tests/[\w/.]+)`", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), name
+
+
+def test_every_error_and_every_method_has_its_place() -> None:
+    """One heading per exception; one page per method, all of them reachable."""
+    errors = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    classes = {name for name, one in vars(nnattr.errors).items() if isinstance(one, type)}
+    assert set(re.findall(r"^## (\w+)$", errors, re.MULTILINE)) == classes
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        assert page.relative_to(ROOT / "docs").as_posix() in nav, page
+    shown = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\]\(\S*?figures/(\w+)\.png", page.read_text())
+    }
+    assert shown == {path.stem for path in (ROOT / "docs" / "figures").glob("*.png")}
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    for name in nnattr.__all__:
+        shown_as = {f"::: nnattr.{name}\n", f"::: {nnattr._HOME[name]}\n", f"- {name}\n"}
+        assert any(one in reference for one in shown_as), name
