@@ -12,6 +12,7 @@ has put every special token where it belongs.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,11 @@ def encoded(tokenizer: Any, prompts: Sequence[str], *, verbatim: bool = False) -
     """The ids of each prompt, by the BOS policy above."""
     if not prompts:
         return []
+    if not hasattr(tokenizer, "bos_token"):
+        raise TaskError(
+            f"The tokenizer is a {type(tokenizer).__name__}; expected a Hugging Face tokenizer, "
+            "such as model.tokenizer."
+        )
     bos = tokenizer.bos_token
     rows = list(tokenizer(list(prompts), add_special_tokens=not verbatim)["input_ids"])
     doubled = [i for i, prompt in enumerate(prompts) if bos and prompt.startswith(bos)]
@@ -182,8 +188,16 @@ def warn_of_glued(pairs: Sequence[tuple[str, str]]) -> None:
             f"The answer {answer!r} has no leading space, so it continues the prompt's last word: "
             f"{word + answer!r} ({len(glued)} of {len(pairs)} answers do). "
             f"Did you mean {' ' + answer!r}?",
-            stacklevel=2,
+            stacklevel=_depth(),
         )
+
+
+def _depth() -> int:
+    """How far up the stack the caller of nnattr is, so that a warning shows the user's line."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("nnattr."):
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def answer_flaw(

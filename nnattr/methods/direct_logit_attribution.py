@@ -95,8 +95,8 @@ def direct_logit_attribution(
     """
     metric = LogitDiff() if metric is None else metric
     _check_options(unit, norm, run)
-    weights = direction(metric, task)
     fits(model, task)
+    weights = direction(metric, task)
     wanted = chosen_layers(model, unit, layers)
     plan = points(model) if unit == "accumulated" else components(model, unit, wanted)
     chosen = spots(task, positions)

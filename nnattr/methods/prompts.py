@@ -71,6 +71,12 @@ def fits(model: Model, task: Task) -> None:
     Raises:
         TaskError: it was not, or does not.
     """
+    if not isinstance(model, Model) or not isinstance(task, Task):
+        raise TaskError(
+            f"A method takes a model, a task and a metric, and was given {type(model).__name__} "
+            f"and {type(task).__name__} first; make them with nnattr.load(...) and "
+            "nnattr.Task.from_pairs(...), or a generator such as nnattr.tasks.ioi."
+        )
     limit = model.context_length
     if limit is not None and task.width > limit:
         longest = max(task.clean, key=len)

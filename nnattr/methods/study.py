@@ -57,6 +57,7 @@ class Study:
     fill: Fill | None = None
 
     def __post_init__(self) -> None:
+        fits(self.model, self.task)
         if self.direction not in ("denoising", "noising"):
             raise TaskError(
                 f"direction is {self.direction!r}; expected 'denoising' (clean activations into "
@@ -65,7 +66,6 @@ class Study:
         check(self.metric, self.task)
         if self.engine not in ("suffix", "full"):
             raise TaskError(f"engine is {self.engine!r}; expected 'suffix' or 'full'.")
-        fits(self.model, self.task)
 
     def run(self, checkpoint: str | Path | None = None) -> Scores:
         """Compute the answer where the model's backend says."""

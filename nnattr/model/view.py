@@ -18,6 +18,9 @@ from nnattr.model.predict import predictions
 from nnattr.tasks import IdGroups, Predictions
 from nnattr.tokens import Tokens
 
+#: Values of ``device`` by which transformers spreads a model over devices itself.
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -162,7 +165,8 @@ def load(
     Raises:
         ArchError: there is no such model, or its structure is unknown and could not be proven.
         TaskError: a loaded module was given without a tokenizer.
-        BackendError: the backend is unknown, or a loaded module was given to a remote one.
+        BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
+            remote backend.
 
     Cost: the weights are read once; a family outside the table also costs a few short forward
     passes, on the backend, that prove its discovered structure.
@@ -224,6 +228,7 @@ def _weights(
     from transformers.utils import logging
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _known(device, dtype)
     logging.disable_progress_bar()
     try:
         module = AutoModelForCausalLM.from_pretrained(
@@ -234,6 +239,23 @@ def _weights(
     finally:
         logging.enable_progress_bar()
     return module.requires_grad_(False)
+
+
+def _known(device: str, dtype: str | None) -> None:
+    """Refuse a device or dtype that there is not, before transformers fails on it."""
+    import torch
+
+    if device not in SPREAD:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise BackendError(
+                f"device is {device!r}, which is not here ({str(error).splitlines()[0]}). Expected "
+                "'cpu', 'cuda', 'cuda:1' or 'auto'."
+            ) from error
+    named = str(dtype or "float32").removeprefix("torch.")
+    if named != "auto" and not isinstance(getattr(torch, named, None), torch.dtype):
+        raise BackendError(f"dtype is {dtype!r}; expected 'float32', 'bfloat16' or 'float16'.")
 
 
 def _wrap(

@@ -1,0 +1,49 @@
+"""What people get wrong in their first ten minutes is said in our words, with what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+import nnattr
+
+
+@pytest.fixture(scope="module")
+def model() -> nnattr.Model:
+    return nnattr.load("teaching-gpt2")
+
+
+@pytest.fixture(scope="module")
+def task(model: nnattr.Model) -> nnattr.Task:
+    return nnattr.tasks.ioi(model.tokenizer, n=2, seed=0)
+
+
+def test_a_model_where_a_tokenizer_is_wanted(model: nnattr.Model) -> None:
+    with pytest.raises(nnattr.TaskError, match=r"is a Model; expected .* model\.tokenizer"):
+        nnattr.tasks.ioi(model, n=2)
+    with pytest.raises(nnattr.TaskError, match=r"is a Model; expected .* model\.tokenizer"):
+        nnattr.Task.from_prompts(["When John"], tokenizer=model)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        nnattr.activation_patching,
+        nnattr.attribution_patching,
+        nnattr.direct_logit_attribution,
+    ],
+)
+def test_a_name_or_prompts_where_model_and_task_are_wanted(
+    method, model: nnattr.Model, task: nnattr.Task
+) -> None:
+    with pytest.raises(nnattr.TaskError, match=r"was given str and Task first; .*nnattr\.load"):
+        method("teaching-gpt2", task, nnattr.LogitDiff())
+    with pytest.raises(nnattr.TaskError, match=r"was given Model and list first; .*from_pairs"):
+        method(model, ["When John and Mary"], nnattr.LogitDiff())
+
+
+def test_a_device_and_a_dtype_that_are_not() -> None:
+    with pytest.raises(nnattr.BackendError, match="device is 'gpu', which is not here"):
+        nnattr.load("teaching-gpt2", device="gpu")
+    with pytest.raises(nnattr.BackendError, match="dtype is 'fp16'; expected 'float32'"):
+        nnattr.load("teaching-gpt2", dtype="fp16")
+    assert nnattr.load("teaching-gpt2", device="cpu", dtype="bfloat16").dtype == "bfloat16"
