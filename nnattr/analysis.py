@@ -1,7 +1,8 @@
-"""One analysis as a file describes it: from a `RunConfig` to `Scores`, and to text."""
+"""One analysis as a file describes it: from a `RunConfig` to `Scores`, to text, and back."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,8 @@ def analyse(config: RunConfig) -> Scores:
     method, metric = METHODS[config.method], make_metric(config)
     given = _arguments(config, method)
     _check(config.task)
-    model = load(config.model, backend=config.backend, device=config.device, dtype=config.dtype)
+    where = {key: getattr(config, key) for key in ("backend", "device", "dtype", "revision")}
+    model = load(config.model, **where)
     task = make_task(config.task, model.tokenizer)
     if config.task.keep is not None:
         task = task.filter(model, config.task.keep)
@@ -126,6 +128,52 @@ def described(scores: Scores, top: int) -> str:
             f"{p.seconds:.2f} s",
         ]
     )
+
+
+def again(scores: Scores, path: str) -> RunConfig:
+    """The file with which ``nnattr run`` makes the scores again.
+
+    Args:
+        scores: any that a method of a file made.
+        path: where they are saved: their task is read from there.
+
+    Raises:
+        NnattrError: no file can say it: the method or the metric is not one that a file can name,
+            or the scores do not hold their task.
+    """
+    p = scores.provenance
+    if p.method not in METHODS:
+        raise NnattrError(f"`nnattr run` does not know the method {p.method}.")
+    if p.examples is None:
+        raise NnattrError(f"The scores do not hold their task, {p.task}.")
+    metric, metric_arguments = _named(p.metric)
+    known = inspect.signature(METHODS[p.method]).parameters
+    given = {key: value for key, value in p.arguments.items() if key in known and value is not None}
+    fields = {key: given.pop(key) for key in list(given) if key in RunConfig.model_fields}
+    return RunConfig.model_validate(
+        {
+            "model": p.model,
+            "revision": p.revision,
+            "backend": p.backend,
+            "dtype": p.dtype.removeprefix("torch."),
+            "task": {"file": path},
+            "method": p.method,
+            "metric": metric,
+            "metric_arguments": metric_arguments,
+            "options": given,
+            **fields,
+        }
+    )
+
+
+def _named(metric: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of a metric as provenance writes it: ``LogProb()``."""
+    call = ast.parse(metric, mode="eval").body if metric.endswith(")") else None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise NnattrError(f"The metric {metric} is a function of your own, which no file can name.")
+    if call.func.id not in METRICS:
+        raise NnattrError(f"The metric {metric} is none that a file can name.")
+    return call.func.id, {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
 
 
 def _check(config: TaskConfig) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``nnattr demo | run | lens | dla | doctor | models``.
+"""The command line: ``nnattr demo | run | report | lens | dla | doctor | models``.
 
 Commands import what they need when they run, so that ``nnattr --help`` is quick. Every
 `NnattrError` ends as one message on stderr and exit status 1, without a traceback (``nnattr --debug
@@ -117,7 +117,7 @@ def demo(
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="A YAML or JSON file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also write the figure as a page.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write a page, as `report` does.")] = None,
     backend: BackendName = None,
     example: Annotated[bool, typer.Option("--example", help="Print a file to start from.")] = False,
 ) -> None:
@@ -144,9 +144,24 @@ def run(
     if settings.output is not None:
         typer.echo(f"Wrote {scores.save(settings.output)}")
     if plot is not None:
-        from nnattr.report import single_figure
+        from nnattr.report import Part, report_page
 
-        _write(plot, single_figure(scores))
+        _write(plot, report_page([Part(scores, config.stem, settings)]))
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Files that Scores.save wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write saved results as one page: task, figures, strongest cells, agreement, origin."""
+    _must_be_writable(output)
+    from nnattr.report import Part, report_page
+    from nnattr.results import Scores
+
+    _write(output, report_page([Part(Scores.load(path), path.name) for path in results]))
 
 
 @app.command()

@@ -70,9 +70,10 @@ class TaskConfig(Config):
 
     A generator of ``nnattr.tasks`` by ``name``, with its ``arguments``; a ``table`` of yours with
     the names of its ``columns`` (clean, corrupted, answer, wrong_answer) and perhaps an
-    ``answer_map``; a task saved to a ``file``; or the pairs themselves, ``clean``, ``corrupted``
-    and ``answers``. ``options`` are those of ``Task.from_pairs`` (chat, system, answer_prefix,
-    sequences, unusable); ``keep`` filters by what the model predicts, as ``Task.filter`` does.
+    ``answer_map``; a ``file`` of a saved task or of a result; or the pairs themselves, ``clean``,
+    ``corrupted`` and ``answers``. ``options`` are those of ``Task.from_pairs`` (chat, system,
+    answer_prefix, sequences, unusable); ``keep`` filters by what the model predicts, as
+    ``Task.filter`` does.
     """
 
     name: str | None = None
@@ -99,6 +100,7 @@ class RunConfig(Config):
 
     model: str
     task: TaskConfig
+    revision: str | None = None
     backend: str | None = None
     device: str | None = None
     dtype: str | None = None

@@ -22,6 +22,7 @@ main { max-width: 1120px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: clamp(1.6rem, 4.5vw, 2.3rem); line-height: 1.2; margin: 0 0 12px; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 0 0 8px; }
 h3 { font-size: 1rem; margin: 0 0 4px; }
+pre + h3 { margin-top: 28px; }
 p { max-width: 46em; margin: 0 0 14px; }
 .lead { font-size: 1.08rem; color: var(--soft); }
 section { margin-top: 40px; padding-top: 28px; border-top: 1px solid var(--line); }
@@ -38,10 +39,8 @@ section { margin-top: 40px; padding-top: 28px; border-top: 1px solid var(--line)
 figure { margin: 12px 0 20px; min-width: 0; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 46em; }
 .narrow { max-width: 560px; }
-.scroll { overflow-x: auto; margin: 12px 0 20px; }
+.scroll { overflow-x: auto; margin: 6px 0 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; white-space: normal; color: var(--soft); font-size: .9rem;
-  padding-bottom: 6px; }
 th, td { text-align: left; padding: 6px 20px 6px 0; border-bottom: 1px solid var(--line);
   vertical-align: baseline; }
 th { font-weight: 600; font-size: .9rem; }
@@ -51,6 +50,10 @@ ol.pairs li { border-left: 3px solid var(--line); padding-left: 14px; }
 ol.pairs p { margin: 0 0 4px; max-width: none; }
 .tag { color: var(--soft); font-size: .85rem; display: inline-block; min-width: 5.5em; }
 mark { background: #fdf0c4; color: inherit; border-radius: 3px; padding: 0 2px; }
+.soft { color: var(--soft); }
+.next { margin: 14px 0 0; }
+details { margin: 0 0 20px; }
+summary { cursor: pointer; color: var(--blue); font-size: .95rem; }
 .answer { color: var(--blue); font-weight: 600; white-space: nowrap; }
 dl.made { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 20px;
   margin: 0; }
@@ -63,7 +66,10 @@ pre { background: #f6f8fa; border: 1px solid var(--line); border-radius: 8px; pa
   .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media print { main { max-width: none; padding: 0; } body { font-size: 11pt; }
   section { margin-top: 20px; padding-top: 16px; } h2, h3 { break-after: avoid; }
-  figure, table, li, pre { break-inside: avoid; } }
+  figure, table, li, pre { break-inside: avoid; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  /* what is folded away on a screen is there on paper */
+  details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
 PAGE = Template("""<!DOCTYPE html>
@@ -106,8 +112,13 @@ def section(heading: str, *blocks_html: str) -> str:
     return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(blocks_html) + "\n</section>"
 
 
+def heading(text: str) -> str:
+    """A heading inside a section."""
+    return f"<h3>{escape(text)}</h3>"
+
+
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph; ``kind`` is ``"lead"`` for the one under the title."""
+    """A paragraph; ``kind`` is ``"lead"`` under the title, ``"soft"`` for side remarks."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
@@ -147,8 +158,8 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
     body = "".join(line(row, "td") for row in rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
-        f"<thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table></div>"
+        f'<figure><figcaption>{escape(caption)}</figcaption><div class="scroll"><table>'
+        f"<thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table></div></figure>"
     )
 
 
@@ -170,6 +181,11 @@ def definitions(entries: Mapping[str, str]) -> str:
 def code(text: str) -> str:
     """A piece of code."""
     return f"<pre><code>{escape(text)}</code></pre>"
+
+
+def folded(label: str, html: str) -> str:
+    """A block that is closed until the reader opens it; in print it is open."""
+    return f"<details><summary>{escape(label)}</summary>{html}</details>"
 
 
 def pairs(entries: Iterable[Sequence[tuple[str, str, str]]]) -> str:

@@ -131,7 +131,7 @@ def test_files_that_are_not_results_are_refused(tmp_path):
     broken.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ResultError, match="not a complete nnattr result"):
         Scores.load(broken)
-    broken.write_bytes(whole.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
+    broken.write_bytes(whole.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'))
     with pytest.raises(ResultError, match="schema 9"):
         Scores.load(broken)
     broken.write_bytes(

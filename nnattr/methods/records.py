@@ -12,6 +12,7 @@ from nnattr.backend import Cost
 from nnattr.model.view import Model
 from nnattr.results import Provenance
 from nnattr.tasks import Task
+from nnattr.tasks.file import packed
 
 
 def record(
@@ -35,6 +36,7 @@ def record(
         dtype=model.dtype,
         task=task.name,
         task_hash=task.hash,
+        examples=packed(task),
         versions={name: version(name) for name in ("nnattr", "nnsight", "torch", "transformers")},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **{key: round(value, 4) for key, value in asdict(cost).items()},

@@ -15,7 +15,8 @@ import xarray as xr
 
 from nnattr.errors import ResultError
 
-SCHEMA = 1
+#: 2 added the task itself to the provenance; a file of schema 1 is read as one that lacks it.
+SCHEMA, READS = 2, (1, 2)
 
 
 def write(path: str | Path, arrays: Mapping[str, xr.DataArray], rest: Mapping[str, Any]) -> Path:
@@ -59,10 +60,10 @@ def read(path: str | Path) -> tuple[dict[str, xr.DataArray], dict[str, Any]]:
         raise ResultError(
             f"{path} is not a complete nnattr result ({type(error).__name__}: {error})."
         ) from error
-    if header.get("schema") != SCHEMA:
+    if header.get("schema") not in READS:
         raise ResultError(
-            f"{path} has schema {header.get('schema')!r} and this nnattr reads schema {SCHEMA}; "
-            "load it with the version that wrote it."
+            f"{path} has schema {header.get('schema')!r} and this nnattr reads schemas "
+            f"{' and '.join(map(str, READS))}; load it with the version that wrote it."
         )
     try:
         arrays = {

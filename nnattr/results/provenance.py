@@ -11,8 +11,9 @@ class Provenance(BaseModel):
     """What a result was made from, and how; enough to make it again.
 
     ``arguments`` are the method's own. ``task`` says how the task was made, ``task_hash`` digests
-    its tokens. ``seconds`` is wall time; ``jobs``, bytes, queue and run seconds speak of requests
-    to a server (0 if local).
+    its tokens, and ``examples`` is the task itself, as ``Task.save`` writes it (``Scores.task``
+    reads it; None in results of schema 1). ``seconds`` is wall time; ``jobs``, bytes, queue and run
+    seconds speak of requests to a server (0 if local).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class Provenance(BaseModel):
     dtype: str
     task: str
     task_hash: str
+    examples: dict[str, Any] | None = Field(default=None, repr=False)
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0

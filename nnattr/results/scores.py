@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from nnattr.tasks import Task
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -67,6 +69,23 @@ class Scores:
     def cell_dims(self) -> tuple[str, ...]:
         """The dimensions that name a cell, e.g. ``("layer", "head")``."""
         return tuple(str(dim) for dim in self.raw.dims if dim != "example")
+
+    @property
+    def task(self) -> Task:
+        """The task that these scores were measured on, prompts and all.
+
+        Raises:
+            ResultError: the scores come from a file that does not hold it (schema 1).
+        """
+        from nnattr.tasks import Task
+        from nnattr.tasks.file import unpacked
+
+        if self.provenance.examples is None:
+            raise ResultError(
+                f"These scores do not hold their task, {self.provenance.task}: they were saved by "
+                "an nnattr that did not keep it. Make the task again, or measure again."
+            )
+        return Task(**unpacked(self.provenance.examples, "The result's task"))
 
     def mean(self) -> Scores:
         """The average over examples, with its standard error kept in ``error``."""

@@ -69,17 +69,8 @@ class _File(BaseModel):
 
 def write_task(task: Examples, path: str | Path) -> Path:
     """Write ``task``; see `Task.save`."""
-    twins = task.twin_tokens
-    content: dict[str, Any] = {
-        "schema_version": SCHEMA,
-        **{key: getattr(task, key) for key in _File.model_fields if hasattr(task, key)},
-        "clean_tokens": _packed(task.clean_tokens),
-        "twin_tokens": None if twins is None else _packed(twins),
-        "spans": dict(task.spans),
-        "dropped": [asdict(drop) for drop in task.dropped],
-    }
     try:
-        Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        Path(path).write_text(json.dumps(packed(task), ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise TaskError(
             f"The task cannot be written to {str(path)!r}: {error.strerror}."
@@ -87,36 +78,77 @@ def write_task(task: Examples, path: str | Path) -> Path:
     return Path(path)
 
 
+def packed(task: Examples) -> dict[str, Any]:
+    """The task as plain values of JSON."""
+    twins = task.twin_tokens
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA,
+        **{key: getattr(task, key) for key in _File.model_fields if hasattr(task, key)},
+        "clean_tokens": _rows(task.clean_tokens),
+        "twin_tokens": None if twins is None else _rows(twins),
+        "spans": dict(task.spans),
+        "dropped": [asdict(drop) for drop in task.dropped],
+    }
+    return json.loads(json.dumps(content))
+
+
 def read_task(path: str | Path) -> dict[str, Any]:
-    """The fields of the task in a file; see `Task.load`."""
+    """The fields of the task in a file, its own or a result's; see `Task.load`."""
+    if Path(path).suffix == ".safetensors":
+        return unpacked(_of_result(path), str(path))
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        version = json.loads(text).get("schema_version")
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TaskError(f"The task {str(path)!r} cannot be read: {error.strerror}.") from error
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise TaskError(f"{path} is not a task's JSON file, or not all of it: {error}.") from error
+    if not isinstance(content, dict):
+        raise TaskError(f"{path} is not a task's JSON file: it holds a {type(content).__name__}.")
+    return unpacked(content, str(path))
+
+
+def unpacked(content: dict[str, Any], said: str) -> dict[str, Any]:
+    """The fields of the task that `packed` wrote; messages call it ``said``.
+
+    Raises:
+        TaskError: it is not a whole task of a known schema.
+    """
+    version = content.get("schema_version")
     if version != SCHEMA:
         raise TaskError(
-            f"{path} has schema_version {version!r} and this nnattr reads {SCHEMA}; make the task "
+            f"{said} has schema_version {version!r} and this nnattr reads {SCHEMA}; make the task "
             "again, or load it with the version that wrote it."
         )
     try:
-        file = _File.model_validate_json(text)
+        file = _File.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
-        raise TaskError(f"{path} is not a whole task: {place}: {first['msg']}.") from error
+        raise TaskError(f"{said} is not a whole task: {place}: {first['msg']}.") from error
     return {
         **{key: getattr(file, key) for key in _File.model_fields if key != "schema_version"},
-        "clean_tokens": _unpacked(file.clean_tokens),
-        "twin_tokens": None if file.twin_tokens is None else _unpacked(file.twin_tokens),
+        "clean_tokens": _tokens(file.clean_tokens),
+        "twin_tokens": None if file.twin_tokens is None else _tokens(file.twin_tokens),
     }
 
 
-def _packed(tokens: Tokens) -> dict[str, Any]:
+def _of_result(path: str | Path) -> dict[str, Any]:
+    """What a result's file holds of its task."""
+    from nnattr.results import files  # results are read only where they are asked for
+
+    _, header = files.read(path)
+    content = header["provenance"].get("examples")
+    if content is None:
+        raise TaskError(
+            f"The result {str(path)!r} does not hold its task: it was written by an nnattr that "
+            "did not keep it."
+        )
+    return content
+
+
+def _rows(tokens: Tokens) -> dict[str, Any]:
     return {"ids": tokens.rows, "strings": tokens.strings}
 
 
-def _unpacked(rows: _Rows) -> Tokens:
+def _tokens(rows: _Rows) -> Tokens:
     return Tokens.from_rows(rows.ids, rows.strings, 0)

@@ -179,7 +179,7 @@ class Task(Examples):
 
     @classmethod
     def load(cls, path: str | Path) -> Task:
-        """Read what `save` wrote; no tokenizer is needed and no code runs.
+        """Read what `save` wrote, or the task in a result's file; no code runs.
 
         Raises:
             TaskError: there is no such file, or it is not a whole task of a known schema.

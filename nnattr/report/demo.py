@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from html import unescape
-
-from nnattr import page, plots
+from nnattr import page
 from nnattr.demo import NBSP, TOP, Demo, baseline, measured
-from nnattr.plots import words
 from nnattr.plots.look import limit_of
-from nnattr.results import Scores
-
-SHOWN = 4  # prompt pairs on the page
+from nnattr.report import sections
 
 
 def demo_page(demo: Demo) -> str:
@@ -22,24 +17,11 @@ def demo_page(demo: Demo) -> str:
         "by an estimate for all heads from a single backward pass.",
         "lead",
     )
-    sections = (_task, _baselines, _heads, _agreement, _positions, _made)
+    parts = (_task, _baselines, _heads, _agreement, _positions, _made)
     return page.document(
         "Which heads identify the indirect object?",
         lead + _facts(demo),
-        [write(demo) for write in sections],
-    )
-
-
-def single_figure(scores: Scores) -> str:
-    """A page with the scores' own figure and how they were made."""
-    caption = "Mean over examples. Point at a cell for its value and standard error."
-    return page.document(
-        unescape(words.title(scores)),
-        page.paragraph(unescape(words.subtitle(scores)), "lead"),
-        [
-            page.figure(scores.plot(title=""), "scores", caption),
-            page.section("How this was made", page.definitions(_provenance(scores))),
-        ],
+        [write(demo) for write in parts],
     )
 
 
@@ -59,36 +41,17 @@ def _facts(demo: Demo) -> str:
 
 
 def _task(demo: Demo) -> str:
-    task = demo.task
-    rows = zip(
-        task.clean_tokens.strings,
-        task.corrupted_tokens.strings,
-        task.answers,
-        task.wrong_answers,
-        strict=True,
-    )
-    examples = [
-        (
-            ("clean", page.marked(clean, corrupted), f"→ {right.strip()}"),
-            ("corrupted", page.marked(corrupted, clean), f"→ {wrong.strip()}"),
-        )
-        for clean, corrupted, (right, *_), (wrong, *_) in list(rows)[:SHOWN]
-    ]
     return page.section(
         "The question",
         page.paragraph(
-            f"{len(task)} pairs of prompts. The two of a pair differ in one name, which makes the "
-            f"other name the right continuation. The first {len(examples)}:"
+            f"{len(demo.task)} pairs of prompts. The two of a pair differ in one name, which makes "
+            "the other name the right continuation. The first ones:"
         ),
-        page.pairs(examples),
+        sections.prompts(demo.task),
     )
 
 
 def _baselines(demo: Demo) -> str:
-    rows = []
-    for run in ("clean", "corrupted"):
-        share, mean, error = baseline(demo.exact, run)
-        rows.append((run, f"{share:.0%}", measured(mean, error, 2)))
     gap = baseline(demo.exact, "clean")[1] - baseline(demo.exact, "corrupted")[1]
     return page.section(
         "Does the model do the task?",
@@ -96,11 +59,7 @@ def _baselines(demo: Demo) -> str:
             "The logit difference is the logit of the clean prompt's answer minus that of the "
             "other name: positive where the model prefers the former."
         ),
-        page.table(
-            "Both runs without any patch (± standard error)",
-            ("", "answer preferred", "logit difference"),
-            rows,
-        ),
+        sections.baselines(demo.exact),
         page.paragraph(
             f"From the corrupted to the clean run it moves by {gap:+.2f}. Scores below are shares "
             "of that: 0 changes nothing, 1 brings all of it back."
@@ -113,7 +72,7 @@ def _heads(demo: Demo) -> str:
     means = [scores.mean().values.to_numpy() for scores in (demo.exact, demo.estimate)]
     limit = max(limit_of(values, None) for values in means)
     maps = [
-        page.figure(scores.plot(title="", limit=limit), name, caption, heading)
+        sections.heat(scores, name, caption, heading, limit)
         for scores, name, heading, caption in (
             (demo.exact, "exact", "Activation patching (exact)", "One patched run per head."),
             (
@@ -151,21 +110,16 @@ def _heads(demo: Demo) -> str:
 
 
 def _agreement(demo: Demo) -> str:
-    picture = plots.agreement_scatter(demo.exact, demo.estimate, title="")
+    said, picture = sections.agreed(demo.exact, demo.estimate, "agreement")
     exact, estimate = demo.exact.provenance.seconds, demo.estimate.provenance.seconds
     return page.section(
         "Do the two agree?",
         page.paragraph(
-            f"{demo.agreement}. Activation patching took {exact:.2f}{NBSP}s and attribution "
-            f"patching {estimate:.2f}{NBSP}s. The estimate follows the slope at the corrupted run, "
-            "so it is off where the model bends between the two runs."
+            f"{said} Activation patching took {exact:.2f}{NBSP}s and attribution patching "
+            f"{estimate:.2f}{NBSP}s. The estimate follows the slope at the corrupted run, so it is "
+            "off where the model bends between the two runs."
         ),
-        page.figure(
-            picture,
-            "agreement",
-            "One point per head; on the dotted line both methods say the same.",
-            kind="narrow",
-        ),
+        picture,
     )
 
 
@@ -179,8 +133,8 @@ def _positions(demo: Demo) -> str:
             f"{pairs} pairs that share one template. It shows where the information that decides "
             "the answer is, layer by layer."
         ),
-        page.figure(
-            scores.plot(title=""),
+        sections.heat(
+            scores,
             "positions",
             "IO is the indirect object, S1 and S2 are the two mentions of the subject, and … "
             "stands for words that differ between the pairs.",
@@ -201,22 +155,4 @@ def _made(demo: Demo) -> str:
             "exact.plot().show()",
         )
     )
-    return page.section(
-        "How this was made", page.definitions(_provenance(demo.exact)), page.code(again)
-    )
-
-
-def _provenance(scores: Scores) -> dict[str, str]:
-    """What a reader needs to make the scores again."""
-    p = scores.provenance
-    entries = {
-        "Model": p.model + (f" at {p.revision}" if p.revision else ""),
-        "Architecture": f"{p.architecture}, {p.dtype}",
-        "Backend": p.backend,
-        "Task": f"{p.task}, hash {p.task_hash}",
-        "Metric": p.metric,
-        "Method": f"{p.method}({', '.join(f'{k}={v!r}' for k, v in p.arguments.items())})",
-        "Made": p.created,
-        "Versions": ", ".join(f"{name} {version}" for name, version in p.versions.items()),
-    }
-    return {name: value for name, value in entries.items() if value}
+    return page.section("How this was made", sections.origin(demo.exact), page.code(again))

@@ -1,0 +1,251 @@
+"""A report: saved results as one page, from the question to the command that answers it again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import unescape
+from itertools import combinations
+from typing import Any
+
+import yaml
+
+import nnattr
+from nnattr import page
+from nnattr.analysis import again
+from nnattr.config import RunConfig
+from nnattr.errors import NnattrError, ResultError
+from nnattr.plots import words
+from nnattr.plots.look import limit_of
+from nnattr.report import sections
+from nnattr.results import Scores
+
+TOP = 10
+CAPTION = (
+    "Mean over the examples; blue moves the metric up, red down. Point at a cell for its value."
+)
+#: What to keep in mind when reading each method's scores.
+READING = {
+    "activation_patching": "Every cell is measured: a run in which this cell alone is replaced by "
+    "that of the other run.",
+    "attribution_patching": "A first-order estimate of activation patching, all cells from one "
+    "backward pass. It is off where the model bends between the two runs: check the strongest "
+    "cells exactly.",
+    "direct_logit_attribution": "What each part writes straight toward the answer. Parts that act "
+    "through later layers do not show here.",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One result of a report.
+
+    Attributes:
+        scores: the result.
+        name: what the page calls it: its file's name.
+        config: the file that makes it again, if one is known; else it is found from the scores.
+    """
+
+    scores: Scores
+    name: str
+    config: RunConfig | None = None
+
+    @property
+    def title(self) -> str:
+        """The method and what it was applied to."""
+        return unescape(words.title(self.scores))
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What two results must share for their baselines to be the same numbers."""
+        p = self.scores.provenance
+        return p.model, p.dtype, p.metric, p.task_hash
+
+
+def report_page(parts: Sequence[Part]) -> str:
+    """The results as one self-contained page of HTML.
+
+    Raises:
+        ResultError: there is no result, or one has more dimensions than a figure can show.
+    """
+    if not parts:
+        raise ResultError("A report needs at least one result, and none was given.")
+    limits = _limits(parts)
+    blocks = [
+        *(_question(group) for group in _grouped(parts)),
+        *(_answer(part, f"scores{i}", limits[i]) for i, part in enumerate(parts)),
+        *(_comparison(*pair, f"agreement{i}") for i, pair in enumerate(_comparable(parts))),
+        page.section("How this was made", *(_origin(part) for part in parts)),
+    ]
+    return page.document(_title(parts), _lead(parts), blocks)
+
+
+def _title(parts: Sequence[Part]) -> str:
+    models, metrics = (
+        sorted({getattr(part.scores.provenance, key) for part in parts})
+        for key in ("model", "metric")
+    )
+    if len(models) == len(metrics) == 1:
+        return f"Which parts of {models[0]} change {metrics[0].removesuffix('()')}?"
+    return f"Attribution in {', '.join(models)}"
+
+
+def _lead(parts: Sequence[Part]) -> str:
+    count = "One result" if len(parts) == 1 else f"{len(parts)} results"
+    named = "; ".join(dict.fromkeys(part.title for part in parts))
+    best = parts[0].scores.top(1)
+    facts = {"examples": str(parts[0].scores.baselines.sizes["example"])}
+    if best:
+        facts[f"is the strongest cell ({parts[0].title.lower()})"] = best[0].label
+        facts[f"is its {unescape(words.unit(parts[0].scores))}"] = f"{best[0].value:+.3f}"
+    return page.paragraph(f"{count}: {named}. Point at a figure for values.", "lead") + page.facts(
+        facts
+    )
+
+
+def _grouped(parts: Sequence[Part]) -> list[list[Part]]:
+    """The results by what they were measured on."""
+    groups: dict[tuple[str, ...], list[Part]] = {}
+    for part in parts:
+        groups.setdefault(part.subject, []).append(part)
+    return list(groups.values())
+
+
+def _question(group: Sequence[Part]) -> str:
+    """The prompts of a task and what the model makes of them."""
+    scores = group[0].scores
+    p = scores.provenance
+    n = scores.baselines.sizes["example"]
+    blocks = [page.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}.")]
+    if p.examples is None:
+        blocks.append(
+            page.paragraph("The file is of an older nnattr and does not hold the prompts.")
+        )
+    else:
+        blocks.append(sections.prompts(scores.task))
+    return page.section("The question", *blocks, sections.baselines(scores))
+
+
+def _answer(part: Part, name: str, limit: float | None) -> str:
+    """One result: its figure and its strongest cells."""
+    scores = part.scores
+    picture, table = (
+        sections.heat(scores, name, CAPTION, limit=limit),
+        sections.strongest(scores, TOP),
+    )
+    narrow = sections.is_narrow(scores)
+    said = unescape(words.subtitle(scores))
+    return page.section(
+        part.title,
+        page.paragraph(f"{said[:1].upper()}{said[1:]} · {part.name}", "soft"),
+        page.paragraph(f"{_scale(scores)} {READING.get(scores.provenance.method, '')}".strip()),
+        *([page.side_by_side(picture, table)] if narrow else [picture, table]),
+    )
+
+
+def _limits(parts: Sequence[Part]) -> list[float | None]:
+    """For each result where its colours end: the same for those that can be compared by eye."""
+    limits: list[float | None] = [None] * len(parts)
+    for one, other in _comparable(parts):
+        both = [part.scores.mean().values.to_numpy() for part in (one, other)]
+        end = max(limit_of(values, None) for values in both)
+        for part in (one, other):
+            at = parts.index(part)
+            limits[at] = max(end, limits[at] or 0.0)
+    return limits
+
+
+def _scale(scores: Scores) -> str:
+    if scores.rest is not None or not scores.provenance.arguments.get("normalized"):
+        return f"Values are in the unit of {scores.provenance.metric.removesuffix('()')}."
+    one = "clean" if scores.provenance.arguments.get("direction") == "denoising" else "corrupted"
+    return (
+        f"0 changes nothing, 1 moves the metric as far as the {one} run is ({scores.scale:+.3f} in "
+        "its own unit)."
+    )
+
+
+def _comparable(parts: Sequence[Part]) -> Iterable[tuple[Part, Part]]:
+    """Pairs of results that measure the same cells of the same thing in the same unit.
+
+    The exact one comes first, whichever order they were given in.
+    """
+    exact_first = sorted(parts, key=lambda p: p.scores.provenance.method != "activation_patching")
+    for one, other in combinations(exact_first, 2):
+        if one.subject != other.subject or not _same_cells(one.scores, other.scores):
+            continue
+        if words.unit(one.scores) == words.unit(other.scores) and one.scores.mean().raw.size > 1:
+            yield one, other
+
+
+def _same_cells(one: Scores, other: Scores) -> bool:
+    keys = ("site", "positions", "direction")
+    asked = [[scores.provenance.arguments.get(key) for key in keys] for scores in (one, other)]
+    return asked[0] == asked[1] and all(
+        one.raw.sizes.get(dim) == other.raw.sizes.get(dim)
+        for dim in {*one.cell_dims, *other.cell_dims}
+    )
+
+
+def _comparison(one: Part, other: Part, name: str) -> str:
+    said, picture = sections.agreed(one.scores, other.scores, name)
+    seconds = " and ".join(
+        f"{part.title} took {part.scores.provenance.seconds:.2f} s" for part in (one, other)
+    )
+    return page.section(
+        "Do they agree?", page.paragraph(f"{one.name} and {other.name}: {said} {seconds}."), picture
+    )
+
+
+def _origin(part: Part) -> str:
+    """Where a result comes from, and the file that makes it again."""
+    blocks = [page.heading(part.name), sections.origin(part.scores)]
+    try:
+        config = part.config or again(part.scores, part.name)
+    except NnattrError as error:
+        blocks += [
+            page.paragraph(f"To make it again, use Python: {error}"),
+            page.code(_python(part)),
+        ]
+    else:
+        file = f"{part.name.removesuffix('.safetensors')}.yaml"
+        blocks += [
+            page.paragraph(
+                f"To make it again, save this as {file} and say: nnattr run {file}", "next"
+            ),
+            page.code(_text(config)),
+        ]
+    return "\n".join(blocks)
+
+
+def _text(config: RunConfig) -> str:
+    """The file, with everything that was said and nothing that was left empty."""
+    said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    said = {key: value for key, value in said.items() if value != {}}
+    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _python(part: Part) -> str:
+    """The call that makes the scores again, from the task that they hold."""
+    p = part.scores.provenance
+    method = getattr(nnattr, p.method, None)
+    known = inspect.signature(method).parameters if callable(method) else {}
+    given = {"dtype": p.dtype, "backend": p.backend} | (
+        {"revision": p.revision} if p.revision else {}
+    )
+    asked = {key: value for key, value in p.arguments.items() if key in known}
+    ours = p.metric.endswith(")")
+    lines = [
+        "import nnattr",
+        "",
+        f"before = nnattr.Scores.load({part.name!r})",
+        f"model = nnattr.load({p.model!r}{_keywords(given)})",
+        f"metric = nnattr.{p.metric}" if ours else f"metric = {p.metric}  # a function of your own",
+        f"scores = nnattr.{p.method}(model, before.task, metric{_keywords(asked)})",
+    ]
+    return "\n".join(lines)
+
+
+def _keywords(given: Mapping[str, Any]) -> str:
+    return "".join(f", {key}={value!r}" for key, value in given.items())

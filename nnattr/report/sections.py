@@ -1,0 +1,149 @@
+"""The pieces that every page of results is made of: prompts, baselines, figures, tables, origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import unescape
+from itertools import islice
+
+import numpy as np
+
+from nnattr import page, plots
+from nnattr.demo import NBSP, baseline, measured
+from nnattr.methods.agreement import agreement
+from nnattr.plots import words
+from nnattr.results import Cell, Scores
+from nnattr.results.statistics import bootstrap_bounds
+from nnattr.tasks import Task
+
+SHOWN = 4  # prompts that stand open on the page
+MORE = 60  # prompts that can be opened
+WORDS = 4  # of a group of answers
+RESAMPLES = 2000
+NARROW = 560  # pixels; the same as in the page's style
+#: Metrics that are positive where the model prefers the answer.
+DIFFERENCES = ("LogitDiff", "GroupLogitDiff", "GroupLogProbDiff", "GroupProbDiff")
+
+
+def prompts(task: Task) -> str:
+    """The first prompts with their answers, the tokens that differ marked, and more to open."""
+    rows = [_pair(task, i) for i in range(min(len(task), SHOWN + MORE))]
+    shown, hidden = rows[:SHOWN], rows[SHOWN:]
+    if not hidden:
+        return page.pairs(shown)
+    unseen = len(task) - len(rows)
+    label = f"{len(hidden)} more" + (f" (and {unseen} that are not on this page)" if unseen else "")
+    return page.pairs(shown) + page.folded(label, page.pairs(hidden))
+
+
+def _pair(task: Task, i: int) -> list[tuple[str, str, str]]:
+    """One example: for each run its name, the prompt as HTML, and the answer it calls for."""
+    clean = task.clean_tokens.strings[i]
+    right, wrong = (_words(side[i]) if side else "" for side in (task.answers, task.wrong_answers))
+    if task.twin_tokens is None:
+        return [("prompt", page.marked(clean, clean), right)]
+    other = task.twin_tokens.strings[i]
+    return [
+        ("clean", page.marked(clean, other), right),
+        ("corrupted", page.marked(other, clean), wrong),
+    ]
+
+
+def _words(group: Sequence[str]) -> str:
+    """What may follow a prompt: `` → Yes, Sure, ...``."""
+    names = ", ".join(word.strip() or repr(word) for word in islice(group, WORDS))
+    return f"→ {names}" + (", …" if len(group) > WORDS else "") if group else ""
+
+
+def baselines(scores: Scores) -> str:
+    """The metric of both runs without any patch, as a table."""
+    name = scores.provenance.metric.removesuffix("()")
+    known = [
+        run
+        for run in ("clean", "corrupted")
+        if np.isfinite(scores.baselines.sel(run=run).to_numpy()).all()
+    ]
+    found = [(run, *baseline(scores, run)) for run in known]
+    prefers = name in DIFFERENCES
+    caption = "Without any patch" + (" (± standard error)" if np.isfinite(found[0][3]) else "")
+    header = ("run", *(("answer preferred",) if prefers else ()), name)
+    rows = [
+        (run, *((f"{share:.0%}",) if prefers else ()), measured(mean, error))
+        for run, share, mean, error in found
+    ]
+    return page.table(caption, header, rows)
+
+
+def heat(
+    scores: Scores, name: str, caption: str, heading: str = "", limit: float | None = None
+) -> str:
+    """The scores' own figure without its heading; ``name`` is its id on the page."""
+    kind = "narrow" if is_narrow(scores) else ""
+    return page.figure(scores.plot(title="", limit=limit), name, caption, heading, kind)
+
+
+def is_narrow(scores: Scores) -> bool:
+    """Whether the scores' figure would only be stretched by the whole width of a page."""
+    return scores.plot(title="").layout.width <= NARROW
+
+
+def strongest(scores: Scores, k: int) -> str:
+    """The ``k`` strongest cells with 95 % intervals of their means, as a table."""
+    cells = scores.top(k)
+    total = scores.mean().raw.size
+    label = f"The {len(cells)} strongest of {total} cells, by {unescape(words.unit(scores))}"
+    bounds = _intervals(scores, cells)
+    if bounds is None:
+        return page.table(label, ("cell", "value"), [(c.label, f"{c.value:+.3f}") for c in cells])
+    n = scores.raw.sizes["example"]
+    caption = (
+        f"{label}. The intervals (95 %, bootstrap over the {n} examples) speak of these examples, "
+        "not of other tasks" + (", and are too narrow for so few." if n < 20 else ".")
+    )
+    rows = [
+        (
+            cell.label,
+            f"{cell.value:+.3f}",
+            f"{low:+.3f}{NBSP}to{NBSP}{high:+.3f}",
+            f"{cell.stderr:.3f}",
+        )
+        for cell, low, high in zip(cells, *bounds, strict=True)
+    ]
+    return page.table(caption, ("cell", "value", "95 % interval", "standard error"), rows)
+
+
+def _intervals(scores: Scores, cells: Sequence[Cell]) -> np.ndarray | None:
+    """Both bounds [2, cell] of the cells' means; None where the examples are not known apart."""
+    if "example" not in scores.raw.dims or scores.raw.sizes["example"] < 2 or not cells:
+        return None
+    values = scores.values
+    chosen = [
+        values.sel(dict(zip(scores.cell_dims, cell.index, strict=True))).to_numpy()
+        for cell in cells
+    ]
+    return bootstrap_bounds(np.stack(chosen, axis=1), 0.95, RESAMPLES, seed=0)
+
+
+def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, str]:
+    """How two results on the same cells agree: a sentence and a scatter."""
+    picture = plots.agreement_scatter(exact, estimate, title="")
+    caption = "One point per cell; on the dotted line both methods say the same."
+    return f"{agreement(exact, estimate)}.", page.figure(picture, name, caption, kind="narrow")
+
+
+def origin(scores: Scores) -> str:
+    """What a reader needs to make the scores again."""
+    p = scores.provenance
+    remote = f"{p.jobs} jobs, {p.bytes_sent} bytes sent, {p.bytes_received} received"
+    entries = {
+        "Model": p.model + (f" at {p.revision}" if p.revision else ""),
+        "Architecture": f"{p.architecture}, {p.dtype}",
+        "Backend": p.backend,
+        "Task": f"{p.task}, hash {p.task_hash}",
+        "Metric": p.metric,
+        "Method": f"{p.method}({', '.join(f'{k}={v!r}' for k, v in p.arguments.items())})",
+        "Made": f"{p.created}, in {p.seconds:.2f} s" if p.created else "",
+        "Server": remote if p.jobs else "",
+        "Versions": ", ".join(f"{name} {version}" for name, version in p.versions.items()),
+    }
+    return page.definitions({name: value for name, value in entries.items() if value})

@@ -1,0 +1,202 @@
+"""The report: what it says, that its command makes the scores again, and how a browser shows it."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import nnattr
+from nnattr import ResultError, Scores, TaskError
+from nnattr.analysis import again
+from nnattr.errors import NnattrError
+from nnattr.report import Part, report_page
+from tests.browser import CHROMIUM, Tab, browser
+from tests.test_cli import call, is_self_contained
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an exact result, its estimate, one by position and a direct one."""
+    folder = tmp_path_factory.mktemp("results")
+    model = nnattr.load("teaching-llama")
+    task = nnattr.tasks.ioi(model.tokenizer, n=6, seed=1)
+    found = {
+        "exact": nnattr.activation_patching(model, task, nnattr.LogitDiff()),
+        "estimate": nnattr.attribution_patching(model, task, nnattr.LogitDiff()),
+        "where": nnattr.activation_patching(
+            model, task[:1], nnattr.LogitDiff(), site="resid_pre", positions="each"
+        ),
+        "direct": nnattr.direct_logit_attribution(model, task, nnattr.LogitDiff(), unit="head"),
+    }
+    for name, scores in found.items():
+        scores.save(folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(saved: Path) -> Path:
+    path = saved / "report.html"
+    names = ("exact", "estimate", "where", "direct")
+    call("report", *(saved / f"{name}.safetensors" for name in names), "-o", path)
+    return path
+
+
+def test_a_result_holds_its_task(saved: Path):
+    scores = Scores.load(saved / "exact.safetensors")
+    task = nnattr.tasks.ioi(nnattr.load("teaching-llama").tokenizer, n=6, seed=1)
+    for kept in (scores.task, nnattr.Task.load(saved / "exact.safetensors")):
+        assert kept.hash == task.hash == scores.provenance.task_hash
+        assert kept.clean == task.clean
+        assert kept.answers == task.answers
+        assert dict(kept.spans) == dict(task.spans)
+    assert "examples" not in repr(scores.provenance)
+
+
+def test_a_file_of_schema_1_still_loads(saved: Path, tmp_path: Path):
+    """As 0.1 wrote them: no task in the provenance."""
+    old = old_file(saved / "exact.safetensors", tmp_path / "old.safetensors")
+    scores = Scores.load(old)
+    np.testing.assert_array_equal(scores.raw, Scores.load(saved / "exact.safetensors").raw)
+    with pytest.raises(ResultError, match="do not hold their task"):
+        _ = scores.task
+    with pytest.raises(TaskError, match="does not hold its task"):
+        nnattr.Task.load(old)
+    html = report_page([Part(scores, old.name)])
+    assert "does not hold the prompts" in html
+    assert "To make it again, use Python" in html
+
+
+def old_file(path: Path, to: Path) -> Path:
+    import json
+
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(str(path), framework="numpy") as file:
+        header = json.loads(file.metadata()["nnattr"])
+        tensors = {key: file.get_tensor(key) for key in header["dims"]}
+    header["schema"] = 1
+    del header["provenance"]["examples"]
+    save_file(tensors, str(to), metadata={"nnattr": json.dumps(header)})
+    return to
+
+
+def test_the_page_says_what_was_asked_and_found(page: Path):
+    html = page.read_text(encoding="utf-8")
+    is_self_contained(html)
+    assert html.count("<h1>") == 1
+    assert "<mark>" in html
+    assert "2 more</summary>" in html, "six pairs, four of them open"
+    for name in ("scores0", "scores1", "scores2", "scores3", "agreement0"):
+        assert f'id="{name}"' in html
+    assert 'id="agreement1"' not in html, "only two of the results measure the same cells"
+    assert "95 % interval" in html
+    assert "Pearson r" in html
+
+
+@pytest.mark.parametrize("name", ["exact", "estimate", "where", "direct"])
+def test_the_file_on_the_page_makes_the_scores_again(
+    saved: Path, page: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    blocks = re.findall(r"<pre><code>(.*?)</code></pre>", page.read_text("utf-8"), re.DOTALL)
+    configs = [yaml.safe_load(unescape(block)) for block in blocks]
+    mine = next(one for one in configs if one["task"]["file"] == f"{name}.safetensors")
+    monkeypatch.chdir(saved)
+    Path(f"{name}.yaml").write_text(yaml.safe_dump({**mine, "output": "again.safetensors"}))
+    call("run", f"{name}.yaml")
+    before, after = (Scores.load(f"{one}.safetensors") for one in (name, "again"))
+    np.testing.assert_array_equal(after.raw, before.raw)
+    assert after.provenance.arguments == before.provenance.arguments
+    assert after.provenance.task_hash == before.provenance.task_hash
+
+
+def test_run_writes_the_same_kind_of_page(tmp_path: Path):
+    config, page = tmp_path / "ioi.yaml", tmp_path / "ioi.html"
+    config.write_text("model: teaching-gpt2\ntask: {name: ioi, arguments: {n: 2}}\n")
+    call("run", config, "--plot", page)
+    html = page.read_text(encoding="utf-8")
+    block = unescape(re.findall(r"<pre><code>(.*?)</code></pre>", html, re.DOTALL)[0])
+    assert yaml.safe_load(block)["task"] == {"name": "ioi", "arguments": {"n": 2}}
+
+
+def my_metric(logits, batch):
+    return logits[:, -1].float().max(-1).values - logits[:, -1].float().mean(-1)
+
+
+def test_what_no_file_can_say_is_said_in_python(saved: Path):
+    model = nnattr.load("teaching-gpt2")
+    task = nnattr.tasks.ioi(model.tokenizer, n=2)
+    scores = nnattr.activation_patching(model, task, my_metric, normalized=False)
+    with pytest.raises(NnattrError, match="function of your own"):
+        again(scores, "mine.safetensors")
+    html = unescape(report_page([Part(scores, "mine.safetensors")]))
+    assert "nnattr.activation_patching(model, before.task, metric, site='z'" in html
+    with pytest.raises(ResultError, match="at least one result"):
+        report_page([])
+
+
+def test_prompts_that_look_like_html_do_no_harm():
+    model = nnattr.load("teaching-gpt2")
+    task = nnattr.tasks.ioi(model.tokenizer, n=2)
+    scores = nnattr.attribution_patching(model, task, nnattr.LogitDiff())
+    html = report_page([Part(scores, "<script>alert(1)</script>")])
+    assert "<script>alert(1)" not in html
+
+
+@pytest.fixture(scope="module")
+def tab():
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    with browser() as found:
+        yield found
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_it(tab: Tab, page: Path, width: int):
+    tab.requests.clear()
+    tab.open(page, width)
+    assert [url for url in tab.requests if not url.startswith(("data:", "file:"))] == []
+    assert len([url for url in tab.requests if url.startswith("file:")]) == 1, "itself alone"
+    assert tab.complaints == []
+    wide, screen = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= screen, "the page scrolls sideways"
+    drawn = tab.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].map(e => "
+        "[e.getBoundingClientRect().right, e.querySelectorAll('svg.main-svg').length])"
+    )
+    assert len(drawn) == 5
+    assert all(right <= screen and layers for right, layers in drawn)
+    small = tab.evaluate(
+        "[...document.querySelectorAll('p, td, dd, li, h2')].map(e => "
+        "parseFloat(getComputedStyle(e).fontSize)).filter(size => size < 12).length"
+    )
+    assert small == 0, "text that nobody can read"
+
+
+def test_pointing_at_a_cell_shows_its_value(tab: Tab, page: Path):
+    tab.open(page, 1440)
+    assert tab.evaluate("document.querySelectorAll('#scores0 .hovertext').length") == 0
+    tab.hover("#scores0 .nsewdrag", 0.625, 0.375)
+    text = tab.evaluate("document.querySelector('#scores0 .hovertext').textContent")
+    assert "L1H2" in text
+    assert "normalised change of LogitDiff" in text
+    assert "standard error" in text
+
+
+def test_it_prints(tab: Tab, page: Path):
+    tab.open(page, 1440)
+    folded = "document.querySelector('details li').checkVisibility({contentVisibilityAuto: true})"
+    closed = "document.querySelector('details').open"
+    assert tab.evaluate(closed) is False
+    on_screen = tab.evaluate("document.documentElement.scrollHeight")
+    tab.tell("Emulation.setEmulatedMedia", media="print")
+    assert tab.evaluate("getComputedStyle(document.querySelector('main')).paddingTop") == "0px"
+    assert tab.evaluate(folded) is True, "what is folded away is printed"
+    tab.tell("Emulation.setEmulatedMedia", media="")
+    assert tab.evaluate("document.documentElement.scrollHeight") == on_screen
+    assert tab.printed().startswith(b"%PDF")
