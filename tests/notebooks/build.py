@@ -1,0 +1,99 @@
+"""The notebooks: each ``notebooks/NN_name.py`` and the ``.ipynb`` that shows what it gives.
+
+``python -m tests.notebooks.build`` executes the sources and writes the ``.ipynb`` files with their
+outputs; ``make notebooks`` calls it. A figure is kept twice: as plotly's own data, for a live
+notebook, and as an image, for pages that show notebooks without running anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
+SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+LIVE, IMAGE = "application/vnd.plotly.v1+json", "image/png"
+PATIENCE = 300  # seconds for one cell
+LARGEST = 1.5e6  # bytes of a notebook; hosting sites do not show much larger ones
+
+
+def source(path: Path) -> Any:
+    """The notebook that a source describes, without outputs; its cells are named by their number."""
+    notebook = jupytext.read(path)
+    notebook.metadata = {
+        "jupytext": {"formats": "ipynb,py:percent"},
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for i, cell in enumerate(notebook.cells):
+        cell["id"], cell["metadata"] = f"cell-{i}", {}
+    return notebook
+
+
+def executed(path: Path, **environment: str) -> Any:
+    """The notebook with its outputs, run in an empty folder on this checkout's nnattr.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    notebook = source(path)
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": search, "PLOTLY_RENDERER": "plotly_mimetype", **environment}
+    with tempfile.TemporaryDirectory() as folder:
+        where = {"metadata": {"path": folder}}
+        client = NotebookClient(
+            notebook, timeout=PATIENCE, kernel_name="python3", resources=where, record_timing=False
+        )
+        client.execute(env=env)
+    for cell in notebook.cells:
+        kept = [one for one in cell.get("outputs", []) if one.get("name") != "stderr"]  # progress
+        if cell.cell_type == "code":
+            cell["outputs"] = kept
+    return notebook
+
+
+def pictured(notebook: Any) -> Any:
+    """The notebook with an image beside each figure."""
+    import plotly.io
+
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            figure = output.get("data", {}).get(LIVE)
+            if figure is None:
+                continue
+            layout = figure["layout"]
+            wide, tall = layout["width"], layout["height"]
+            data = {key: figure[key] for key in ("data", "layout")}
+            png = plotly.io.to_image(
+                data, format="png", width=wide, height=tall, scale=2, validate=False
+            )
+            output["data"][IMAGE] = base64.b64encode(png).decode()
+            title = re.sub("<[^>]*>", " ", layout["title"].get("text", "")).strip()
+            output["metadata"][IMAGE] = {"width": wide, "height": tall, "alt": title}
+    return notebook
+
+
+def main(names: list[str]) -> None:
+    """Execute the sources (those named, or all) and write their notebooks."""
+    for path in SOURCES:
+        if names and not any(name in path.stem for name in names):
+            continue
+        notebook = pictured(executed(path))
+        target = path.with_suffix(".ipynb")
+        jupytext.write(notebook, target)
+        size = target.stat().st_size
+        print(f"{target.name}: {size / 1e6:.2f} MB", flush=True)
+        assert size < LARGEST, f"{target.name} is too large to be shown"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
