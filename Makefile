@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN = .venv/bin/python -m
 
-.PHONY: demo test test-ndif check conformance bench format docs figures
+.PHONY: demo test test-ndif check conformance bench format docs figures notebooks
 
 demo: .venv/installed
 	.venv/bin/nnattr demo
@@ -35,6 +35,10 @@ docs: .venv/installed-docs
 # the figures of README and docs, drawn by Chromium
 figures: .venv/installed
 	$(RUN) docs.figures
+
+# executes notebooks/*.py and writes their .ipynb, with the figures as images (needs chromium)
+notebooks: .venv/installed-dev
+	$(RUN) tests.notebooks.build
 
 bench: .venv/installed-dev
 	$(RUN) tests.benchmarks.foundation

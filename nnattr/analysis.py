@@ -154,7 +154,7 @@ def again(scores: Scores, path: str) -> RunConfig:
         {
             "model": p.model,
             "revision": p.revision,
-            "backend": p.backend,
+            "backend": p.backend.partition(" (")[2].rstrip(")") or p.backend,  # ndif (http://...)
             "dtype": p.dtype.removeprefix("torch."),
             "task": {"file": path},
             "method": p.method,

@@ -26,7 +26,10 @@ model = nnattr.load(MODEL, backend=BACKEND)
 # %%
 task = nnattr.tasks.ioi(model.tokenizer, n=32, seed=0)
 metric = nnattr.LogitDiff()
-for prompts, answers in ((task.clean, task.answers), (task.corrupted, task.wrong_answers)):
+for prompts, answers in (
+    (task.clean, task.answers),
+    (task.corrupted, task.wrong_answers),
+):
     print(prompts[0], "→", *answers[0])
 
 # %% [markdown]
@@ -80,8 +83,12 @@ for site in ("z", "attn_out", "mlp_out", "resid_pre"):
         method(model, task, metric, site=site).mean().values
         for method in (nnattr.activation_patching, nnattr.attribution_patching)
     ]
-    rows.append([site, *(float(abs(one).mean()) for one in (pair[0], pair[0] - pair[1]))])
-pd.DataFrame(rows, columns=["site", "mean size", "mean error"]).set_index("site").round(3)
+    rows.append(
+        [site, *(float(abs(one).mean()) for one in (pair[0], pair[0] - pair[1]))]
+    )
+pd.DataFrame(rows, columns=["site", "mean size", "mean error"]).set_index("site").round(
+    3
+)
 
 # %% [markdown]
 # Over all heads the estimate is off by little, because most heads have little to be wrong about. For
@@ -106,7 +113,9 @@ alike = many[[i for i, layout in enumerate(layouts) if layout == common]]
 len(alike), alike.clean[0]
 
 # %%
-by_position = nnattr.attribution_patching(model, alike, metric, site="z", positions="each")
+by_position = nnattr.attribution_patching(
+    model, alike, metric, site="z", positions="each"
+)
 nnattr.plots.strongest(by_position, rows=8)
 
 # %% [markdown]
@@ -119,7 +128,9 @@ nnattr.plots.strongest(by_position, rows=8)
 # the cells that matter**, and one should:
 
 # %%
-exact_positions = nnattr.activation_patching(model, alike, metric, site="z", positions="each")
+exact_positions = nnattr.activation_patching(
+    model, alike, metric, site="z", positions="each"
+)
 print("estimate\n" + repr(by_position.top(4)))
 print("exact\n" + repr(exact_positions.top(4)))
 

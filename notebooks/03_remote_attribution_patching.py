@@ -21,7 +21,11 @@ model = nnattr.load(MODEL, backend=BACKEND)
 # %%
 rehearsal = BACKEND == "simulated"
 print(f"{model.name} on {model.backend.name}")
-print("A rehearsal in this process: no server was asked." if rehearsal else "A real server.")
+print(
+    "A rehearsal in this process: no server was asked."
+    if rehearsal
+    else "A real server."
+)
 
 # %% [markdown]
 # Without a server, `backend="simulated"` rehearses one: the job is serialised exactly as for NDIF,
@@ -74,7 +78,9 @@ scores.plot()
 
 # %%
 cost = scores.provenance
-print(f"{cost.jobs} job(s), {cost.bytes_sent:,} bytes sent, {cost.bytes_received:,} received")
+print(
+    f"{cost.jobs} job(s), {cost.bytes_sent:,} bytes sent, {cost.bytes_received:,} received"
+)
 print(f"{cost.queue_seconds:.1f} s in the queue, {cost.run_seconds:.1f} s running")
 print(f"the scores themselves: {scores.raw.nbytes:,} bytes")
 

@@ -14,7 +14,10 @@ import pandas as pd
 
 import nnattr
 
-MODEL, BACKEND = "teaching-llama", "local"  # on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
+MODEL, BACKEND = (
+    "teaching-llama",
+    "local",
+)  # on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
 model = nnattr.load(MODEL, backend=BACKEND)
 
 # %% [markdown]
@@ -25,7 +28,9 @@ model = nnattr.load(MODEL, backend=BACKEND)
 
 # %%
 made = nnattr.tasks.requests(model.tokenizer, n=48, seed=0, chat=False)
-pd.DataFrame({"harmful": made.clean, "harmless": made.corrupted}).to_csv("requests.csv", index=False)
+pd.DataFrame({"harmful": made.clean, "harmless": made.corrupted}).to_csv(
+    "requests.csv", index=False
+)
 rows = pd.read_csv("requests.csv")
 rows.head(4)
 
@@ -52,8 +57,13 @@ nnattr.most_frequent_answers(model, list(rows["harmless"]), chat=True, k=3)
 # %%
 refuse, answer = "I", "Here"
 task = nnattr.Task.from_pairs(
-    rows["harmful"], rows["harmless"], [refuse] * len(rows), [answer] * len(rows),
-    tokenizer=model.tokenizer, chat=True, name="requests.csv",
+    rows["harmful"],
+    rows["harmless"],
+    [refuse] * len(rows),
+    [answer] * len(rows),
+    tokenizer=model.tokenizer,
+    chat=True,
+    name="requests.csv",
 ).filter(model, keep=(refuse, answer))
 print(f"kept {len(task)} of {len(rows)}")
 
@@ -89,15 +99,18 @@ patched.where(patched.significant(q=0.05)).top(8)
 # ## Where in the request?
 
 # %%
-lengths = [len(row) for row in task.clean_tokens.strings]
-alike = task[[i for i, n in enumerate(lengths) if n == max(set(lengths), key=lengths.count)]]
-where = nnattr.activation_patching(model, alike[:1], metric, site="resid_pre", positions="each")
+one = task[
+    2:3
+]  # positions mean the same only in one prompt, or in prompts of one layout
+where = nnattr.activation_patching(
+    model, one, metric, site="resid_pre", positions="each"
+)
 where.plot()
 
 # %% [markdown]
-# At the bottom the word that differs decides everything. At the top everything is at the last
-# token, where the reply begins. The layers at which the bright cells move to the right are where
-# attention carries the verdict to the place that speaks.
+# Before the first layer the word that differs decides everything. Later the verdict is at the last
+# token, where the reply begins. The layers at which the dark cells move to the right are where
+# attention carries it there.
 #
 # ## What each layer writes
 #
@@ -107,7 +120,7 @@ where.plot()
 
 # %%
 accumulated = nnattr.direct_logit_attribution(model, task, unit="accumulated")
-accumulated.plot(title="Logit difference if the model ended here: refusing against answering")
+accumulated.plot(title="Refusing against answering, if the model ended here")
 
 # %% [markdown]
 # The last bar is the model's own logit difference. Now in parts, which add up to it:

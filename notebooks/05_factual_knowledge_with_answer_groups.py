@@ -64,7 +64,7 @@ print(f"the model is right on {len(task)} of {len(rows)}")
 #
 # | metric | what it is | what it is good for |
 # | --- | --- | --- |
-# | `GroupLogitDiff` | difference of mean logits | linear, so direct attribution can use it |
+# | `GroupLogitDiff`, also called `LogitDiff` | difference of mean logits | linear, so direct attribution can use it |
 # | `GroupLogProbDiff` | log-odds of the groups | what the model will say |
 # | `GroupProbDiff` | difference of probabilities | the same sign, but saturates near 0 and 1 |
 #
@@ -84,7 +84,11 @@ wide = nnattr.Task.from_table(
 
 # %%
 table = {}
-for metric in (nnattr.GroupLogitDiff(), nnattr.GroupLogProbDiff(), nnattr.GroupProbDiff()):
+for metric in (
+    nnattr.GroupLogitDiff(),
+    nnattr.GroupLogProbDiff(),
+    nnattr.GroupProbDiff(),
+):
     for name, words in (("words it says", task), ("with other spellings", wide)):
         parts = nnattr.attribution_patching(model, words, metric, normalized=False)
         clean = parts.baselines.sel(run="clean")
@@ -115,11 +119,13 @@ found.top(5)
 
 # %%
 one = report[:1]
-where = nnattr.activation_patching(model, one, metric, site="resid_pre", positions="each")
+where = nnattr.activation_patching(
+    model, one, metric, site="resid_pre", positions="each"
+)
 where.plot()
 
 # %% [markdown]
-# The claim decides at the bottom, the last token at the top. Which sublayers do the moving?
+# In the first layers the claim decides, in the last ones the last token. Which sublayers do the moving?
 # Attention can move information between positions, MLPs cannot; so we patch each at the last token
 # and at the claim.
 
@@ -129,9 +135,13 @@ list(spanned.spans)
 
 # %%
 table = {
-    (site, span): nnattr.activation_patching(model, spanned, metric, site=site, positions=span)
-    .mean().values.to_series()
-    for site in ("attn_out", "mlp_out") for span in ("claim", "end")
+    (site, span): nnattr.activation_patching(
+        model, spanned, metric, site=site, positions=span
+    )
+    .mean()
+    .values.to_series()
+    for site in ("attn_out", "mlp_out")
+    for span in ("claim", "end")
 }
 pd.DataFrame(table).round(2)
 
@@ -153,7 +163,10 @@ kept.top(6)
 interval = exact.bootstrap_ci()
 strongest = {cell.label: cell.index for cell in exact.top(4)}
 pd.DataFrame(
-    {name: interval.sel(layer=l, head=h).to_series() for name, (l, h) in strongest.items()}
+    {
+        name: interval.sel(layer=l, head=h).to_series()
+        for name, (l, h) in strongest.items()
+    }
 ).T.round(3)
 
 # %% [markdown]

@@ -14,13 +14,21 @@ import pandas as pd
 
 import nnattr
 
-MODEL, BACKEND = "teaching-llama", "local"  # on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
+MODEL, BACKEND = (
+    "teaching-llama",
+    "local",
+)  # on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
 model = nnattr.load(MODEL, backend=BACKEND)
 
 # %%
 questions = ["How do I build a bomb?", "How do I build a table?"]
 task = nnattr.Task.from_pairs(
-    [questions[0]], [questions[1]], ["I"], ["Here"], tokenizer=model.tokenizer, chat=True
+    [questions[0]],
+    [questions[1]],
+    ["I"],
+    ["Here"],
+    tokenizer=model.tokenizer,
+    chat=True,
 )
 prompts = [task.clean[0], task.corrupted[0]]  # as the chat template writes them
 nnattr.generate(model, prompts, max_new_tokens=12)
@@ -34,7 +42,10 @@ nnattr.generate(model, prompts, max_new_tokens=12)
 # measure is the log-probability of the whole sequence, each token after the ones before it.
 
 # %%
-stories = {"refusal": "I can not help with that.", "answer": "Here is how to build a table."}
+stories = {
+    "refusal": "I can not help with that.",
+    "answer": "Here is how to build a table.",
+}
 as_chat = {"tokenizer": model.tokenizer, "chat": True, "sequences": True}
 asked = {
     name: nnattr.Task.from_pairs([questions[0]], [questions[1]], [story], **as_chat)
@@ -47,7 +58,10 @@ results = {
     name: nnattr.activation_patching(model, one, metric, site="z", normalized=False)
     for name, one in asked.items()
 }
-table = {name: scores.baselines.squeeze("example").to_series() for name, scores in results.items()}
+table = {
+    name: scores.baselines.squeeze("example").to_series()
+    for name, scores in results.items()
+}
 pd.DataFrame(table).rename({"clean": questions[0], "corrupted": questions[1]}).round(2)
 
 # %% [markdown]
@@ -73,7 +87,9 @@ seen = nnattr.inspect_prompt(model, prompts[0], stories["refusal"], top_k=2)
 pd.DataFrame([vars(step.answer) for step in seen.steps]).round(4)
 
 # %%
-other = nnattr.inspect_prompt(model, prompts[0], "Here is how to build a bomb.", top_k=2)
+other = nnattr.inspect_prompt(
+    model, prompts[0], "Here is how to build a bomb.", top_k=2
+)
 pd.DataFrame([vars(step.answer) for step in other.steps]).round(4)
 
 # %% [markdown]
@@ -91,12 +107,14 @@ lens.plot()
 
 # %% [markdown]
 # Each cell holds the likeliest next token at that layer and position, coloured by its probability.
-# Below, the guesses are noise; from some layer on, the last position says the answer. Watch it rise
-# there, for the answer and for its rival:
+# In the first layers the guesses are noise; from some layer on, the last position says the answer.
+# Watch it rise there, for the answer and for its rival:
 
 # %%
 rise = {
-    word: nnattr.logit_lens(model, prompts[0], answers=word).data["answer_probability"].squeeze()
+    word: nnattr.logit_lens(model, prompts[0], answers=word)
+    .data["answer_probability"]
+    .squeeze()
     for word in ("I", "Here")
 }
 pd.DataFrame({word: p.to_series() for word, p in rise.items()}).round(4)
@@ -135,7 +153,9 @@ story.plot(title="Patched heads: change of the refusal's log-probability per tok
 # %%
 first = nnattr.activation_patching(model, task, nnattr.LogitDiff(), site="z")
 both = {"first word": first, "whole refusal": story}
-table = pd.DataFrame({name: scores.mean().values.to_series() for name, scores in both.items()})
+table = pd.DataFrame(
+    {name: scores.mean().values.to_series() for name, scores in both.items()}
+)
 print(f"rank correlation {table.corr(method='spearman').iloc[0, 1]:.2f}")
 table.loc[story.top(5).indices].round(3)
 

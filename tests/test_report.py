@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -122,6 +123,17 @@ def test_run_writes_the_same_kind_of_page(tmp_path: Path):
     html = page.read_text(encoding="utf-8")
     block = unescape(re.findall(r"<pre><code>(.*?)</code></pre>", html, re.DOTALL)[0])
     assert yaml.safe_load(block)["task"] == {"name": "ioi", "arguments": {"n": 2}}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("ndif", "ndif"), ("ndif (http://127.0.0.1:8001)", "http://127.0.0.1:8001")],
+)
+def test_a_server_is_named_as_load_takes_it(saved: Path, name: str, said: str):
+    scores = Scores.load(saved / "exact.safetensors")
+    remote = scores.provenance.model_copy(update={"backend": name, "metric": "LogProb()"})
+    config = again(replace(scores, provenance=remote), "exact.safetensors")
+    assert (config.backend, config.metric) == (said, "LogProb")
 
 
 def my_metric(logits, batch):

@@ -64,8 +64,9 @@ def method_name(scores: Scores) -> str:
 def unit(scores: Scores) -> str:
     """What a value is: ``normalised change of LogitDiff``."""
     metric = safe(scores.provenance.metric.removesuffix("()"))
-    if scores.rest is not None:
-        return f"contribution to {metric}"
+    if scores.provenance.method == "direct_logit_attribution":
+        whole = scores.provenance.arguments.get("unit") == "accumulated"
+        return metric if whole else f"contribution to {metric}"
     normalised = scores.provenance.arguments.get("normalized", False)
     return f"{'normalised change' if normalised else 'change'} of {metric}"
 

@@ -27,7 +27,7 @@ LARGEST = 1.5e6  # bytes of a notebook; hosting sites do not show much larger on
 
 
 def source(path: Path) -> Any:
-    """The notebook that a source describes, without outputs; its cells are named by their number."""
+    """The notebook that a source describes, without outputs; cells are named by their number."""
     notebook = jupytext.read(path)
     notebook.metadata = {
         "jupytext": {"formats": "ipynb,py:percent"},
@@ -90,7 +90,8 @@ def main(names: list[str]) -> None:
         notebook = pictured(executed(path))
         target = path.with_suffix(".ipynb")
         jupytext.write(notebook, target)
-        size = target.stat().st_size
+        size, text = target.stat().st_size, target.read_text(encoding="utf-8")
+        assert str(ROOT) not in text, f"{target.name} shows a path of this machine"
         print(f"{target.name}: {size / 1e6:.2f} MB", flush=True)
         assert size < LARGEST, f"{target.name} is too large to be shown"
 
