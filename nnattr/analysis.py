@@ -15,7 +15,7 @@ from nnattr.methods.attribution_patching import attribution_patching
 from nnattr.methods.direct_logit_attribution import direct_logit_attribution
 from nnattr.metrics import METRICS, Metric
 from nnattr.model.view import load
-from nnattr.results import Scores
+from nnattr.results import Provenance, Scores
 
 METHODS: dict[str, Callable[..., Scores]] = {
     "activation_patching": activation_patching,
@@ -154,7 +154,7 @@ def again(scores: Scores, path: str) -> RunConfig:
         {
             "model": p.model,
             "revision": p.revision,
-            "backend": p.backend.partition(" (")[2].rstrip(")") or p.backend,  # ndif (http://...)
+            "backend": backend_of(p),
             "dtype": p.dtype.removeprefix("torch."),
             "task": {"file": path},
             "method": p.method,
@@ -164,6 +164,11 @@ def again(scores: Scores, path: str) -> RunConfig:
             **fields,
         }
     )
+
+
+def backend_of(provenance: Provenance) -> str:
+    """The backend as ``load`` takes it: ``ndif (http://host)`` is the address alone."""
+    return provenance.backend.partition(" (")[2].rstrip(")") or provenance.backend
 
 
 def _named(metric: str) -> tuple[str, dict[str, Any]]:

@@ -22,9 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nnattr.teaching import folder
 
-place = folder(
-    "teaching-gpt2"
-)  # or a Hugging Face id, or where your training left a model
+# a folder where your training left a model, or a Hugging Face id
+place = folder("teaching-gpt2")
 module = AutoModelForCausalLM.from_pretrained(place)
 mine = nnattr.load(module, tokenizer=AutoTokenizer.from_pretrained(place))
 mine.n_layers, mine.n_heads
@@ -45,24 +44,15 @@ print(nnattr.verify(model))
 # question here: how does the model choose *is* or *are*?
 
 # %%
-singular = [
-    "The dog near the cars",
-    "The teacher near the tables",
-    "The bird near the houses",
-]
-plural = [
-    "The dogs near the cars",
-    "The teachers near the tables",
-    "The birds near the houses",
-]
+nouns = [("dog", "cars"), ("teacher", "tables"), ("bird", "houses")]
+singular = [f"The {noun} near the {others}" for noun, others in nouns]
+plural = [f"The {noun}s near the {others}" for noun, others in nouns]
+
+# %%
+words = {"answers": [" is"] * 3, "wrong_answers": [" are"] * 3}
+spans = {"subject": [noun for noun, _ in nouns]}
 task = nnattr.Task.from_pairs(
-    clean=singular,
-    corrupted=plural,
-    answers=[" is"] * 3,
-    wrong_answers=[" are"] * 3,
-    tokenizer=model.tokenizer,
-    spans={"subject": ["dog", "teacher", "bird"]},
-    name="agreement",
+    singular, plural, **words, tokenizer=model.tokenizer, spans=spans, name="agreement"
 )
 
 # %%

@@ -60,7 +60,7 @@ full.top(3)
 layers, heads, pairs = 32, 32, 32
 counts = {
     "attribution patching": 3 * pairs,
-    "activation patching of layers (attn_out, mlp_out, resid)": (2 + layers) * pairs,
+    "activation patching of layers": (2 + layers) * pairs,
     "activation patching of heads": (2 + layers * heads) * pairs,
     "activation patching of heads, each of 15 positions": (2 + layers * heads * 15)
     * pairs,
@@ -84,7 +84,7 @@ print(f"largest difference: {float(difference):.1e}")
 # The same numbers to rounding. The engine checks itself against full passes on a few rows of every
 # job, and falls back to them on a model where it would be wrong; `provenance.arguments["engine"]`
 # says which was used. What it saves grows with the depth of the model and with the length of what
-# the two prompts of a pair have in common; on a model as small as this one it saves nothing.
+# the two prompts of a pair have in common; on a model as small as this one it saves little.
 #
 # ## Spend exact runs where they matter
 #
@@ -119,45 +119,35 @@ at_the_end.top(4)
 # job where it is on a server. The same call finds them again. A digest of the model, the task, the
 # metric and all arguments names the part, so another analysis never takes it by mistake.
 #
-# Here a metric fails on purpose in the middle of the work, as a machine might:
+# Here a metric fails on purpose once two layers are done, as a machine might:
 
 # %%
-calls = {"left": 6}
+from pathlib import Path
+
+machine = {"has power": False}
 
 
-def fails_after_a_while(logits, batch):
-    """The logit difference, from a machine that dies."""
-    calls["left"] -= 1
-    if calls["left"] == 0:
+def metric_on_a_bad_machine(logits, batch):
+    """The logit difference, while there is power."""
+    if not machine["has power"] and len(list(Path("parts").glob("*/*"))) >= 2:
         raise RuntimeError("out of power")
     return nnattr.LogitDiff()(logits, batch)
 
 
 # %%
-def run():
-    """The same call, before and after."""
-    return nnattr.activation_patching(
-        model, task, fails_after_a_while, site="z", checkpoint="parts"
-    )
-
-
+work = {"model": model, "task": task, "metric": metric_on_a_bad_machine}
 try:
-    run()
+    nnattr.activation_patching(**work, site="z", checkpoint="parts")
 except nnattr.NnattrError as error:
     print(type(error).__name__, "-", str(error)[:90])
-
-# %%
-from pathlib import Path
-
-finished = sorted(Path("parts").rglob("*.safetensors"))
-print(len(finished), "of", model.n_layers, "layers are on disk")
+print(len(list(Path("parts").glob("*/*"))), "of", model.n_layers, "layers are on disk")
 
 # %% [markdown]
 # Power is back. The call is the same; what is finished is read, the rest is computed.
 
 # %%
-calls["left"] = 10**9
-resumed = run()
+machine["has power"] = True
+resumed = nnattr.activation_patching(**work, site="z", checkpoint="parts")
 float(abs(resumed.raw - full.raw).max())
 
 # %% [markdown]

@@ -13,7 +13,7 @@ import yaml
 
 import nnattr
 from nnattr import page
-from nnattr.analysis import again
+from nnattr.analysis import again, backend_of
 from nnattr.config import RunConfig
 from nnattr.errors import NnattrError, ResultError
 from nnattr.plots import words
@@ -231,7 +231,7 @@ def _python(part: Part) -> str:
     p = part.scores.provenance
     method = getattr(nnattr, p.method, None)
     known = inspect.signature(method).parameters if callable(method) else {}
-    given = {"dtype": p.dtype, "backend": p.backend} | (
+    given = {"dtype": p.dtype, "backend": backend_of(p)} | (
         {"revision": p.revision} if p.revision else {}
     )
     asked = {key: value for key, value in p.arguments.items() if key in known}
