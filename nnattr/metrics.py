@@ -11,6 +11,11 @@ attributes
 - ``ids``, ``mask``: the tokens of the run [example, pos], and which are not padding;
 - ``clean_logits``: the clean run's own logits at the last position [example, d_vocab].
 
+A metric may say which tokens' logits it reads, in a class variable ``reads`` that names fields of
+token ids (``("answers", "wrong_answers")``). Then only these are computed: the vocabulary of the
+logits that it is given is these tokens alone, and the ids in ``batch`` count in it. Only metrics
+that come out the same need apply: a difference of logits does, a probability does not.
+
 The classes here are such functions with a name. Metrics travel to the server: torch and the
 standard library only. They compute in float32 whatever the model's dtype.
 
@@ -54,6 +59,7 @@ class LogitDiff:
 
     last_only: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
+    reads: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
@@ -84,6 +90,7 @@ class GroupLogProbDiff:
 
     last_only: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
+    reads: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
     near: ClassVar[str] = "GroupLogitDiff"
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
@@ -286,6 +293,19 @@ def answer_fields(task: Any) -> dict[str, Tensor]:
         backwards = _filled([row[::-1] for row in task.sequence_ids])
         packed["sequence"], packed["sequence_mask"] = (side.flip(1) for side in backwards)
     return packed
+
+
+def wanted(metric: Metric, fields: dict[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The tokens whose logits a metric reads, and the fields with ids that count among these.
+
+    None, and the fields as they are, for a metric that reads them all.
+    """
+    names = getattr(metric, "reads", ())
+    if not names:
+        return None, fields
+    tokens = torch.cat([fields[name][fields[f"{name}_mask"]] for name in names]).unique()
+    counted = {name: torch.searchsorted(tokens, fields[name]) for name in names}
+    return tokens, fields | {name: ids.clamp(max=len(tokens) - 1) for name, ids in counted.items()}
 
 
 def _filled(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from nnattr import (
     Prob,
     SequenceLogProb,
 )
-from nnattr.metrics import METRICS, answer_fields, describe
+from nnattr.metrics import METRICS, answer_fields, describe, wanted
 
 # two examples, one position, three words; probabilities 0.5, 0.25, 0.25 and 0.1, 0.2, 0.7
 LOGITS = torch.tensor([[[0.5, 0.25, 0.25]], [[0.1, 0.2, 0.7]]]).log()
@@ -100,3 +100,26 @@ def test_names():
     assert describe(SequenceLogProb(per_token=True)) == "SequenceLogProb(per_token=True)"
     assert all(callable(make()) for make in METRICS.values())
     assert "my_metric" in describe(my_metric)
+
+
+@pytest.mark.parametrize("metric", [metric() for metric in (LogitDiff, GroupLogProbDiff)])
+def test_a_metric_that_names_what_it_reads_reads_nothing_else(metric):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 11)
+    task = SimpleNamespace(
+        answer_ids=((4, 9), (7,)), wrong_answer_ids=((2,), (4, 10, 3)), sequence_ids=()
+    )
+    fields = answer_fields(task)
+    tokens, renumbered = wanted(metric, fields)
+    assert tokens is not None
+    assert tokens.tolist() == [2, 3, 4, 7, 9, 10]
+    few = metric(logits[..., tokens], SimpleNamespace(**renumbered))
+    torch.testing.assert_close(few, metric(logits, SimpleNamespace(**fields)))
+
+
+def test_a_metric_that_reads_every_logit_gets_every_logit():
+    fields = answer_fields(
+        SimpleNamespace(answer_ids=((4,),), wrong_answer_ids=((5,),), sequence_ids=())
+    )
+    for name in ("LogProb", "Prob", "KL", "Loss", "GroupProbDiff"):
+        assert wanted(METRICS[name](), fields) == (None, fields)

@@ -33,6 +33,7 @@ from nnattr.model.runs import (
     fork,
     gather,
     inputs,
+    logits_of,
     measure,
     observe,
     prefix,
@@ -110,7 +111,7 @@ def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
         nn.get(ask.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
         live = [read(nn, where, ask.base["ids"].shape[1] - start) for where in ask.places]
         ours = [value.detach().clone() for value in live]
-        logits = nn.output.logits
+        logits = logits_of(nn, ask)
         tracked = logits.grad_fn is not None
         if before is not None:
             logits = torch.cat([before, logits], 1)

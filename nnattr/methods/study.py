@@ -23,7 +23,7 @@ from nnattr.methods.frame import Frame
 from nnattr.methods.positions import Positions, integers, spots
 from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
-from nnattr.metrics import Metric, answer_fields, check, describe
+from nnattr.metrics import Metric, answer_fields, check, describe, wanted
 from nnattr.model.layout import layout
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import SiteName
@@ -86,11 +86,13 @@ class Study:
         keeps = last_only and self._takes("logits_to_keep")
         layers = list(range(self.model.n_layers)) if layers is None else list(layers)
         places = self.model.places(self.site)
+        tokens, answers = wanted(self.metric, answer_fields(self.task))
         return {
             "base": _prompts(runs[order[0]]),
             "source": _prompts(runs[order[1]]),
             "base_is_clean": order[0] == "clean",
-            "answers": answer_fields(self.task),
+            "answers": answers,
+            "wanted": tokens,
             "metric": self.metric,
             "last_only": last_only,
             "options": {"logits_to_keep": 1} if keeps else {},

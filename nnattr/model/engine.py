@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.runs import fork, inputs, measure, observe, prefix, refusal, shared
-from nnattr.model.sites import read, write
+from nnattr.model.rerun import rerun, rerun_full
+from nnattr.model.runs import fork, measure, observe, prefix, refusal, shared
 
 #: A row runs at most this much longer than it needs, so that rows can share a pass.
 SLACK = 1.5
-#: Rows on which the engine is compared with full passes.
-PROBES = 4
+#: The engine is compared with full passes on at most so many rows, and this share of its own work.
+PROBES, SHARE = 4, 0.05
 
 
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     if refused:
         return refused
     plans = [plan(ask, runs, layer) for layer in range(len(ask.layers))]
-    if ask.engine == "suffix" and not agrees(nn, ask, runs, plans):
+    if ask.engine == "suffix" and not exact(nn, ask, runs, plans):
         ask.engine = "full"
         runs = both_runs(nn, ask, 0)
     starts = boundaries(torch.cat([rows[:, 3] for rows in plans]), width)
@@ -160,21 +160,40 @@ def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:
     return int((width - rows[:, 3]).sum()) * (len(ask.reads) + 1 - ask.layers[index])
 
 
-def agrees(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
-    """Whether the engine gives what full passes give, on a few rows of a middle layer."""
-    index = len(plans) // 2
-    width = ask.base["ids"].shape[1]
-    rows = plans[index][: max(1, min(PROBES, ask.tokens // width))]
+def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
+    """Whether the engine gives what full passes give, on a few rows of a middle layer.
+
+    The last layer is run whole from here on if that is what it takes.
+    """
+    rows, index = probes(ask, plans)
     if not len(rows):
         return True
     full = changes(nn, ask, runs, index, rows, 0, full=True)
-    try:
-        ours = changes(nn, ask, runs, index, rows, int(rows[:, 3].min()))
-    except Exception:  # whatever the model's own code has against a cache or a skipped layer
-        return False
-    exact = torch.finfo(runs.logits.dtype).eps < 1e-6
     size = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
-    return bool(((ours - full).abs() <= (1e-4 if exact else 0.1) * size).all())
+    near = 1e-4 if torch.finfo(runs.logits.dtype).eps < 1e-6 else 0.1
+    for narrow in (ask.narrow, []):
+        ask.narrow = narrow
+        try:
+            ours = changes(nn, ask, runs, index, rows, int(rows[:, 3].min()))
+        except Exception:  # whatever the model's own code has against a cache or a skipped layer
+            continue
+        if ((ours - full).abs() <= near * size).all():
+            return True
+    return False
+
+
+def probes(ask: SimpleNamespace, plans: list[Tensor]) -> tuple[Tensor, int]:
+    """The rows on which the engine is compared, and their layer: few beside what it is to do.
+
+    They are of the examples with the most padding, where there is most to go wrong.
+    """
+    index, width = len(plans) // 2, ask.base["ids"].shape[1]
+    total = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans))
+    affordable = int(SHARE * total / (width * len(ask.reads)))
+    rows = plans[index]
+    padding = (~ask.base["mask"]).sum(1)[rows[:, 0]]
+    most = padding.argsort(descending=True, stable=True)
+    return rows[most[: max(1, min(PROBES, affordable))]], index
 
 
 def changes(
@@ -197,86 +216,3 @@ def changes(
             logits = torch.cat([known, logits], 1)
     value = measure(ask, ask.base, logits, runs.clean, example)
     return value - runs.base[example.to(value.device)]
-
-
-def patch(
-    ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The site in each row from ``runs.start`` on: as it was, and with the row's cell patched."""
-    own, other = runs.own[index], runs.other[index]
-    example, spot, unit = (rows[:, i].to(own.device) for i in range(3))
-    where = ask.spots.to(own.device)[spot, example][:, runs.start :]
-    units = torch.arange(ask.units, device=own.device) == unit[:, None]
-    mask = (where[..., None] & units[:, None]).repeat_interleave(own.shape[-1] // ask.units, -1)
-    before = own[example]
-    return before, torch.where(mask, other[example], before)
-
-
-def rerun_full(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
-) -> Tensor:
-    """The logits of each row by a full forward pass with the patch written at the site."""
-    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
-    before, after = patch(ask, runs, index, rows)
-    where = ask.places[index]
-    with nn.trace(**inputs(ask, prompts)):
-        with torch.no_grad():
-            live = read(nn, where, prompts["ids"].shape[1]).clone()
-            tail = live[:, runs.start :]
-            live[:, runs.start :] = torch.where(before == after, tail, after.to(tail))
-            write(nn, where, live)
-            logits = nn.output.logits
-    return logits
-
-
-def rerun(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, start: int
-) -> Tensor:
-    """The logits of each row from ``start`` on, entering the model where the patch does."""
-    if start not in runs.caches:
-        every = torch.arange(ask.n)
-        first = fork(runs.caches[runs.start], every)
-        runs.caches[start], _ = prefix(nn, ask, start, runs.start, first)
-    layer, skipped = ask.layers[index], start - runs.start
-    before, after = (value[:, skipped:] for value in patch(ask, runs, index, rows))
-    example = rows[:, 0].to(before.device)
-    # the residual stream with which the row enters layer `at`; all layers below are skipped
-    at = layer + (ask.entry in ("after", "added"))
-    stream = runs.streams[at][example.to(runs.streams[at].device), skipped:]
-    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
-    cache = fork(runs.caches[start], rows[:, 0], at)
-    with nn.trace(**inputs(ask, prompts, start, cache)):
-        with torch.no_grad():
-            moved = after.float() - before.float()
-            if ask.projected:
-                projection = nn.get(ask.proj[layer])
-                moved = projection(moved.to(before)) - projection(torch.zeros_like(before))
-            if ask.entry in ("before", "after"):
-                stream = after
-            elif ask.entry == "added":
-                stream = (stream.float() + ask.scale * moved).to(stream)
-            enter(nn, ask, at, stream)
-            if ask.entry == "attention":
-                base = runs.attention[layer][example, skipped:]
-                shift = moved / ask.scale if ask.site == "resid_mid" else moved
-                behind = ask.normed and not ask.projected  # a norm follows attention: add after it
-                shifted = base if behind else (base.float() + shift).to(base)
-                skip(nn, ask.attn[layer], shifted, ask.arity["attention"])
-                if behind:
-                    norm = nn.get(ask.norms[layer])
-                    norm.output = (norm.output.float() + shift).to(base)
-            logits = nn.output.logits
-    return logits
-
-
-def enter(nn: Any, ask: SimpleNamespace, at: int, stream: Tensor) -> None:
-    """Let the rows' residual stream enter layer ``at``, inside a trace."""
-    for layer in range(at):
-        skip(nn, ask.layer_paths[layer], stream, ask.arity["layer"])
-    if at == 0:
-        write(nn, (ask.layer_paths[0], "input", None), stream)
-
-
-def skip(nn: Any, path: str, value: Tensor, arity: int) -> None:
-    """Skip a module and let it return ``value``, alone or first in a tuple of ``arity``."""
-    nn.get(path).skip(value if arity == 0 else (value, *[None] * (arity - 1)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nnattr.arch.spec import ArchSpec
 from nnattr.model.sites import SiteName
 from nnattr.model.view import Model
 
@@ -51,8 +52,19 @@ def layout(model: Model, site: SiteName) -> dict[str, Any]:
         "normed": normed,
         "scale": float(scale),
         "embed": spec.embed,
+        "unembed": spec.unembed,
+        "narrow": [f"{paths[-1]}.{path}" for path in _narrow(spec)],
         "layer_paths": paths,
         "attn": [f"{path}.{attention}" for path in paths],
         "proj": [f"{path}.{spec.attn_proj}" for path in paths],
         "norms": [f"{path}.{spec.attn_out.path}" for path in paths],
     }
+
+
+def _narrow(spec: ArchSpec) -> list[str]:
+    """The modules of a layer whose input may be cut to the positions that are still needed.
+
+    What comes out of them is added to the residual stream, so one position does for all.
+    """
+    mlp = spec.mlp_proj.rpartition(".")[0] if spec.mlp_proj else spec.mlp_out.path
+    return [path for path in (spec.attn_proj, mlp) if path]

@@ -7,6 +7,7 @@ the positions from ``start`` on: everything before it enters as a cache of keys 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,6 +93,46 @@ def fork(cache: Any, example: Tensor, first: int = 0) -> Any:
     return new
 
 
+def lend(cache: Any, example: Tensor, first: int = 0) -> Any:
+    """A cache for one pass of rows of these examples, after which nobody asks for it.
+
+    A plain layer copies what is cached next to what is new once, when its turn comes, and keeps
+    neither; other kinds (sliding windows) are forked.
+    """
+    if cache is None:
+        return None
+    new = copy.copy(cache)
+    new.layers = list(cache.layers)
+    for index in range(first, len(new.layers)):
+        layer = new.layers[index] = copy.copy(cache.layers[index])
+        rows = example.to(layer.keys.device)
+        if type(layer).__name__ == "DynamicLayer":
+            layer.update = partial(extended, layer.keys, layer.values, rows)
+        else:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    return new
+
+
+def extended(
+    old_keys: Tensor,
+    old_values: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *_: Any,
+    **__: Any,
+) -> tuple[Tensor, Tensor]:
+    """What a cache layer's ``update`` returns: these rows of the old, and after them the new."""
+    joined = []
+    for old, new in ((old_keys, keys), (old_values, values)):
+        known = old.shape[-2]
+        both = new.new_empty(*new.shape[:-2], known + new.shape[-2], new.shape[-1])
+        torch.index_select(old, 0, rows, out=both[..., :known, :])
+        both[..., known:, :] = new
+        joined.append(both)
+    return joined[0], joined[1]
+
+
 def prefix(
     nn: Any, ask: SimpleNamespace, stop: int, start: int = 0, cache: Any = None
 ) -> tuple[Any, Tensor | None]:
@@ -105,8 +146,8 @@ def prefix(
     given["use_cache"] = True
     with nn.trace(**given):
         with torch.no_grad():
+            logits = None if ask.last_only else logits_of(nn, ask)
             output = nn.output
-            logits = None if ask.last_only else output.logits
     return output.past_key_values, logits
 
 
@@ -151,8 +192,28 @@ def observe(
                     if name in names:
                         # a copy: the model may go on to add into what was read
                         found[name].append(read(nn, where, width).clone())
-            logits = nn.output.logits
+            logits = logits_of(nn, ask)
     return found, logits
+
+
+def logits_of(nn: Any, ask: SimpleNamespace, whole: bool = False) -> Tensor:
+    """The logits, at the end of a trace: of the tokens that the metric reads, if it names them.
+
+    Of the unembedding only their rows are used, unless ``whole`` asks for all of it or a sandbox
+    holds the weights.
+    """
+    wanted, head = ask.wanted, nn.get(ask.unembed)
+    sliced = not (whole or wanted is None or head.weight.is_meta)
+    if not head.weight.is_meta:
+        hidden = head.input.contiguous()  # a strided one would be multiplied row by row
+        head.input = hidden
+    if sliced:
+        rows = wanted.to(head.weight.device)
+        bias = getattr(head._module, "bias", None)
+        bias = None if bias is None else bias[rows]
+        head.skip(torch.nn.functional.linear(hidden, head.weight[rows], bias))
+    logits = nn.output.logits
+    return logits if sliced or wanted is None else logits[..., wanted.to(logits.device)]
 
 
 def measure(

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import ArchError, LogitDiff, Loss, Model, Task
+from nnattr import KL, ArchError, LogitDiff, LogProb, Loss, Model, Task
+from nnattr.model import engine
 from tests.tiny import FAMILIES, tiny_model
 
 SITES = ("z", "attn_out", "resid_mid", "mlp_out", "resid_pre", "resid_post")
@@ -93,6 +94,30 @@ def test_a_metric_that_reads_every_position(site):
     model = tiny_model("gpt2")
     question = task(model, pair(9, 4), pair(6, 3, shift=5))
     compared(model, question, Loss(), site=site, positions="each")
+
+
+@pytest.mark.parametrize("metric", [LogProb(), KL()])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "granite", "cohere"])
+def test_a_metric_that_reads_every_token(family, metric):
+    model = tiny_model(family)
+    compared(model, task(model, pair(9, 4), pair(6, 3, shift=5)), metric)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_is_cut_to_what_the_metric_reads(family, monkeypatch):
+    """The control: a model that had to run it whole would say so by an empty list."""
+    asked: list[bool] = []
+    rerun = engine.rerun
+
+    def watched(nn, ask, *rest):
+        asked.append(bool(ask.narrow))
+        return rerun(nn, ask, *rest)
+
+    monkeypatch.setattr(engine, "rerun", watched)
+    model = tiny_model(family)
+    compared(model, task(model, pair(9, 4)))
+    assert asked
+    assert all(asked)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])

@@ -1,0 +1,104 @@
+"""One pass of patched rows: of a whole model, or of what is above and after the patch.
+
+`rerun_full` writes the patch at its site and runs everything. `rerun` enters the model where the
+patch does: layers below are skipped, positions before come from the base run's cache, and of the
+last layer only what the metric reads is computed to its end. Inside a job: torch and plain values.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.model.runs import fork, inputs, lend, logits_of, prefix
+from nnattr.model.sites import read, write
+
+
+def patch(
+    ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The site in each row from ``runs.start`` on: as it was, and with the row's cell patched."""
+    own, other = runs.own[index], runs.other[index]
+    example, spot, unit = (rows[:, i].to(own.device) for i in range(3))
+    where = ask.spots.to(own.device)[spot, example][:, runs.start :]
+    units = torch.arange(ask.units, device=own.device) == unit[:, None]
+    mask = (where[..., None] & units[:, None]).repeat_interleave(own.shape[-1] // ask.units, -1)
+    before = own[example]
+    return before, torch.where(mask, other[example], before)
+
+
+def rerun_full(
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
+) -> Tensor:
+    """The logits of each row by a full forward pass with the patch written at the site."""
+    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
+    before, after = patch(ask, runs, index, rows)
+    where = ask.places[index]
+    with nn.trace(**inputs(ask, prompts)):
+        with torch.no_grad():
+            live = read(nn, where, prompts["ids"].shape[1]).clone()
+            tail = live[:, runs.start :]
+            live[:, runs.start :] = torch.where(before == after, tail, after.to(tail))
+            write(nn, where, live)
+            logits = logits_of(nn, ask, whole=True)
+    return logits
+
+
+def rerun(
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, start: int
+) -> Tensor:
+    """The logits of each row from ``start`` on, entering the model where the patch does."""
+    if start not in runs.caches:
+        every = torch.arange(ask.n)
+        first = fork(runs.caches[runs.start], every)
+        runs.caches[start], _ = prefix(nn, ask, start, runs.start, first)
+    layer, skipped = ask.layers[index], start - runs.start
+    before, after = (value[:, skipped:] for value in patch(ask, runs, index, rows))
+    example = rows[:, 0].to(before.device)
+    # the residual stream with which the row enters layer `at`; all layers below are skipped
+    at = layer + (ask.entry in ("after", "added"))
+    stream = runs.streams[at][example.to(runs.streams[at].device), skipped:]
+    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
+    cache = lend(runs.caches[start], rows[:, 0], at)
+    with nn.trace(**inputs(ask, prompts, start, cache)):
+        with torch.no_grad():
+            moved = after.float() - before.float()
+            if ask.projected:
+                projection = nn.get(ask.proj[layer])
+                moved = projection(moved.to(before)) - projection(torch.zeros_like(before[:1, :1]))
+            if ask.entry in ("before", "after"):
+                stream = after
+            elif ask.entry == "added":
+                stream = (stream.float() + ask.scale * moved).to(stream)
+            enter(nn, ask, at, stream)
+            if ask.entry == "attention":
+                base = runs.attention[layer][example, skipped:]
+                shift = moved / ask.scale if ask.site == "resid_mid" else moved
+                behind = ask.normed and not ask.projected  # a norm follows attention: add after it
+                shifted = base if behind else (base.float() + shift).to(base)
+                skip(nn, ask.attn[layer], shifted, ask.arity["attention"])
+                if behind:
+                    norm = nn.get(ask.norms[layer])
+                    norm.output = (norm.output.float() + shift).to(base)
+            if ask.last_only and stream.shape[1] > 1 and at < len(ask.layer_paths):
+                for path in ask.narrow:  # the last layer goes on with the last position alone
+                    module = nn.get(path)
+                    module.input = module.input[:, -1:]
+            logits = logits_of(nn, ask)
+    return logits
+
+
+def enter(nn: Any, ask: SimpleNamespace, at: int, stream: Tensor) -> None:
+    """Let the rows' residual stream enter layer ``at``, inside a trace."""
+    for layer in range(at):
+        skip(nn, ask.layer_paths[layer], stream, ask.arity["layer"])
+    if at == 0:
+        write(nn, (ask.layer_paths[0], "input", None), stream)
+
+
+def skip(nn: Any, path: str, value: Tensor, arity: int) -> None:
+    """Skip a module and let it return ``value``, alone or first in a tuple of ``arity``."""
+    nn.get(path).skip(value if arity == 0 else (value, *[None] * (arity - 1)))
