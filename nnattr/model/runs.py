@@ -203,17 +203,17 @@ def logits_of(nn: Any, ask: SimpleNamespace, whole: bool = False) -> Tensor:
     holds the weights.
     """
     wanted, head = ask.wanted, nn.get(ask.unembed)
-    sliced = not (whole or wanted is None or head.weight.is_meta)
-    if not head.weight.is_meta:
-        hidden = head.input.contiguous()  # a strided one would be multiplied row by row
-        head.input = hidden
-    if sliced:
-        rows = wanted.to(head.weight.device)
-        bias = getattr(head._module, "bias", None)
-        bias = None if bias is None else bias[rows]
-        head.skip(torch.nn.functional.linear(hidden, head.weight[rows], bias))
-    logits = nn.output.logits
-    return logits if sliced or wanted is None else logits[..., wanted.to(logits.device)]
+    here = not head.weight.is_meta
+    if here:
+        head.input = head.input.contiguous()  # a strided one would be multiplied row by row
+    if wanted is None or whole or not here:
+        logits = nn.output.logits
+        return logits if wanted is None else logits[..., wanted.to(logits.device)]
+    rows = wanted.to(head.weight.device)
+    bias = getattr(head._module, "bias", None)
+    bias = None if bias is None else bias[rows]
+    head.skip(torch.nn.functional.linear(head.input, head.weight[rows], bias))
+    return nn.output.logits
 
 
 def measure(

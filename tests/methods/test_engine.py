@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import KL, ArchError, LogitDiff, LogProb, Loss, Model, Task
+from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob, Task
 from nnattr.model import engine
 from tests.tiny import FAMILIES, tiny_model
 
@@ -96,7 +96,7 @@ def test_a_metric_that_reads_every_position(site):
     compared(model, question, Loss(), site=site, positions="each")
 
 
-@pytest.mark.parametrize("metric", [LogProb(), KL()])
+@pytest.mark.parametrize("metric", [LogProb(), Prob()])
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "granite", "cohere"])
 def test_a_metric_that_reads_every_token(family, metric):
     model = tiny_model(family)
