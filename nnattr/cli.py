@@ -30,7 +30,7 @@ task:
   # wrong_answers: [" John"]
 method: attribution_patching     # or activation_patching, which is exact and slower
 metric: LogitDiff                # LogitDiff, LogProb, Prob, KL or Loss
-site: z                          # z (heads), attn_out, mlp_out, resid_pre, resid_mid, resid_post
+site: z                          # z, q, k, v, pattern, neuron, attn_out, mlp_out, resid_pre, ...
 positions: all                   # all, each, last, a number, a list, or a span such as S2
 direction: denoising             # or noising
 normalized: true

@@ -24,8 +24,8 @@ from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.engine import sweep
+from nnattr.model.layout import PatchSite
 from nnattr.model.runs import asks, gather
-from nnattr.model.sites import SiteName
 from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
@@ -36,7 +36,7 @@ def activation_patching(
     task: Task,
     metric: Metric,
     *,
-    site: SiteName = "z",
+    site: PatchSite = "z",
     positions: Positions = "all",
     direction: Direction = "denoising",
     normalized: bool = True,
@@ -49,7 +49,9 @@ def activation_patching(
         model: from `load`.
         task: clean and corrupted prompts, encoded for this model.
         metric: ``LogitDiff()`` and the like, or a function ``(logits, batch) -> [example]``.
-        site: which activation; ``"z"`` gives scores per head, the others per layer.
+        site: which activation. ``"z"``, ``"q"`` and ``"pattern"`` give scores per head, ``"k"`` and
+            ``"v"`` per key/value head, ``"neuron"`` per neuron, the others per layer. Patching q or
+            k before or after a rotary turn is the same. The position of a pattern is the query's.
         positions: where (see `nnattr.methods.positions`); ``"each"`` gives scores per position.
         direction: ``"denoising"`` puts clean activations into the corrupted run, ``"noising"`` the
             reverse.
@@ -62,16 +64,17 @@ def activation_patching(
             part is a layer; on a server a job, of which there is one unless the backend has limits.
 
     Returns:
-        scores with dims ``(example, layer[, head][, pos])``.
+        scores with dims ``(example, layer[, head or kv_head][, pos][, neuron])``.
 
     Raises:
         TaskError: the runs do not differ, or task, positions and model do not fit together.
-        ArchError: the model does not have the site.
+        ArchError: the model does not have the site, or heads that are not pattern times values.
         MetricError: the metric needs what the task lacks, or is not one finite number per example.
         BackendError: the job failed where it ran.
 
     Cost: one forward pass of each run, and for each cell and example the layers above the cell on
-    the positions from the first one that it changes.
+    the positions from the first one that it changes. Patterns cost four more passes, and memory for
+    [head, query_pos, key_pos] numbers of every layer and example.
     """
     study = Study(
         patching_job,

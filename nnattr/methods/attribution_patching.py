@@ -28,6 +28,8 @@ from nnattr.backend import Tick
 from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
+from nnattr.model.gathered import gathered
+from nnattr.model.layout import PatchSite
 from nnattr.model.runs import (
     asks,
     fork,
@@ -40,7 +42,7 @@ from nnattr.model.runs import (
     refusal,
     resumable,
 )
-from nnattr.model.sites import SiteName, read
+from nnattr.model.sites import cut, read
 from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
@@ -51,7 +53,7 @@ def attribution_patching(
     task: Task,
     metric: Metric,
     *,
-    site: SiteName = "z",
+    site: PatchSite = "z",
     positions: Positions = "all",
     direction: Direction = "denoising",
     normalized: bool = True,
@@ -109,8 +111,11 @@ def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
     theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))
     with nn.trace(**inputs(ask, ask.base, start, fork(cache, every))):
         nn.get(ask.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
-        live = [read(nn, where, ask.base["ids"].shape[1] - start) for where in ask.places]
-        ours = [value.detach().clone() for value in live]
+        # of a part of an output there is no gradient: take it of the whole, and cut
+        width = ask.base["ids"].shape[1] - start
+        live = [read(nn, (path, side, None), width) for path, side, _ in ask.places]
+        parts = [part for *_, part in ask.places]
+        ours = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
         logits = logits_of(nn, ask)
         tracked = logits.grad_fn is not None
         if before is not None:
@@ -130,10 +135,13 @@ def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
     if not slopes:
         reason = "it has no gradient; use activation_patching, which needs none"
         return {"refused": ("metric", reason)}
+    others = gathered(nn, ask, ours, start) if ask.patterns else theirs["site"]
+    if isinstance(others, dict):
+        return others
     spots = ask.spots[:, :, start:]
     change = [
-        contribution(slope, other, own, spots, ask.units).cpu()
-        for slope, other, own in zip(slopes, theirs["site"], ours, strict=True)
+        contribution(cut(slope, part), other, own, spots, ask.units).cpu()
+        for slope, part, other, own in zip(slopes, parts, others, ours, strict=True)
     ]
     return {
         "change": torch.stack(change, 1),

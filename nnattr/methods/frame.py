@@ -14,12 +14,17 @@ import torch
 import xarray as xr
 from pydantic import BaseModel, ConfigDict
 
+from nnattr.axes import ORDER
 from nnattr.backend import Cost
-from nnattr.errors import BackendError, MetricError, NnattrError, TaskError
+from nnattr.errors import ArchError, BackendError, MetricError, NnattrError, TaskError
 from nnattr.results import Provenance, Scores
 
 #: A job that cannot go on returns ``{"refused": (kind, reason)}``; this is what we raise for it.
-REFUSALS: dict[str, type[NnattrError]] = {"metric": MetricError, "backend": BackendError}
+REFUSALS: dict[str, type[NnattrError]] = {
+    "arch": ArchError,
+    "backend": BackendError,
+    "metric": MetricError,
+}
 
 
 class Frame(BaseModel):
@@ -27,7 +32,7 @@ class Frame(BaseModel):
 
     Attributes:
         layers, units, cells: sizes of the axes of ``change`` after the examples.
-        has_heads: whether the units are heads.
+        unit: the axis of the units, ``"head"``, ``"kv_head"`` or ``"neuron"``; None for layers.
         tokens: a label per position where each cell is one, else None.
         absent: for each example the cells that its prompt does not have.
         direction: which run was patched into.
@@ -41,7 +46,7 @@ class Frame(BaseModel):
     layers: int
     units: int
     cells: int
-    has_heads: bool
+    unit: str | None
     tokens: tuple[str, ...] | None
     absent: tuple[tuple[bool, ...], ...]
     direction: Literal["denoising", "noising"]
@@ -113,11 +118,11 @@ class Frame(BaseModel):
         values = change.float().masked_fill(absent, float("nan")).numpy()
         array = xr.DataArray(
             values,
-            dims=("example", "layer", "head", "pos"),
+            dims=("example", "layer", "unit", "pos"),
             coords={
                 "example": np.arange(values.shape[0]),
                 "layer": np.arange(self.layers),
-                "head": np.arange(self.units),
+                "unit": np.arange(self.units),
                 "pos": np.arange(self.cells),
             },
         )
@@ -125,7 +130,10 @@ class Frame(BaseModel):
             array = array.isel(pos=0, drop=True)
         else:
             array = array.assign_coords(token=("pos", list(self.tokens)))
-        return array if self.has_heads else array.isel(head=0, drop=True)
+        if self.unit is None:
+            return array.isel(unit=0, drop=True)
+        named = array.rename(unit=self.unit)
+        return named.transpose(*sorted(map(str, named.dims), key=ORDER.index))
 
     def _gap(self, base: np.ndarray, source: np.ndarray) -> float:
         """The task's mean change from the run patched into to the other run."""

@@ -24,9 +24,8 @@ from nnattr.methods.positions import Positions, integers, spots
 from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
-from nnattr.model.layout import layout
+from nnattr.model.layout import PatchSite, layout, units
 from nnattr.model.runs import TOKENS_PER_FORWARD
-from nnattr.model.sites import SiteName
 from nnattr.model.view import Model
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
@@ -49,7 +48,7 @@ class Study:
     model: Model
     task: Task
     metric: Metric
-    site: SiteName
+    site: PatchSite
     positions: Positions
     direction: Direction
     normalized: bool
@@ -72,11 +71,6 @@ class Study:
         frame = self.frame()
         return frame.scores(*in_chunks(self, frame, checkpoint))
 
-    @property
-    def units(self) -> int:
-        """How many parts of the site are patched apart: the heads of z, else one."""
-        return self.model.n_heads if self.site == "z" else 1
-
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """What travels to the job, for these layers: tensors, plain values and the metric."""
         order = ("corrupted", "clean") if self.direction == "denoising" else ("clean", "corrupted")
@@ -85,7 +79,6 @@ class Study:
         last_only = bool(getattr(self.metric, "last_only", False))
         keeps = last_only and self._takes("logits_to_keep")
         layers = list(range(self.model.n_layers)) if layers is None else list(layers)
-        places = self.model.places(self.site)
         tokens, answers = wanted(self.metric, answer_fields(self.task))
         return {
             "base": _prompts(runs[order[0]]),
@@ -98,8 +91,8 @@ class Study:
             "options": {"logits_to_keep": 1} if keeps else {},
             "takes_positions": self._takes("position_ids"),
             "layers": layers,
-            "places": [places[layer] for layer in layers],
-            "units": self.units,
+            "units": units(self.model, self.site)[1],
+            "kv_heads": self.model.n_kv_heads,
             "spots": spots(self.task, self.positions),
             "rows": max(1, TOKENS_PER_FORWARD // self.task.width),
             "tokens": TOKENS_PER_FORWARD,
@@ -117,11 +110,12 @@ class Study:
     def frame(self) -> Frame:
         """What the answer's numbers will mean."""
         chosen = spots(self.task, self.positions)
+        unit, count = units(self.model, self.site)
         return Frame(
             layers=self.model.n_layers,
-            units=self.units,
+            units=count,
             cells=len(chosen),
-            has_heads=self.site == "z",
+            unit=unit,
             tokens=self.task.labels if self.positions == "each" else None,
             absent=tuple(map(tuple, (~chosen.any(-1)).T.tolist())),
             direction=self.direction,

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.model.gathered import gathered
 from nnattr.model.rerun import rerun, rerun_full
 from nnattr.model.runs import fork, measure, observe, prefix, refusal, shared
 
@@ -42,7 +43,7 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     if ask.engine == "suffix":
         ask.arity = arity(nn, ask)
     runs = both_runs(nn, ask, shared(ask) if ask.engine == "suffix" else 0)
-    refused = refusal(runs.base, ask.n)
+    refused = runs.refused or refusal(runs.base, ask.n)
     if refused:
         return refused
     plans = [plan(ask, runs, layer) for layer in range(len(ask.layers))]
@@ -102,13 +103,18 @@ def both_runs(nn: Any, ask: SimpleNamespace, start: int) -> SimpleNamespace:
         base_logits = torch.cat([before, base_logits], 1)
         source_logits = torch.cat([before, source_logits], 1)
     clean = (base_logits if ask.base_is_clean else source_logits)[:, -1]
+    own = [ours["site"][layer] for layer in ask.layers]
+    other = [theirs["site"][layer] for layer in ask.layers]
+    if ask.patterns:
+        other = gathered(nn, ask, own, start)
     return SimpleNamespace(
+        refused=other if isinstance(other, dict) else None,
         start=start,
         caches={start: cache},
         streams=ours.get("stream", []) + ours.get("end", []),
         attention=ours.get("attention", []),
-        own=[ours["site"][layer] for layer in ask.layers],
-        other=[theirs["site"][layer] for layer in ask.layers],
+        own=own,
+        other=other,
         logits=base_logits,
         clean=clean,
         base=measure(ask, ask.base, base_logits, clean),
@@ -121,12 +127,15 @@ def plan(ask: SimpleNamespace, runs: SimpleNamespace, index: int) -> Tensor:
     own, other = runs.own[index], runs.other[index]
     differs = (own != other).unflatten(-1, (ask.units, -1)).any(-1).cpu()
     last = ask.layers[index] == len(ask.reads) - 1
-    if last and ask.last_only and ask.entry != "before":
+    if last and ask.last_only and not ask.spreads:
         differs[:, :-1] = False  # after the last layer positions do not mix
-    touched = ask.spots[:, :, runs.start :, None] & differs  # [spot, example, pos, unit]
-    spot, example, unit = touched.any(2).nonzero(as_tuple=True)
-    start = touched.int().argmax(2)[spot, example, unit] + runs.start
-    return torch.stack([example, spot, unit, start], 1)
+    found = []
+    for spot, where in enumerate(ask.spots[:, :, runs.start :]):
+        touched = where[..., None] & differs  # [example, pos, unit]
+        example, unit = touched.any(1).nonzero(as_tuple=True)
+        start = touched.byte().argmax(1)[example, unit] + runs.start
+        found.append(torch.stack([example, torch.full_like(unit, spot), unit, start], 1))
+    return torch.cat(found)
 
 
 def boundaries(starts: Tensor, width: int) -> list[int]:

@@ -1,31 +1,44 @@
 """Where the engine finds things: paths in every layer, and how a patch enters the model.
 
-A patch of a site enters the model in one of four ways: the residual stream ``before`` a layer is
-replaced, or ``after`` it; a change is ``added`` to the stream after the layer (MLP outputs, and
-everything in parallel blocks); or a change is added to what ``attention`` contributes, and the
-layer's MLP runs on. A patch of z is first ``projected`` to the residual stream.
+A patch of a site enters the model in one of five ways: the residual stream ``before`` a layer is
+replaced, or ``after`` it; a change is ``added`` to the stream after the layer (MLP outputs,
+neurons, and everything in parallel blocks); a change is added to what ``attention`` contributes,
+and the layer's MLP runs on; or the site is replaced ``inside`` a layer that is run from its start
+(queries, keys, values). A patch of z or of neurons first goes ``through`` the output projection.
+
+A patched ``pattern`` is a patch of z: see `nnattr.model.gathered`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from nnattr.arch.spec import ArchSpec
+from nnattr.model.patterns import attention_paths
 from nnattr.model.sites import SiteName
 from nnattr.model.view import Model
 
+#: What can be patched: the sites that are read and written, and the attention pattern.
+PatchSite: TypeAlias = SiteName | Literal["pattern"]
+
 _SERIAL = {
     "resid_pre": "before",
+    "q": "inside",
+    "k": "inside",
+    "v": "inside",
     "z": "attention",
     "attn_out": "attention",
     "resid_mid": "attention",
+    "neuron": "added",
     "mlp_out": "added",
     "resid_post": "after",
 }
 _PARALLEL = {**_SERIAL, "z": "added", "attn_out": "added"}
+#: Sites at which a position is read by later ones in the same layer.
+_SPREADING = ("resid_pre", "k", "v")
 
 
-def layout(model: Model, site: SiteName) -> dict[str, Any]:
+def layout(model: Model, site: PatchSite) -> dict[str, Any]:
     """Plain values that travel with a job: ``reads`` holds, for each layer, named places in order.
 
     Raises:
@@ -35,9 +48,10 @@ def layout(model: Model, site: SiteName) -> dict[str, Any]:
     paths = [f"{spec.layers}.{layer}" for layer in layers]
     attention = spec.attn_proj.rpartition(".")[0]
     normed = spec.attn_out.path != spec.attn_proj
-    places = model.places(site)
+    where: SiteName = "z" if site == "pattern" else site
+    places = model.places(where)
     # a site before attention's end is read before it, the others after it
-    early = site in ("resid_pre", "z") or (site == "attn_out" and not normed)
+    early = where in ("resid_pre", "q", "k", "v", "z") or (where == "attn_out" and not normed)
     reads = []
     for layer, path in enumerate(paths):
         both = [("site", places[layer]), ("attention", (f"{path}.{attention}", "output", None))]
@@ -45,10 +59,12 @@ def layout(model: Model, site: SiteName) -> dict[str, Any]:
     reads[-1].append(("end", (paths[-1], "output", None)))
     scale = getattr(model.config, spec.residual_scale) if spec.residual_scale else 1.0
     return {
-        "site": site,
+        "site": where,
         "reads": reads,
-        "entry": (_PARALLEL if spec.parallel else _SERIAL)[site],
-        "projected": site == "z",
+        "places": places,
+        "entry": (_PARALLEL if spec.parallel else _SERIAL)[where],
+        "spreads": where in _SPREADING,
+        "through": [[f"{path}.{part}" for part in _through(spec, where)] for path in paths],
         "normed": normed,
         "scale": float(scale),
         "embed": spec.embed,
@@ -56,9 +72,36 @@ def layout(model: Model, site: SiteName) -> dict[str, Any]:
         "narrow": [f"{paths[-1]}.{path}" for path in _narrow(spec)],
         "layer_paths": paths,
         "attn": [f"{path}.{attention}" for path in paths],
-        "proj": [f"{path}.{spec.attn_proj}" for path in paths],
         "norms": [f"{path}.{spec.attn_out.path}" for path in paths],
+        "patterns": attention_paths(model) if site == "pattern" else [],
+        "values": model.places("v") if site == "pattern" else [],
     }
+
+
+def units(model: Model, site: PatchSite) -> tuple[str | None, int]:
+    """The parts of a site that are patched apart: the name of their axis, and how many they are.
+
+    Raises:
+        ArchError: this family does not have the site.
+    """
+    if site in ("z", "q", "pattern"):
+        return "head", model.n_heads
+    if site in ("k", "v"):
+        return "kv_head", model.n_kv_heads
+    return ("neuron", model.d_mlp) if site == "neuron" else (None, 1)
+
+
+def _through(spec: ArchSpec, site: SiteName) -> list[str]:
+    """The modules between a site and what is added to the residual stream, a projection first.
+
+    The norm behind attention is not among them: it runs by itself after what enters there.
+    """
+    if site == "z":
+        return [spec.attn_proj]
+    if site != "neuron" or spec.mlp_proj is None:
+        return []
+    behind = not f"{spec.mlp_proj}.".startswith(f"{spec.mlp_out.path}.")
+    return [spec.mlp_proj, spec.mlp_out.path] if behind else [spec.mlp_proj]
 
 
 def _narrow(spec: ArchSpec) -> list[str]:

@@ -36,7 +36,7 @@ def rerun_full(
     """The logits of each row by a full forward pass with the patch written at the site."""
     prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
     before, after = patch(ask, runs, index, rows)
-    where = ask.places[index]
+    where = ask.places[ask.layers[index]]
     with nn.trace(**inputs(ask, prompts)):
         with torch.no_grad():
             live = read(nn, where, prompts["ids"].shape[1]).clone()
@@ -65,19 +65,19 @@ def rerun(
     cache = lend(runs.caches[start], rows[:, 0], at)
     with nn.trace(**inputs(ask, prompts, start, cache)):
         with torch.no_grad():
-            moved = after.float() - before.float()
-            if ask.projected:
-                projection = nn.get(ask.proj[layer])
-                moved = projection(moved.to(before)) - projection(torch.zeros_like(before[:1, :1]))
+            inside = ask.entry == "inside"
+            moved = None if inside else contribution(nn, ask, layer, before, after)
             if ask.entry in ("before", "after"):
                 stream = after
             elif ask.entry == "added":
                 stream = (stream.float() + ask.scale * moved).to(stream)
             enter(nn, ask, at, stream)
-            if ask.entry == "attention":
+            if inside:
+                write(nn, ask.places[layer], after)
+            elif ask.entry == "attention":
                 base = runs.attention[layer][example, skipped:]
                 shift = moved / ask.scale if ask.site == "resid_mid" else moved
-                behind = ask.normed and not ask.projected  # a norm follows attention: add after it
+                behind = ask.normed and ask.site != "z"  # a norm follows attention: add after it
                 shifted = base if behind else (base.float() + shift).to(base)
                 skip(nn, ask.attn[layer], shifted, ask.arity["attention"])
                 if behind:
@@ -89,6 +89,21 @@ def rerun(
                     module.input = module.input[:, -1:]
             logits = logits_of(nn, ask)
     return logits
+
+
+def contribution(
+    nn: Any, ask: SimpleNamespace, layer: int, before: Tensor, after: Tensor
+) -> Tensor:
+    """How a patch of the site changes what is added to the residual stream, in float32."""
+    moved = after.float() - before.float()
+    if not ask.through[layer]:
+        return moved
+    projection, *norms = (nn.get(path) for path in ask.through[layer])
+    if not norms:
+        nothing = projection(torch.zeros_like(before[:1, :1]))  # the bias, if it has one
+        return projection(moved.to(before)).float() - nothing.float()
+    old, new = (norms[0](projection(value)).float() for value in (before, after))
+    return new - old
 
 
 def enter(nn: Any, ask: SimpleNamespace, at: int, stream: Tensor) -> None:

@@ -130,7 +130,7 @@ def write(nn: Any, where: tuple[Any, ...], value: Tensor) -> None:
         whole.unflatten(-1, (groups, -1))[..., first:last] = value.unflatten(-1, (groups, -1))
         module.output = whole
     elif side == "input":
-        module.input = value
+        module.input = value.reshape(module.input.shape)
     elif side == "stream":
         module.input.copy_(value.reshape(module.input.shape))
     else:

@@ -79,6 +79,16 @@ class Model:
         return heads if qkv.packing == "separate" else (heads - self.n_heads) // 2
 
     @property
+    def d_mlp(self) -> int:
+        """Number of neurons of a layer: the width of the MLP's output projection's input.
+
+        Raises:
+            ArchError: this family has no such projection.
+        """
+        projection = self.nn._module.get_submodule(sites.place(self.spec, "neuron", 0).path)
+        return getattr(projection, "in_features", None) or projection.weight.shape[0]
+
+    @property
     def architecture(self) -> str:
         """The Hugging Face model type, e.g. ``"gpt2"``."""
         return self.config.model_type

@@ -132,6 +132,33 @@ def test_heads_at_all_positions(name: str, direction: Any) -> None:
     assert_far(scores.raw, expected[..., ::-1])
 
 
+@pytest.mark.parametrize("site", ["q", "k", "v", "pattern"])
+@pytest.mark.parametrize("name", TEACHING)
+def test_inside_attention(name: str, site: Any) -> None:
+    """Queries, keys and values before any rotary turn, and patterns, at all positions."""
+    model, task = ours(name)
+    kv_heads = model.n_kv_heads if site in ("k", "v") else model.n_heads
+    cells = [(layer, head) for layer in range(model.n_layers) for head in range(kv_heads)]
+    setter = {"pattern": patching.layer_head_pattern_patch_setter}.get(
+        site, patching.layer_head_vector_patch_setter
+    )
+    expected = theirs(
+        name,
+        task,
+        patching.generic_activation_patch,
+        "denoising",
+        patch_setter=setter,
+        activation_name=site,
+        index_df=pd.DataFrame(cells, columns=["layer", "head"]),
+    )
+    scores = activation_patching(model, task, LogitDiff(), site=site)
+    assert_same(
+        scores.raw.to_numpy(),
+        np.moveaxis(expected.reshape(model.n_layers, kv_heads, -1), -1, 0),
+        1e-4,
+    )
+
+
 @pytest.mark.parametrize("name", TEACHING)
 def test_heads_by_position(name: str) -> None:
     """At the first token that differs, the one after it and the last one."""
@@ -193,7 +220,8 @@ def test_attribution_patching(name: str) -> None:
             elif node.kind == "mlp_out":
                 mlps[node.layer, node.position] = score
         for site, expected in (("z", heads), ("mlp_out", mlps)):
-            scores = attribution_patching(model, task, LogitDiff(), site=site, positions="each")
+            options: Any = {"site": site, "positions": "each"}
+            scores = attribution_patching(model, task, LogitDiff(), **options)
             assert_same(scores.raw[i], expected, 1e-4)
 
 
