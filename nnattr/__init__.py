@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from nnattr.methods.detect_heads import detect_heads
     from nnattr.methods.direct_logit_attribution import attention_vs_mlp, direct_logit_attribution
     from nnattr.methods.generate import generate
+    from nnattr.methods.head_weights import head_weights
     from nnattr.methods.inspect_prompt import inspect_prompt
     from nnattr.methods.logit_lens import logit_lens
     from nnattr.methods.most_frequent_answers import most_frequent_answers
@@ -102,6 +103,7 @@ _HOME = {
     "decompose_attention": "nnattr.methods.decompose_attention",
     "direct_logit_attribution": "nnattr.methods.direct_logit_attribution",
     "generate": "nnattr.methods.generate",
+    "head_weights": "nnattr.methods.head_weights",
     "inspect_prompt": "nnattr.methods.inspect_prompt",
     "logit_lens": "nnattr.methods.logit_lens",
     "most_frequent_answers": "nnattr.methods.most_frequent_answers",
@@ -171,6 +173,7 @@ __all__ = [
     "detect_heads",
     "direct_logit_attribution",
     "generate",
+    "head_weights",
     "inspect_prompt",
     "load",
     "logit_lens",

@@ -84,6 +84,7 @@ PUBLIC = {
     "decompose_attention",
     "direct_logit_attribution",
     "generate",
+    "head_weights",
     "inspect_prompt",
     "load",
     "logit_lens",

@@ -14,7 +14,7 @@ from torch import Tensor
 from nnattr.methods.attention_weights import (
     chosen,
     fitted,
-    head_weights,
+    layer_weights,
     look,
     norm_in_front,
     pattern,
@@ -82,7 +82,7 @@ def take_apart(
     proof: dict[str, Any] = {"eps": torch.finfo(seen["z"].dtype).eps}
     proof["stream"] = float((vectors.sum(0) - stream[0]).abs().max() / stream.abs().max())
     norm, proof["norms"] = norm_in_front(nn, form, seen)
-    weights = head_weights(nn, form, seen["entering"])
+    weights = layer_weights(nn, form, seen["entering"])
     how = fitted(nn, form, seen, weights)
     proof.update(z=how["gap"], alibi=how["alibi"])
     turns = rotations(nn, form, torch.arange(stream.shape[1]), stream)

@@ -33,7 +33,7 @@ def look(nn: Any, forms: list[Form]) -> list[dict[str, Tensor]]:
     return found
 
 
-def head_weights(nn: Any, form: Form, like: Tensor) -> dict[str, Tensor]:
+def layer_weights(nn: Any, form: Form, like: Tensor) -> dict[str, Tensor]:
     """Every head's matrices, in float32.
 
     Returns:
@@ -127,18 +127,20 @@ def fitted(
     x = seen["entering"]
     q, k, v = (project(x, weights, name) for name in ("q", "k", "v"))
     z = seen["z"].float().unflatten(-1, (form["heads"], -1)).movedim(-2, 1)
-    pos = x.shape[1]
-    turns = rotations(nn, form, torch.arange(pos), x)
-    best: dict[str, Any] = {"gap": float("inf")}
-    for rotation in turns:
-        raw = turned(q, rotation) @ turned(k, rotation).mT
-        for scale in form["scales"]:
-            for alibi in (0.0, 1.0, scale) if rotation[0] == "none" else (0.0,):
-                scores = raw * scale + alibi * slopes(form["heads"], pos, x.device)
-                made = pattern(scores, form["cap"]) @ v
+    turns = rotations(nn, form, torch.arange(x.shape[1]), x)
+    bias = slopes(form["heads"], x.shape[1], x.device)
+    found = []
+    for alibi in (0.0, 1.0, "scale"):  # a bias for distance only if nothing fits without one
+        for rotation in turns[:1] if alibi else turns:
+            raw = turned(q, rotation) @ turned(k, rotation).mT
+            for scale in form["scales"]:
+                factor = scale if alibi == "scale" else alibi
+                made = pattern(raw * scale + factor * bias, form["cap"]) @ v
                 gap = float((made - z).abs().max() / z.abs().max())
-                if gap < best["gap"]:
-                    best = {"kind": rotation[0], "scale": scale, "alibi": alibi, "gap": gap}
+                found.append({"kind": rotation[0], "scale": scale, "alibi": factor, "gap": gap})
+        best = min(found, key=lambda one: one["gap"])
+        if best["gap"] <= max(1e-4, 16 * torch.finfo(x.dtype).eps):
+            break
     return best
 
 

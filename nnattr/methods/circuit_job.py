@@ -16,7 +16,7 @@ from nnattr.linalg import product_eigenvalues, product_norm, product_svd
 from nnattr.methods.attention_weights import (
     chosen,
     fitted,
-    head_weights,
+    layer_weights,
     look,
     norm_in_front,
     rotations,
@@ -69,7 +69,7 @@ def attentions(
     proof = {"z": 0.0, "norms": 0.0, "alibi": 0.0, "kinds": []}
     proof["eps"] = torch.finfo(seen[0]["z"].dtype).eps
     for (layer, form), one in zip(ask["layers"].items(), seen, strict=True):
-        weights = head_weights(nn, form, one["entering"])
+        weights = layer_weights(nn, form, one["entering"])
         if "q" in form["needs"]:
             how = fitted(nn, form, one, weights)
             proof["z"] = max(proof["z"], how["gap"])

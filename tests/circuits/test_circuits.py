@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from nnattr import (
     NnattrError,
     ResultError,
     TaskError,
+    head_weights,
     ov_circuit,
     position_pattern,
     qk_circuit,
@@ -322,3 +324,40 @@ def test_half_precision_finds_the_same_circuit() -> None:
     assert ov_circuit(model, HEAD).copying_accuracy() == pytest.approx(exact, abs=0.01)
     found = qk_circuit(model, HEAD, key_via=PREVIOUS).copying_accuracy()
     assert found > 0.9
+
+
+@pytest.mark.parametrize("name", TEACHING)
+def test_one_heads_matrices(name: str) -> None:
+    """Those of the raw module, shared heads as well, and factored products that agree with jobs."""
+    model, w = teaching(name), dense(name)
+    for layer, head in ((0, 3), (1, 0), (2, 2)):
+        found = head_weights(model, (layer, head))
+        for key in "qkvo":
+            torch.testing.assert_close(getattr(found, f"W_{key.upper()}"), w[key][layer][head])
+        torch.testing.assert_close(found.ov.dense(), ov(name, layer, head))
+        torch.testing.assert_close(found.qk.dense(), qk(name, layer, head))
+        circuit = w["E"] @ found.ov @ w["U"]
+        assert float(circuit.norm()) == pytest.approx(ov_circuit(model, (layer, head)).norm())
+    assert (found.b_V.abs().max() > 0) == (name == "teaching-gpt2")
+    folded = head_weights(model, HEAD, fold_norm=True)
+    plain = head_weights(model, HEAD)
+    if name == "teaching-gpt2":
+        assert float(folded.W_V.mean(0).abs().max()) < 1e-6
+        assert float(folded.W_O.mean(1).abs().max()) < 1e-6
+    assert not torch.allclose(folded.W_Q, plain.W_Q)
+    assert repr(plain) == f"HeadWeights(head={HEAD})"
+
+
+def test_unknown_projections_are_refused() -> None:
+    """As of latent attention, which compresses keys and values before it splits them."""
+    model = tiny("llama")
+    unknown = replace(model, spec=replace(model.spec, qkv=None))
+    for call in (
+        lambda: ov_circuit(unknown, (1, 0)).norm(),
+        lambda: qk_circuit(unknown, (1, 0)),
+        lambda: nnattr.composition(unknown, "V"),
+        lambda: head_weights(unknown, (1, 0)),
+        lambda: nnattr.decompose_attention(unknown, "w3 w4", (1, 0)),
+    ):
+        with pytest.raises(ArchError, match="makes queries, keys and values in a way"):
+            call()
