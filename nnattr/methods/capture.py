@@ -4,9 +4,10 @@ Named tensors for the sites, layers, heads and positions you choose, from one fo
 whatever backend the model has; or only what a function of yours makes of them, there. So one
 activation never costs the download of all.
 
-The values are those of the model as it runs: queries and keys as they are projected, before any
-rotary turn, patterns from the eager implementation (`nnattr.model.patterns`). For anything else go
-down to nnsight: ``with model.nn.trace(...)`` has every module of the raw model.
+The values are those of the model as it runs: ``q`` and ``k`` as they are projected, ``rot_q`` and
+``rot_k`` as they meet (after rotary turns and the norms of heads, `nnattr.model.rotated`), patterns
+from the eager implementation (`nnattr.model.patterns`). For anything else go down to nnsight:
+``with model.nn.trace(...)`` has every module of the raw model.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from nnattr.methods.positions import spots
 from nnattr.methods.prompts import Prompts, Where, asked, columns, keeps_last
 from nnattr.methods.readout import take
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.rotated import rotated
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import SITES, read
 from nnattr.model.view import Model
@@ -47,6 +49,8 @@ ORDER = {
     "mlp_out": None,
     "resid_post": None,
 }
+#: Sites that no module returns, read in passes of their own.
+INSIDE = {"rot_q": "head", "rot_k": "kv_head"}
 FLOATS = 2**27  # numbers that one chunk of prompts may hold at a time
 
 
@@ -96,13 +100,13 @@ def capture(
         prompts: one or several, or a task.
         sites: one or several of `nnattr.model.sites`: ``"resid_pre"``, ``"q"``, ``"k"``, ``"v"``,
             ``"z"``, ``"attn_out"``, ``"resid_mid"``, ``"neuron"``, ``"mlp_out"``,
-            ``"resid_post"``; and ``"pattern"``.
+            ``"resid_post"``; ``"rot_q"``, ``"rot_k"``; and ``"pattern"``.
         positions: ``"each"``, ``"last"``, a position counted from the prompt's first token (or from
             its end, negative), a list of them, or the name of a task's span that has equally many
             tokens in every prompt. Of patterns these are the queries; all keys come.
         layers: which; by default all.
-        heads: the numbers of heads, the same in all these layers; by default all. Of ``k`` and
-            ``v`` the key/value heads that serve these.
+        heads: the numbers of heads, the same in all these layers; by default all. Of keys and
+            values the key/value heads that serve these.
         reduce: a module-level function of torch alone. It gets a dictionary of tensors by site, a
             chunk of prompts at a time, and returns one of tensors whose first axis is the prompts.
             It runs where the model is, and only what it returns comes down.
@@ -124,7 +128,7 @@ def capture(
         TaskError: prompts or positions that cannot be used, or a result of ``reduce`` without a
             prompt axis.
 
-    Cost: one forward pass, and two more for patterns.
+    Cost: one forward pass; two more for patterns, and two for ``rot_q`` and ``rot_k``.
     """
     names = _names(sites)
     texts, tokens = asked(model, prompts, run)
@@ -163,6 +167,12 @@ def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
             if problem is not None:
                 return {"refused": problem}
             found["pattern"] = queries(every, prompts["mask"], at, present)
+        if payload["rotated"]:
+            pairs, problem = rotated(nn, prompts, payload["inside"], payload["options"])
+            if problem is not None:
+                return {"refused": problem}
+            for name, number, wanted in payload["rotated"]:
+                found[name] = meeting([pair[number] for pair in pairs], wanted, at, present)
         if payload["reduce"] is not None:
             found = payload["reduce"](found)
         parts.append({key: value.detach().cpu() for key, value in found.items()})
@@ -189,6 +199,14 @@ def activations(
     return {name: torch.stack([one.to(home) for one in each], 1) for name, each in seen.items()}
 
 
+def meeting(every: list[Tensor], heads: list[int], at: Tensor, present: Tensor) -> Tensor:
+    """Chosen heads and positions [example, layer, pos, head, d_head] of each layer's q or k."""
+    home = every[0].device
+    whole = torch.stack([one[:, heads].float().to(home) for one in every], 1).transpose(2, 3)
+    rows = at.to(home)[:, None, :, None, None].expand(-1, whole.shape[1], -1, *whole.shape[3:])
+    return whole.gather(2, rows) * present.to(home)[:, None, :, None, None]
+
+
 def queries(every: list[Tensor], mask: Tensor, at: Tensor, present: Tensor) -> Tensor:
     """The rows of chosen queries [example, layer, head, query_pos, key_pos].
 
@@ -209,10 +227,11 @@ def _names(sites: str | Sequence[str]) -> list[str]:
         ArchError: there is none, or an unknown one.
     """
     names = list(dict.fromkeys([sites] if isinstance(sites, str) else sites))
-    unknown = [name for name in names if name not in (*SITES, "pattern")]
+    known = (*SITES, *INSIDE, "pattern")
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         said = f"Unknown site {unknown[0]!r}" if unknown else "No sites were given"
-        raise ArchError(f"{said}; the sites are {', '.join(SITES)} and pattern.")
+        raise ArchError(f"{said}; the sites are {', '.join(known)}.")
     return names
 
 
@@ -278,7 +297,7 @@ def _payload(
         (name, places[name][layer], *parts[ORDER[name]]) for layer in layers for name in places
     ]
     width = tokens.ids.shape[1]
-    size = len(reads) * at.shape[1] * 4 * model.n_heads * model.d_head
+    size = (len(reads) + len(layers)) * at.shape[1] * 4 * model.n_heads * model.d_head
     if "pattern" in names:
         size += len(layers) * len(wanted) * width**2
     return {
@@ -290,6 +309,12 @@ def _payload(
         if "pattern" in names
         else None,
         "paths": attention_paths(model),
+        "rotated": [
+            (name, number, parts[unit][1])
+            for number, (name, unit) in enumerate(INSIDE.items())
+            if name in names
+        ],
+        "inside": [attention_paths(model)[layer] for layer in layers],
         "options": {"logits_to_keep": 1} if keeps_last(model) else {},
         "rows": max(1, min(TOKENS_PER_FORWARD // width, math.ceil(FLOATS / size))),
         "layers": layers,
@@ -328,7 +353,7 @@ def _labelled(
         dims: tuple[str, ...] = ("example", "layer", "head", pos, "key_pos")
         coords["head"] = ask["heads"]
         return xr.DataArray(values.masked_fill(~known, nan).numpy(), dims=dims, coords=coords)
-    unit = ORDER[name]
+    unit = {**ORDER, **INSIDE}[name]
     last = ("neuron",) if name == "neuron" else ("d_model",)
     dims = ("example", "layer", pos, *((unit, "d_head") if unit else last))
     if unit:

@@ -117,6 +117,55 @@ def test_patterns_are_those_of_attention_patterns() -> None:
     )
 
 
+#: Families whose attention does not use transformers' common interface.
+OWN_CALL = ("bloom", "falcon", "falcon-new", "falcon-serial", "gpt_neo", "gptj", "mpt")
+#: Families without rotary embeddings, whose queries and keys meet as they are projected.
+PLAIN = ("gpt2", "gpt_bigcode", "opt")
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in OWN_CALL])
+def test_queries_and_keys_as_they_meet(family: str) -> None:
+    """Their products are the pattern, up to what the kernel adds alike to a row, and a scale."""
+    model = tiny(family)
+    found = capture(model, PROMPTS, ["q", "k", "rot_q", "rot_k", "pattern"])
+    assert found["rot_q"].dims == found["q"].dims
+    assert found["rot_k"].shape == found["k"].shape
+    turned = float(abs(found["rot_q"] - found["q"]).max())
+    if family in PLAIN:
+        scale = float((found["rot_q"] / found["q"]).median())
+        np.testing.assert_allclose(found["rot_q"], scale * found["q"], rtol=1e-4, atol=1e-6)
+    else:
+        assert turned > 0.1
+    if family == "gemma2":
+        return  # its scores are capped
+    shared = model.n_heads // model.n_kv_heads
+    q, k = (found[name].to_numpy()[0] for name in ("rot_q", "rot_k"))
+    scores = np.einsum("lqhd,lkhd->lhqk", q, k.repeat(shared, 2))
+    with np.errstate(divide="ignore"):
+        logs = np.log(found["pattern"].to_numpy()[0])
+    ours, theirs = (one[..., -1, 1:3] - one[..., -1, :1] for one in (scores, logs))
+    scales = theirs / ours
+    close = np.isfinite(scales)  # a local layer does not look that far
+    spread = scales[close].max() - scales[close].min()
+    assert close.any()
+    assert spread < 1e-2 * abs(np.median(scales[close]))
+
+
+def test_chosen_queries_and_keys_as_they_meet() -> None:
+    every = capture(tiny("llama"), PROMPTS, ["rot_q", "rot_k"])
+    for backend in ("local", "simulated"):
+        model = tiny_model("llama", backend=backend)
+        some = capture(model, PROMPTS, ["rot_k", "rot_q"], [-1], layers=1, heads=3)
+        for i, last in enumerate((6, 2, 5)):
+            for name, unit, number in (("rot_q", "head", 3), ("rot_k", "kv_head", 1)):
+                where = {"layer": 1, unit: number}
+                expected = every[name][i].isel(pos=last).sel(where)
+                own = some[name][i].isel(pos=0).sel(where)
+                np.testing.assert_allclose(own, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ArchError, match="common attention interface"):
+        capture(tiny("gptj"), PROMPTS, "rot_q")
+
+
 def test_spans_of_a_task_and_either_run() -> None:
     model = teaching("teaching-gpt2")
     task = ragged_ioi(model)

@@ -1,0 +1,88 @@
+r"""Queries and keys as they meet: after rotary embeddings and norms of heads, read inside a job.
+
+They exist nowhere as a module's output. Attention that follows transformers' common interface hands
+them to a function, ``attention_interface(module, q, k, v, mask, scaling=...)``, whose arguments
+nnsight can read from the module's source. Where that call is absent the model is refused.
+
+What is read is proven: with the mask and the scaling of the same call,
+
+.. math:: \mathrm{softmax}(\mathrm{cap}(q k^T \cdot \mathrm{scaling}) + \mathrm{mask})
+
+must be the pattern that the module returns, so a pass with the eager implementation is used (see
+`nnattr.model.patterns`). All of this travels: torch and plain values only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.model.patterns import flaw, given, go_back, go_eager, other_model, read_pattern
+
+NO_CALL = (
+    "does not hand its queries and keys to transformers' common attention interface, so they "
+    "cannot be read after the rotary turn; use q and k, from before it."
+)
+OTHER = "multiplies other queries and keys than those that it hands on; use q and k."
+
+
+def rotated(
+    nn: Any, prompts: dict[str, Tensor], paths: list[list[str]], options: dict[str, Any] | None
+) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, str] | None]:
+    """One pass: each layer's q [example, head, pos, d_head] and k [example, kv_head, pos, d_head].
+
+    Args:
+        nn: the nnsight model.
+        prompts: ``ids`` and ``mask`` [example, pos], padded on the left.
+        paths: of the layers wanted; see `nnattr.model.patterns.attention_paths`.
+        options: further arguments of the pass.
+
+    Returns:
+        queries and keys, and None or why there are none, as `nnattr.model.patterns.patterns`.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    problems: list[tuple[str, str]] = []
+    before = go_eager(nn)
+    try:
+        with nn.trace(**given(prompts, options)):
+            with torch.no_grad():
+                for inside in paths:
+                    source = nn.get(inside[0]).source
+                    call = getattr(source, "attention_interface_1", None)
+                    if call is None:
+                        problems.append(("arch", f"{inside[0]} {NO_CALL}"))
+                        break
+                    arguments, named = call.inputs
+                    q, k, mask = arguments[1], arguments[2], arguments[4]
+                    pattern = read_pattern(nn, inside)
+                    problem = flaw(pattern, prompts["mask"], inside[0])
+                    if problem is None and not explains(q, k, mask, named, pattern, prompts):
+                        problem = ("arch", f"{inside[0]} {OTHER}")
+                    if problem is not None:
+                        problems.append(problem)
+                        break
+                    found.append((q.clone(), k.clone()))
+                logits = nn.output.logits[:, -1]
+    finally:
+        go_back(before)
+    if not problems:
+        problems += other_model(nn, prompts, logits, before, options)
+    return found, problems[0] if problems else None
+
+
+def explains(
+    q: Tensor, k: Tensor, mask: Tensor | None, named: dict[str, Any], pattern: Any, prompts: Any
+) -> bool:
+    """Whether the pattern is what these queries and keys give."""
+    shared = q.shape[1] // k.shape[1]
+    scores = q.float() @ k.float().repeat_interleave(shared, 1).transpose(-1, -2)
+    scores = scores * named["scaling"]
+    if named.get("softcap") is not None:
+        scores = named["softcap"] * torch.tanh(scores / named["softcap"])
+    if mask is not None:
+        scores = scores + mask[..., : k.shape[-2]].float()
+    rows = prompts["mask"].to(q.device)[:, None, :, None]
+    gap = ((scores.softmax(-1) - pattern.float()) * rows).abs().max()
+    return bool(gap <= max(1e-4, 8 * torch.finfo(pattern.dtype).eps))
