@@ -206,6 +206,22 @@ def statistics() -> go.Figure:
     return kept.plot(title="Heads that eight pairs tell from noise (q = 0.05)")
 
 
+def attention() -> go.Figure:
+    """Where the heads that matter look, on one prompt."""
+    scores = nnattr.attribution_patching(model(), ioi(), nnattr.LogitDiff())
+    return nnattr.attention_patterns(model(), ioi()[[0]], scores, k=2).plot()
+
+
+def kinds_of_heads() -> go.Figure:
+    """Every head's scores as a previous-token, ..., induction head."""
+    return nnattr.detect_heads(model(), n=10, length=25, seed=0).plot()
+
+
+def repeated_loss() -> go.Figure:
+    """The loss on random tokens and on the same again."""
+    return nnattr.detect_heads(model(), n=10, length=25, seed=0).plot_loss()
+
+
 def _airy(figure: go.Figure, room: int = 16) -> go.Figure:
     """The figure with some air above its title, which pages have around it and pictures not."""
     if figure.layout.title.y != 1:
@@ -242,6 +258,9 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
         logit_lens,
         comparing,
         statistics,
+        attention,
+        kinds_of_heads,
+        repeated_loss,
     )
 }
 

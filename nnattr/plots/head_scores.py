@@ -114,14 +114,14 @@ def loss_figure(found: HeadScores, title: str | None = None) -> go.Figure:
         hovertemplate="position %{x}<br>loss %{y:.3f}<extra></extra>",
     )
     begins = found.second - 0.5
-    for start, stop, value, name in (
-        (0, begins, first, "first copy"),
-        (begins, len(mean) - 1, second, "second copy"),
+    for start, stop, value, name, shift in (
+        (0, begins, first, "first copy", -40),  # below the line, which goes up and down
+        (begins, len(mean) - 1, second, "second copy", 3),
     ):
         dashes = {"color": look.INK, "dash": "dot", "width": 1.5}
         figure.add_shape(type="line", x0=start, x1=stop, y0=value, y1=value, line=dashes)
         note = {"text": f"{name}: {value:.2f}", "showarrow": False, "yanchor": "bottom"}
-        note |= {"bgcolor": "rgba(255,255,255,.85)", "yshift": 3}
+        note |= {"bgcolor": "rgba(255,255,255,.85)", "yshift": shift}
         figure.add_annotation(x=(start + stop) / 2, y=value, **note)
     if title is None:
         title = f"Loss of {words.safe(found.model)} on repeated random tokens"
