@@ -135,6 +135,13 @@ def attribution_misleads() -> go.Figure:
     return figure.update_xaxes(range=room).update_yaxes(range=room)
 
 
+def ablation() -> go.Figure:
+    """The loss on a repetition without each head: the three that see it come."""
+    teaching = nnattr.load("teaching-gpt2")
+    task = nnattr.tasks.repeated_tokens(teaching.tokenizer, n=24, length=12)
+    return nnattr.ablate(teaching, task, nnattr.Loss(last=10)).plot()
+
+
 def direct_logit_attribution() -> go.Figure:
     """What every attention and MLP layer writes toward the answer."""
     return nnattr.direct_logit_attribution(model(), ioi()).plot()
@@ -253,6 +260,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
         residual_by_position,
         attribution_patching,
         attribution_misleads,
+        ablation,
         direct_logit_attribution,
         direct_against_patching,
         logit_lens,
