@@ -175,6 +175,11 @@ def direct_against_patching() -> go.Figure:
     )
 
 
+def circuits() -> go.Figure:
+    """Which heads' keys are wired to what which earlier heads write."""
+    return nnattr.composition(nnattr.load("teaching-gpt2"), "K").plot()
+
+
 def logit_lens() -> go.Figure:
     """The likeliest next token at every layer and position."""
     lens = nnattr.logit_lens(model(), ioi().clean[0], positions="each", answers=ioi().answers[0][0])
@@ -263,6 +268,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
         ablation,
         direct_logit_attribution,
         direct_against_patching,
+        circuits,
         logit_lens,
         comparing,
         statistics,

@@ -32,7 +32,7 @@ def calls(column: str) -> list[str]:
         if column in header:
             cells += [row[header.index(column)] for row in rows]
     pieces = [piece for cell in cells for piece in re.findall(r"`([^`]+)`", cell)]
-    return [piece for piece in pieces if "(" in piece and not piece.startswith("site=")]
+    return [piece for piece in pieces if set("([") & set(piece)]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def test_the_calls_of_transformer_lens(
     namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     patching = pytest.importorskip("transformer_lens.patching", reason="needs transformer-lens")
+    import transformer_lens.head_detector
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.tools import analysis
     from transformer_lens.utilities import test_prompt
@@ -80,6 +81,7 @@ def test_the_calls_of_transformer_lens(
     theirs: dict[str, Any] = {
         "patching": patching,
         "TransformerBridge": TransformerBridge,
+        "detect_head": transformer_lens.head_detector.detect_head,
         "attribution_patch": analysis.attribution_patch,
         "direct_logit_attribution": analysis.direct_logit_attribution,
         "logit_lens": analysis.logit_lens,
