@@ -37,7 +37,8 @@ from nnattr.methods.study import Study
 from nnattr.metrics import Metric
 from nnattr.model.engine import out_of_reach
 from nnattr.model.fill import fills
-from nnattr.model.runs import asks, gather, inputs, measure, observe, refusal
+from nnattr.model.layout import units
+from nnattr.model.runs import asks, gather, inputs, logits_of, measure, observe, refusal
 from nnattr.model.sites import SiteName, read, write
 from nnattr.model.view import Model
 from nnattr.results import Scores
@@ -189,7 +190,7 @@ def _one_number(study: Study, extra: dict[str, Any], outcome: Any) -> Scores:
             "layers": 1,
             "units": 1,
             "cells": 1,
-            "has_heads": False,
+            "unit": None,
             "tokens": None,
             "absent": ((False,),) * len(study.task),
             "provenance": provenance.model_copy(
@@ -208,19 +209,20 @@ def _plain(part: Part) -> Any:
 
 def _ablated(study: Study, parts: Sequence[Part], keep: bool) -> Tensor:
     """Which units of which layers are replaced [layer, unit]."""
-    layers, units = study.model.n_layers, study.units
-    found = torch.zeros(layers, units, dtype=torch.bool)
+    layers = study.model.n_layers
+    name, size = units(study.model, study.site)
+    found = torch.zeros(layers, size, dtype=torch.bool)
     if not len(parts) and not keep:
         raise TaskError("No parts were given to ablate; name at least one.")
     for part in parts:
         layer, unit = part if isinstance(part, tuple) else (part, None)
-        if (unit is None) != (units == 1):
-            like = "(layer, head) tuples" if units > 1 else "layers, as whole numbers"
+        if (unit is None) != (name is None):
+            like = f"(layer, {name}) tuples" if name else "layers, as whole numbers"
             raise TaskError(f"{part!r} is no part of the site {study.site!r}; expected {like}.")
-        if layer not in range(layers) or (unit or 0) not in range(units):
+        if layer not in range(layers) or (unit or 0) not in range(size):
             raise ArchError(
                 f"{study.model.name} has no part {part!r} at {study.site!r}: it has {layers} layers"
-                + (f" of {units} heads." if units > 1 else ".")
+                + (f" of {size} {name}s." if name else ".")
             )
         found[layer, unit or 0] = True
     return ~found if keep else found
@@ -295,7 +297,7 @@ def without_parts(nn: Any, ask: SimpleNamespace, others: list[Tensor]) -> Tensor
                     columns = units.repeat_interleave(live.shape[-1] // len(units))
                     chosen = (spots & columns).to(live.device)
                     write(nn, where, torch.where(chosen, other.to(live), live))
-            logits = nn.output.logits
+            logits = logits_of(nn, ask)
     return logits
 
 
@@ -308,5 +310,5 @@ def without_positions(nn: Any, ask: SimpleNamespace) -> Tensor:
             real = ask.base["mask"][: live.shape[0], :, None].to(live)  # a row for all, or for each
             mean = (live * real).sum(-2, keepdim=True) / real.sum(-2, keepdim=True)
             table.output = (mean if ask.fill == "mean" else 0 * mean).expand_as(live).clone()
-            logits = nn.output.logits
+            logits = logits_of(nn, ask)
     return logits
