@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("method", METHODS)
 
 def test_an_unknown_site(method: str) -> None:
     model = tiny("gpt2")
-    with pytest.raises(ArchError, match=r"'zz'.*z, attn_out, mlp_out, resid_pre"):
+    with pytest.raises(ArchError, match=r"'zz'.*q, k, v, z, attn_out, neuron, mlp_out, resid_pre"):
         METHODS[method](model, ragged_tiny(model), LogitDiff(), site="zz")
 
 
