@@ -115,7 +115,7 @@ def loss_figure(found: HeadScores, title: str | None = None) -> go.Figure:
     )
     begins = found.second - 0.5
     for start, stop, value, name, shift in (
-        (0, begins, first, "first copy", -40),  # below the line, which goes up and down
+        (0, begins, first, "first copy", -64),  # below the line, which goes up and down
         (begins, len(mean) - 1, second, "second copy", 3),
     ):
         dashes = {"color": look.INK, "dash": "dot", "width": 1.5}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import xarray as xr
 
 from nnattr.errors import ResultError
-from nnattr.results import statistics
+from nnattr.results import files, statistics
 from nnattr.results.cells import Cell, Ranking, cell_label
 from nnattr.tokens import Tokens
 
@@ -135,6 +137,45 @@ class HeadScores:
         from nnattr.plots.head_scores import loss_figure
 
         return loss_figure(self, title)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file (the folder must exist) and return its path."""
+        ids, mask = (xr.DataArray(one.numpy()) for one in (self.tokens.ids, self.tokens.mask))
+        arrays = {"scores": self.scores, "ids": ids, "mask": mask}
+        known = {**arrays, **({} if self.loss is None else {"loss": self.loss})}
+        rest = {
+            "thresholds": dict(self.thresholds),
+            "strings": self.tokens.strings,
+            "model": self.model,
+            "second": self.second,
+        }
+        return files.write(path, known, {"head_scores": rest})
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadScores:
+        """Read what `save` wrote.
+
+        Raises:
+            ResultError: no such file, truncated or other than that, of an unknown schema version,
+                or with shapes that contradict its header.
+        """
+        arrays, header = files.read(path)
+        try:
+            known = header["head_scores"]
+            return cls(
+                scores=arrays["scores"],
+                thresholds={str(kind): float(at) for kind, at in known["thresholds"].items()},
+                tokens=Tokens(
+                    torch.from_numpy(arrays["ids"].to_numpy()),
+                    torch.from_numpy(arrays["mask"].to_numpy()),
+                    tuple(tuple(map(str, row)) for row in known["strings"]),
+                ),
+                model=str(known["model"]),
+                loss=arrays.get("loss"),
+                second=known["second"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResultError(f"{path} does not hold scores of heads: {error!r}") from error
 
     def __repr__(self) -> str:
         n = self.scores.sizes["example"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,22 @@ def test_thresholds_lists_and_tables() -> None:
     assert sorted(rows) == sorted(found.heads("induction").indices)
     assert "second" in repr(found)
     assert best.label in repr(found)
+
+
+def test_they_are_kept_in_a_file(tmp_path: Path) -> None:
+    found = detect_heads(tiny("gpt2"), n=3, length=8, thresholds={"first": 0.1})
+    again = HeadScores.load(found.save(tmp_path / "h.safetensors"))
+    assert again.scores.identical(found.scores)
+    assert again.loss is not None
+    assert again.loss.identical(found.loss)
+    assert repr(again) == repr(found)
+    assert again.thresholds == found.thresholds
+    assert torch.equal(again.tokens.ids, found.tokens.ids)
+    assert torch.equal(again.tokens.mask, found.tokens.mask)
+    assert again.tokens.strings == found.tokens.strings
+    looks = attention_patterns(tiny("gpt2"), again.tokens)
+    with pytest.raises(ResultError, match="does not hold scores of heads"):
+        HeadScores.load(looks.save(tmp_path / "p.safetensors"))
 
 
 def test_figures() -> None:

@@ -87,6 +87,10 @@ def test_in_the_models_process(server: Server, name: str) -> None:
     assert found[0].loss is not None
     assert found[1].loss is not None
     np.testing.assert_allclose(found[1].loss, found[0].loss, rtol=0, atol=1e-4)
+    sites = ["rot_q", "rot_k", "pattern"]
+    meeting = [nnattr.capture(model, task, sites, "last") for model in (local, remote)]
+    for site in sites:
+        np.testing.assert_allclose(meeting[1][site], meeting[0][site], rtol=0, atol=1e-4)
     movers = [nnattr.name_mover_score(model, task).scores for model in (local, remote)]
     np.testing.assert_allclose(movers[1], movers[0], rtol=0, atol=1e-5)
     own = [
@@ -103,3 +107,5 @@ def test_in_a_sandbox(sandboxed_server: Server) -> None:
     for call in (nnattr.attention_patterns, nnattr.detect_heads):
         with pytest.raises(BackendError, match="A sandboxed server cannot be asked"):
             call(remote, prompts(remote))
+    with pytest.raises(BackendError, match="sandbox"):
+        nnattr.capture(remote, prompts(remote), "rot_q")
