@@ -17,29 +17,10 @@ from nnattr.methods.components import contribution_norm
 from nnattr.model import sites
 from nnattr.model.view import Model
 
-Head = tuple[int, int]
 PROMPT = 12  # tokens of the short prompt that weights are proven on
 
 
-def checked_head(model: Model, head: Any) -> Head:
-    """``head`` as (layer, head), if the model has it.
-
-    Raises:
-        ArchError: it is no pair of numbers, or there is no such head.
-    """
-    try:
-        layer, number = (int(part) for part in head)
-    except (TypeError, ValueError):
-        layer = number = -1
-    if layer not in range(model.n_layers) or number not in range(model.n_heads):
-        raise ArchError(
-            f"{head!r} is no head of {model.name}; expected (layer, head) with layers 0 to "
-            f"{model.n_layers - 1} and heads 0 to {model.n_heads - 1}."
-        )
-    return layer, number
-
-
-def label(head: Head) -> str:
+def label(head: tuple[int, int]) -> str:
     """``L1H4``."""
     return f"L{head[0]}H{head[1]}"
 

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from nnattr.errors import ArchError, ResultError
-from nnattr.methods.attention_form import Head, label, layer_form, require, short_prompt
+from nnattr.methods.attention_form import label, layer_form, require, short_prompt
 from nnattr.methods.circuit_job import circuit_job
 from nnattr.methods.components import logit_constants, position_table
 from nnattr.model.view import Model
@@ -24,8 +24,8 @@ class Side(NamedTuple):
     """One side of a circuit, in plain values (see `nnattr.methods.circuit_job.side`)."""
 
     rows: str
-    through: tuple[Head, ...]
-    end: tuple[str, tuple[Head, ...]]
+    through: tuple[tuple[int, int], ...]
+    end: tuple[str, tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,8 @@ class Circuit:
         """The sum of the eigenvalues over the sum of their sizes: 1 copies, -1 suppresses.
 
         A head that copies in a rotated basis has complex eigenvalues and a low score, though it
-        moves the token faithfully; see `copying_accuracy`.
+        moves the token faithfully; see `copying_accuracy`, and `nnattr.copying_score` for what a
+        head does to real activations.
         """
         values = self.eigenvalues()
         return float(np.real(values).sum() / np.abs(values).sum())

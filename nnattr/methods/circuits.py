@@ -11,7 +11,7 @@ and, one head behind another, what two heads do together: an induction head's
 looks for the token *after* an earlier copy of its own. A head that copies has an OV circuit whose
 largest entry in a row is the diagonal one, or whose eigenvalues are positive:
 
-.. math:: \text{copying score} = \sum_i \lambda_i \Big/ \sum_i |\lambda_i| \in [-1, 1]
+.. math:: \text{eigenvalue copying score} = \sum_i \lambda_i \Big/ \sum_i |\lambda_i| \in [-1, 1]
 
 A circuit is a description; each question is one job that runs where the weights are. The matrix
 [d_vocab, d_vocab] is never made, only chunks of its rows.
@@ -39,9 +39,10 @@ import torch
 import xarray as xr
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.attention_form import Head, checked_head, label, layer_form
+from nnattr.methods.attention_form import label, layer_form
 from nnattr.methods.circuit import Circuit, Side
 from nnattr.methods.components import position_table
+from nnattr.methods.heads import Head, chosen
 from nnattr.model.view import Model
 
 
@@ -56,7 +57,8 @@ def ov_circuit(
 
     Args:
         model: as `nnattr.load` gives it.
-        heads: a head, ``(1, 4)``, or several that attend alike: their circuits are summed.
+        heads: a head, ``(1, 4)`` or ``"L1H4"``, or several that attend alike: their circuits are
+            summed.
         via: an earlier head whose output is attended to (V-composition): ``W_E W_OV W_OV W_U``.
         fold_norm: put the norms' weights into the product, and centre ``W_O`` (where the norms take
             the mean away) and ``W_U`` (over the vocabulary: the softmax does not see it).
@@ -70,15 +72,15 @@ def ov_circuit(
         nnattr.ov_circuit(model, (1, 4)).copying_accuracy()              # one head
         nnattr.ov_circuit(model, [(1, 4), (1, 10)]).copying_accuracy(5)  # two together
     """
-    chosen = _heads(model, heads)
-    through = () if via is None else (_earlier(model, via, chosen),)
-    name = f"OV circuit of {' + '.join(map(label, chosen))}"
+    own = _heads(model, heads)
+    through = () if via is None else (_earlier(model, via, own),)
+    name = f"OV circuit of {' + '.join(map(label, own))}"
     name += "".join(f" via {label(head)}" for head in through)
     return Circuit(
         model,
         name,
-        Side("embed", through, ("v", chosen)),
-        Side("unembed", (), ("o", chosen)),
+        Side("embed", through, ("v", own)),
+        Side("unembed", (), ("o", own)),
         fold_norm=fold_norm,
     )
 
@@ -109,21 +111,19 @@ def qk_circuit(
             normed after they are projected, or because a bias for distance is added (ALiBi). The
             latter two are known once the circuit is asked something.
     """
-    chosen = _heads(model, head)
+    own = _head(model, head)
     if distance < 0:
         raise TaskError(
             f"distance is {distance}; a key stands at or before its query, so 0 or more."
         )
-    through = [
-        () if via is None else (_earlier(model, via, chosen),) for via in (query_via, key_via)
-    ]
-    name = f"QK circuit of {label(chosen[0])}"
+    through = [() if via is None else (_earlier(model, via, own),) for via in (query_via, key_via)]
+    name = f"QK circuit of {label(own[0])}"
     for what, heads in zip(("query", "key"), through, strict=True):
         name += "".join(f", {what} via {label(one)}" for one in heads)
     query, key = (
-        Side("embed", heads, (end, chosen)) for end, heads in zip("qk", through, strict=True)
+        Side("embed", heads, (end, own)) for end, heads in zip("qk", through, strict=True)
     )
-    layer_form(model, chosen[0][0], scores=True)  # refuse now rather than later
+    layer_form(model, own[0][0], scores=True)  # refuse now rather than later
     return Circuit(model, name, query, key, distance, fold_norm)
 
 
@@ -149,14 +149,14 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr
         ArchError: the model has no table of position embeddings (it is rotary, for example), or no
             QK circuit.
     """
-    chosen = _heads(model, head)
+    own = _head(model, head)
     if position_table(model) is None or model.context_length is None:
         raise ArchError(
             f"{model.name} ({model.architecture}) has no table of position embeddings, so no "
             "circuit between positions. If it is rotary, see qk_circuit(..., distance=...)."
         )
-    query, key = (Side("positions", (), (end, chosen)) for end in "qk")
-    name = f"position circuit of {label(chosen[0])}"
+    query, key = (Side("positions", (), (end, own)) for end in "qk")
+    name = f"position circuit of {label(own[0])}"
     circuit = Circuit(model, name, query, key, fold_norm=fold_norm)
     scores = circuit.ask("block", {"rows": None, "columns": None}, scaled=True)
     past = torch.ones_like(scores, dtype=torch.bool).tril()
@@ -170,18 +170,21 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr
     )
 
 
-def _heads(model: Model, given: Any) -> tuple[Head, ...]:
-    """One head or several."""
-    if len(given) == 2 and not isinstance(given[0], Sequence):
-        return (checked_head(model, given),)
-    if not len(given):
-        raise ArchError("No heads were given; name at least one, as (layer, head).")
-    return tuple(checked_head(model, head) for head in given)
+def _heads(model: Model, given: Any) -> tuple[tuple[int, int], ...]:
+    """One head, as a pair or by its name, or several."""
+    single = isinstance(given, str) or (len(given) == 2 and isinstance(given[0], int))
+    return tuple(chosen(model, [given] if single else given, 0))
 
 
-def _earlier(model: Model, via: Head, heads: Sequence[Head]) -> Head:
+def _head(model: Model, given: Head) -> tuple[tuple[int, int]]:
+    """The one head that attends."""
+    (found,) = chosen(model, [given], 0)
+    return (found,)
+
+
+def _earlier(model: Model, via: Head, heads: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """``via``, if all heads can read what it writes."""
-    found = checked_head(model, via)
+    (found,) = _head(model, via)
     if any(found[0] >= layer for layer, _ in heads):
         raise ArchError(
             f"{label(found)} is not in a layer before {' + '.join(map(label, heads))}; a head can "

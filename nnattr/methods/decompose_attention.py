@@ -29,9 +29,10 @@ import torch
 import xarray as xr
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.attention_form import Head, checked_head, label, layer_form, require
+from nnattr.methods.attention_form import label, layer_form, require
 from nnattr.methods.attention_parts import attention_parts_job
 from nnattr.methods.components import Plan, components
+from nnattr.methods.heads import Head, chosen
 from nnattr.methods.prompts import fits, listed, prepared
 from nnattr.model.view import Model
 from nnattr.results import AttentionParts
@@ -51,7 +52,7 @@ def decompose_attention(
     Args:
         model: as `nnattr.load` gives it.
         prompts: one or several texts, or a task, whose clean prompts are read.
-        head: which head, (layer, head).
+        head: which head, ``(1, 4)`` or ``"L1H4"``.
         pairs: whose scores to return whole: (query component, key component) such as ``("embed",
             "L0H7")``, or how many of the strongest (in the first prompt).
 
@@ -64,7 +65,8 @@ def decompose_attention(
             projected, a bias for distance), or a residual stream that is not the sum of its parts.
         TaskError: prompts that cannot be used, or an unknown component.
     """
-    layer, number = checked_head(model, head)
+    ((layer, number),) = chosen(model, [head], 0)
+    name = label((layer, number))
     form = layer_form(model, layer, scores=True)
     plan = _below(model, layer)
     names = _names(model, plan)
@@ -79,9 +81,9 @@ def decompose_attention(
         "splits": list(plan.splits),
         "pairs": kept,
     }
-    values = model.run(attention_parts_job, payload, label=f"attention of {label(head)}").values
+    values = model.run(attention_parts_job, payload, label=f"attention of {name}").values
     for example in values["examples"]:
-        _proven(model, head, example["proof"])
+        _proven(model, (layer, number), example["proof"])
     data = _dataset(values["examples"], values["components"])
     strings = tuple(tuple(row) for row in tokens.strings)
     return AttentionParts(data, strings, (layer, number), model.name)
@@ -127,7 +129,7 @@ def _tokens(model: Model, prompts: str | Sequence[str] | Task) -> Tokens:
     return prompts.clean_tokens
 
 
-def _proven(model: Model, head: Head, proof: dict[str, Any]) -> None:
+def _proven(model: Model, head: tuple[int, int], proof: dict[str, Any]) -> None:
     """Refuse parts that do not add up to what the head really does."""
     if proof["alibi"]:
         raise ArchError(

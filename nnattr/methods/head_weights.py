@@ -11,8 +11,6 @@ from torch import Tensor
 
 from nnattr.linalg import FactoredMatrix
 from nnattr.methods.attention_form import (
-    Head,
-    checked_head,
     label,
     layer_form,
     require,
@@ -20,6 +18,7 @@ from nnattr.methods.attention_form import (
 )
 from nnattr.methods.attention_weights import look
 from nnattr.methods.circuit_job import attentions
+from nnattr.methods.heads import Head, chosen
 from nnattr.model.view import Model
 
 
@@ -43,7 +42,7 @@ class HeadWeights:
     b_Q: Float[Tensor, " d_head"] = field(repr=False)  # noqa: N815  the field's names
     b_K: Float[Tensor, " d_head"] = field(repr=False)  # noqa: N815  the field's names
     b_V: Float[Tensor, " d_head"] = field(repr=False)  # noqa: N815  the field's names
-    head: Head
+    head: tuple[int, int]
 
     @property
     def ov(self) -> FactoredMatrix:
@@ -71,7 +70,8 @@ def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWe
     Cost: the layer's weights are read where the model is, and one head's come back: four times
     ``d_model * d_head`` numbers.
     """
-    layer, number = checked_head(model, head)
+    ((layer, number),) = chosen(model, [head], 0)
+    name = label((layer, number))
     payload = {
         "ids": short_prompt(model),
         "layers": {layer: layer_form(model, layer, scores=True)},
@@ -81,7 +81,7 @@ def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWe
         "scaled": False,
         "head": number,
     }
-    found = model.run(head_weights_job, payload, label=f"weights of {label(head)}").values
+    found = model.run(head_weights_job, payload, label=f"weights of {name}").values
     require(model, found["proof"])
     matrices = {f"W_{name.upper()}": found[name] for name in "qkvo"}
     biases = {f"b_{name.upper()}": found[f"{name} bias"] for name in "qkv"}

@@ -274,9 +274,11 @@ def test_weights_that_are_not_the_models_are_refused(monkeypatch: pytest.MonkeyP
 
 def test_what_makes_no_sense_is_refused() -> None:
     model = tiny("llama")
-    for head in ((9, 0), (0, 9), "L0H1", (1, 2, 3), (-1, 0)):
-        with pytest.raises(ArchError, match="is no head of"):
+    for head in ((9, 0), (0, 9), "head 1", (1, 2, 3), (-1, 0)):
+        with pytest.raises(ArchError, match=r"has no head|names no head|is no head"):
             ov_circuit(model, [head])  # type: ignore[list-item]
+    assert ov_circuit(model, "L1H2").name == ov_circuit(model, (1, 2)).name
+    assert ov_circuit(model, ["1.2", (2, 0)]).name == "OV circuit of L1H2 + L2H0"
     with pytest.raises(ArchError, match="No heads were given"):
         ov_circuit(model, [])
     with pytest.raises(ArchError, match="not in a layer before"):
