@@ -155,13 +155,20 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
     ),
+    model: Annotated[
+        str | None, typer.Option(help="Load this model, and show where its strongest heads look.")
+    ] = None,
+    backend: BackendName = None,
 ) -> None:
     """Write saved results as one page: task, figures, strongest cells, agreement, origin."""
     _must_be_writable(output)
+    from nnattr.model.view import load
     from nnattr.report import Part, report_page
     from nnattr.results import Scores
 
-    _write(output, report_page([Part(Scores.load(path), path.name) for path in results]))
+    parts = [Part(Scores.load(path), path.name) for path in results]
+    loaded = None if model is None else load(model, backend=backend)
+    _write(output, report_page(parts, loaded))
 
 
 @app.command()

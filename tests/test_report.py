@@ -43,7 +43,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(saved: Path) -> Path:
     path = saved / "report.html"
     names = ("exact", "estimate", "where", "direct")
-    call("report", *(saved / f"{name}.safetensors" for name in names), "-o", path)
+    files = [saved / f"{name}.safetensors" for name in names]
+    call("report", *files, "-o", path, "--model", "teaching-llama")
     return path
 
 
@@ -116,6 +117,17 @@ def test_the_file_on_the_page_makes_the_scores_again(
     assert after.provenance.task_hash == before.provenance.task_hash
 
 
+def test_the_strongest_heads_are_looked_at(saved: Path, page: Path):
+    html = page.read_text(encoding="utf-8")
+    best = Scores.load(saved / "exact.safetensors").top(4)
+    headings = re.findall(r"<h3>(L\dH\d)</h3>", html)
+    assert headings == [cell.label for cell in best]
+    text = call("report", saved / "where.safetensors", "--model", "teaching-llama", code=1)
+    assert "None of the results is about the heads of teaching-llama" in text
+    text = call("report", saved / "exact.safetensors", "--model", "teaching-gpt2", code=1)
+    assert "they are of teaching-llama" in text
+
+
 def test_run_writes_the_same_kind_of_page(tmp_path: Path):
     config, page = tmp_path / "ioi.yaml", tmp_path / "ioi.html"
     config.write_text("model: teaching-gpt2\ntask: {name: ioi, arguments: {n: 2}}\n")
@@ -181,7 +193,7 @@ def test_a_browser_shows_it(tab: Tab, page: Path, width: int):
         "[...document.querySelectorAll('.js-plotly-plot')].map(e => "
         "[e.getBoundingClientRect().right, e.querySelectorAll('svg.main-svg').length])"
     )
-    assert len(drawn) == 5
+    assert len(drawn) == 9, "four results, one comparison, four heads"
     assert all(right <= screen and layers for right, layers in drawn)
     small = tab.evaluate(
         "[...document.querySelectorAll('p, td, dd, li, h2')].map(e => "

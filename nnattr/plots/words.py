@@ -42,6 +42,8 @@ AXES = {
     "query_pos": "Query position",
     "key_pos": "Key position",
 }
+#: Methods that take one run apart, and whose cells add up to it.
+CONTRIBUTIONS = ("direct_logit_attribution", "next_token_attribution")
 LONGEST_TOKEN = 14
 
 
@@ -64,7 +66,7 @@ def method_name(scores: Scores) -> str:
 def unit(scores: Scores) -> str:
     """What a value is: ``normalised change of LogitDiff``."""
     metric = safe(scores.provenance.metric.removesuffix("()"))
-    if scores.provenance.method == "direct_logit_attribution":
+    if scores.provenance.method in CONTRIBUTIONS:
         whole = scores.provenance.arguments.get("unit") == "accumulated"
         return metric if whole else f"contribution to {metric}"
     normalised = scores.provenance.arguments.get("normalized", False)

@@ -16,12 +16,15 @@ from nnattr import page
 from nnattr.analysis import again, backend_of
 from nnattr.config import RunConfig
 from nnattr.errors import NnattrError, ResultError
+from nnattr.methods.attention_patterns import attention_patterns
+from nnattr.model.view import Model
 from nnattr.plots import words
 from nnattr.plots.look import limit_of
 from nnattr.report import sections
 from nnattr.results import Scores
 
 TOP = 10
+LOOKING = 4  # heads whose attention is shown
 CAPTION = (
     "Mean over the examples; blue moves the metric up, red down. Point at a cell for its value."
 )
@@ -63,19 +66,27 @@ class Part:
         return p.model, p.dtype, p.metric, p.task_hash
 
 
-def report_page(parts: Sequence[Part]) -> str:
+def report_page(parts: Sequence[Part], model: Model | None = None) -> str:
     """The results as one self-contained page of HTML.
 
+    Args:
+        parts: the results.
+        model: where it is given, the attention of its strongest heads is measured and shown.
+
     Raises:
-        ResultError: there is no result, or one has more dimensions than a figure can show.
+        ResultError: there is no result, one has more dimensions than a figure can show, or none is
+            about the heads of ``model``.
+        ArchError: the model's attention gives no pattern.
     """
     if not parts:
         raise ResultError("A report needs at least one result, and none was given.")
+    looked_at = [] if model is None else [_attention(_of_heads(parts, model), model)]
     limits = _limits(parts)
     blocks = [
         *(_question(group) for group in _grouped(parts)),
         *(_answer(part, f"scores{i}", limits[i]) for i, part in enumerate(parts)),
         *(_comparison(*pair, f"agreement{i}") for i, pair in enumerate(_comparable(parts))),
+        *looked_at,
         page.section("How this was made", *(_origin(part) for part in parts)),
     ]
     return page.document(_title(parts), _lead(parts), blocks)
@@ -195,6 +206,43 @@ def _comparison(one: Part, other: Part, name: str) -> str:
     )
     return page.section(
         "Do they agree?", page.paragraph(f"{one.name} and {other.name}: {said} {seconds}."), picture
+    )
+
+
+def _of_heads(parts: Sequence[Part], model: Model) -> Part:
+    """The first result that is about the heads of this model."""
+    for part in parts:
+        scores = part.scores
+        theirs = scores.provenance.model == model.name and scores.provenance.examples is not None
+        if theirs and {"layer", "head"} <= set(scores.cell_dims):
+            return part
+    raise ResultError(
+        f"None of the results is about the heads of {model.name} and holds its task; they are of "
+        f"{', '.join(sorted({part.scores.provenance.model for part in parts}))}."
+    )
+
+
+def _attention(part: Part, model: Model) -> str:
+    """Where the strongest heads of a result look, on the first example."""
+    ranked = part.scores.top(part.scores.mean().raw.size)
+    at = [part.scores.cell_dims.index(dim) for dim in ("layer", "head")]
+    heads = list(dict.fromkeys(tuple(cell.index[i] for i in at) for cell in ranked))[:LOOKING]
+    patterns = attention_patterns(model, part.scores.task[:1], heads)
+    return page.section(
+        "Where the strongest heads look",
+        page.paragraph(
+            f"The {len(heads)} strongest heads of {part.name} on the first clean prompt. Rows "
+            "look, columns are looked at; what comes later cannot be seen. Attention says where a "
+            "head reads, not what it makes of it."
+        ),
+        page.side_by_side(
+            *(
+                page.figure(
+                    patterns.plot(heads=[head], title=""), f"looks{i}", "", f"L{head[0]}H{head[1]}"
+                )
+                for i, head in enumerate(heads)
+            )
+        ),
     )
 
 
