@@ -9,6 +9,7 @@ from html import unescape
 from itertools import combinations
 from typing import Any
 
+import plotly.graph_objects as go
 import yaml
 
 import nnattr
@@ -21,10 +22,11 @@ from nnattr.model.view import Model
 from nnattr.plots import words
 from nnattr.plots.look import limit_of
 from nnattr.report import sections
-from nnattr.results import Scores
+from nnattr.results import Patterns, Scores
 
 TOP = 10
 LOOKING = 4  # heads whose attention is shown
+LOW = 440  # pixels of a pattern's figure
 CAPTION = (
     "Mean over the examples; blue moves the metric up, red down. Point at a cell for its value."
 )
@@ -237,13 +239,17 @@ def _attention(part: Part, model: Model) -> str:
         ),
         page.side_by_side(
             *(
-                page.figure(
-                    patterns.plot(heads=[head], title=""), f"looks{i}", "", f"L{head[0]}H{head[1]}"
-                )
+                page.figure(_pattern(patterns, head), f"looks{i}", "", f"L{head[0]}H{head[1]}")
                 for i, head in enumerate(heads)
             )
         ),
     )
+
+
+def _pattern(patterns: Patterns, head: tuple[int, int]) -> go.Figure:
+    """One head's pattern, low enough for a page; as many numbers across as there is room for."""
+    ticks = {"tickmode": "auto", "tickangle": 0, "title": {"text": "Position looked at"}}
+    return patterns.plot(heads=[head], title="").update_layout(height=LOW).update_xaxes(ticks)
 
 
 def _origin(part: Part) -> str:

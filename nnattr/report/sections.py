@@ -84,7 +84,7 @@ def heat(
 
 def is_narrow(scores: Scores) -> bool:
     """Whether the scores' figure would only be stretched by the whole width of a page."""
-    return scores.plot(title="").layout.width <= NARROW
+    return scores.plot(title="").to_dict()["layout"]["width"] <= NARROW
 
 
 def strongest(scores: Scores, k: int) -> str:
