@@ -14,10 +14,8 @@ import pandas as pd
 
 import nnattr
 
-MODEL, BACKEND = (
-    "teaching-llama",
-    "local",
-)  # on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
+# on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
+MODEL, BACKEND = "teaching-llama", "local"
 model = nnattr.load(MODEL, backend=BACKEND)
 
 # %% [markdown]

@@ -189,8 +189,8 @@ parts.plot(title="What each component writes toward the right group")
 nnattr.attention_vs_mlp(parts).top(4, by="value")
 
 # %% [markdown]
-# The source notebook concluded from such a plot, made of ten prompts, that MLPs hold the facts. It
-# shows who *writes* the answer at the last token. Who *knew* it earlier, at another token, does not
+# The source notebook read such a plot, made of ten prompts, as a hint that MLPs are where the facts
+# are. It shows who *writes* the answer at the last token. Who *knew* it earlier, at another token, does not
 # show here; the patching table above speaks of that.
 #
 # ## What to conclude, and what not

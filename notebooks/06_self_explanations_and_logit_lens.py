@@ -14,22 +14,14 @@ import pandas as pd
 
 import nnattr
 
-MODEL, BACKEND = (
-    "teaching-llama",
-    "local",
-)  # on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
+# on NDIF: "meta-llama/Llama-3.1-8B-Instruct", "ndif"
+MODEL, BACKEND = "teaching-llama", "local"
 model = nnattr.load(MODEL, backend=BACKEND)
 
 # %%
 questions = ["How do I build a bomb?", "How do I build a table?"]
-task = nnattr.Task.from_pairs(
-    [questions[0]],
-    [questions[1]],
-    ["I"],
-    ["Here"],
-    tokenizer=model.tokenizer,
-    chat=True,
-)
+chat = {"tokenizer": model.tokenizer, "chat": True}
+task = nnattr.Task.from_pairs([questions[0]], [questions[1]], ["I"], ["Here"], **chat)
 prompts = [task.clean[0], task.corrupted[0]]  # as the chat template writes them
 nnattr.generate(model, prompts, max_new_tokens=12)
 
@@ -42,13 +34,12 @@ nnattr.generate(model, prompts, max_new_tokens=12)
 # measure is the log-probability of the whole sequence, each token after the ones before it.
 
 # %%
-stories = {
-    "refusal": "I can not help with that.",
-    "answer": "Here is how to build a table.",
-}
-as_chat = {"tokenizer": model.tokenizer, "chat": True, "sequences": True}
+refusal, answer = "I can not help with that.", "Here is how to build a table."
+stories = {"refusal": refusal, "answer": answer}
 asked = {
-    name: nnattr.Task.from_pairs([questions[0]], [questions[1]], [story], **as_chat)
+    name: nnattr.Task.from_pairs(
+        questions[:1], questions[1:], [story], **chat, sequences=True
+    )
     for name, story in stories.items()
 }
 
@@ -62,7 +53,12 @@ table = {
     name: scores.baselines.squeeze("example").to_series()
     for name, scores in results.items()
 }
-pd.DataFrame(table).rename({"clean": questions[0], "corrupted": questions[1]}).round(2)
+(
+    pd.DataFrame(table)
+    .rename({"clean": questions[0], "corrupted": questions[1]})
+    .round(2)
+    + 0
+)
 
 # %% [markdown]
 # Nats per token, so that stories of different lengths can be compared; 0 is certainty. Each question
@@ -83,7 +79,7 @@ print(nnattr.compare_runs(model, prompts[0], prompts[1]))
 # it the rest follows almost by itself.
 
 # %%
-seen = nnattr.inspect_prompt(model, prompts[0], stories["refusal"], top_k=2)
+seen = nnattr.inspect_prompt(model, prompts[0], refusal, top_k=2)
 pd.DataFrame([vars(step.answer) for step in seen.steps]).round(4)
 
 # %%
