@@ -38,7 +38,8 @@ from nnattr.metrics import Metric
 from nnattr.model.engine import out_of_reach
 from nnattr.model.fill import fills
 from nnattr.model.layout import units
-from nnattr.model.runs import asks, gather, inputs, logits_of, measure, observe, refusal
+from nnattr.model.memory import portions
+from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
 from nnattr.model.sites import SiteName, read, write
 from nnattr.model.view import Model
 from nnattr.results import Scores
@@ -252,22 +253,14 @@ def map_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
 def together_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
     """The change of the metric with all chosen parts replaced at once."""
     filled = None if payload["pos_embed"] else fills(nn, payload)
-    parts: list[dict[str, Any]] = []
-    chunks = asks({**payload, "filled": filled})
-    for ask in chunks:
-        if out_of_reach(nn, ask):
-            reason = "a sandboxed deployment cannot edit this site; use resid_pre or resid_post"
-            return {"refused": ("backend", reason)}
-        part = together(nn, ask)
-        if "refused" in part:
-            return part
-        parts.append(part)
-        tick(len(parts), len(chunks))
-    return gather(parts)
+    return portions(nn, tick, {**payload, "filled": filled}, together)
 
 
-def together(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
-    """The metric of the plain run and its change, for one chunk of examples."""
+def together(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
+    """The metric of the plain run and its change, for one portion of the examples."""
+    if out_of_reach(nn, ask):
+        reason = "a sandboxed deployment cannot edit this site; use resid_pre or resid_post"
+        return {"refused": ("backend", reason)}
     _, logits = observe(nn, ask, ask.base, ())
     clean = logits[:, -1]
     base = measure(ask, ask.base, logits, clean)
@@ -282,6 +275,8 @@ def together(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
             others = observe(nn, ask, ask.source, ("site",))[0]["site"]
         ablated = without_parts(nn, ask, others)
     change = measure(ask, ask.base, ablated, clean) - base
+    ask.room.rows = max(ask.room.rows, ask.n)
+    tick(1, 1)
     return {"change": change[:, None, None, None], "base": base, "source": base, "engine": "full"}
 
 

@@ -15,7 +15,6 @@ given the rest, not what is necessary. Effects of cells do not add up. (Vig et a
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.engine import sweep
 from nnattr.model.layout import PatchSite
-from nnattr.model.runs import asks, gather
+from nnattr.model.memory import portions
 from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
@@ -42,6 +41,7 @@ def activation_patching(
     normalized: bool = True,
     engine: Literal["suffix", "full"] = "suffix",
     checkpoint: str | Path | None = None,
+    max_memory: int | None = None,
 ) -> Scores:
     """The exact effect of patching each cell of a site, one cell at a time.
 
@@ -62,6 +62,8 @@ def activation_patching(
             exactly is patched by full passes, and provenance says so. ``"full"`` asks for them.
         checkpoint: a folder for finished parts: the same call takes up what is there. Locally a
             part is a layer; on a server a job, of which there is one unless the backend has limits.
+        max_memory: bytes to plan with besides the weights, where the job runs; by default most of
+            what is free there (see `nnattr.model.memory`). Provenance has the peak.
 
     Returns:
         scores with dims ``(example, layer[, head or kv_head][, pos][, neuron])``.
@@ -88,22 +90,11 @@ def activation_patching(
         direction,
         normalized,
         engine,
+        max_memory=max_memory,
     )
     return study.run(checkpoint)
 
 
 def patching_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
     """Both baselines and the change of the metric for every cell."""
-    parts: list[dict[str, Any]] = []
-    chunks = asks(payload)
-    for done, ask in enumerate(chunks):
-        part = sweep(nn, partial(share, tick, done, len(chunks)), ask)
-        if "refused" in part:
-            return part
-        parts.append(part)
-    return gather(parts)
-
-
-def share(tick: Tick, chunk: int, chunks: int, done: int, total: int) -> None:
-    """Report the progress of one of several chunks."""
-    tick(chunk * total + done, chunks * total)
+    return portions(nn, tick, payload, sweep)

@@ -30,10 +30,9 @@ from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.gathered import gathered
 from nnattr.model.layout import PatchSite
+from nnattr.model.memory import portions
 from nnattr.model.runs import (
-    asks,
     fork,
-    gather,
     inputs,
     logits_of,
     measure,
@@ -58,6 +57,7 @@ def attribution_patching(
     direction: Direction = "denoising",
     normalized: bool = True,
     checkpoint: str | Path | None = None,
+    max_memory: int | None = None,
 ) -> Scores:
     """A first-order estimate of `activation_patching` for every cell of a site, in one job.
 
@@ -81,24 +81,17 @@ def attribution_patching(
         positions,
         direction,
         normalized,
+        max_memory=max_memory,
     )
     return study.run(checkpoint)
 
 
 def attribution_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
     """Both baselines and the estimated change for every cell."""
-    parts: list[dict[str, Any]] = []
-    chunks = asks(payload)
-    for ask in chunks:
-        part = attribute(nn, ask)
-        if "refused" in part:
-            return part
-        parts.append(part)
-        tick(len(parts), len(chunks))
-    return gather(parts)
+    return portions(nn, tick, payload, attribute)
 
 
-def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
+def attribute(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
     """Both baselines and the estimated change for every cell of one chunk of examples.
 
     Only the positions from the first one at which the runs differ are differentiated: before it
@@ -138,6 +131,8 @@ def attribute(nn: Any, ask: SimpleNamespace) -> dict[str, Any]:
     others = gathered(nn, ask, ours, start) if ask.patterns else theirs["site"]
     if isinstance(others, dict):
         return others
+    tick(1, 1)
+    ask.room.rows = max(ask.room.rows, ask.n)
     spots = ask.spots[:, :, start:]
     change = [
         contribution(cut(slope, part), other, own, spots, ask.units).cpu()

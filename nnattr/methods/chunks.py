@@ -72,6 +72,8 @@ def _joined(parts: dict[int, Part], store: Store | None) -> tuple[Values, Cost]:
                 "checkpoint."
             )
     values["change"] = torch.cat([part.values["change"] for part in ordered], 1)
+    for key in ("peak", "rows"):
+        values[key] = max(part.values.get(key, 0) for part in ordered)
     return values, sum((part.cost for part in ordered), Cost())
 
 

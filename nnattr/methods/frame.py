@@ -59,7 +59,8 @@ class Frame(BaseModel):
 
         Args:
             values: ``change`` [example, layer, unit, cell]; the metric of the run patched into
-                and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used.
+                and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used,
+                its ``peak`` of memory and the ``rows`` of its largest pass.
             cost: what the job or jobs cost.
 
         Raises:
@@ -79,7 +80,8 @@ class Frame(BaseModel):
         scale = self._gap(base, source) if self.normalized else 1.0
         priced = {key: round(value, 4) for key, value in asdict(cost).items()}
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
-        provenance = self.provenance.model_copy(update={**priced, "arguments": arguments})
+        used = {"peak_memory": values.get("peak", 0), "rows_per_forward": values.get("rows", 0)}
+        provenance = self.provenance.model_copy(update={**priced, **used, "arguments": arguments})
         return Scores(self._labelled(values["change"]), baselines, scale, provenance)
 
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:

@@ -24,7 +24,7 @@ from nnattr.methods.positions import Positions, integers, spots
 from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
-from nnattr.model.layout import PatchSite, layout, units
+from nnattr.model.layout import PatchSite, layout, sizes, units
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.view import Model
 from nnattr.results import Provenance, Scores
@@ -54,6 +54,7 @@ class Study:
     normalized: bool
     engine: str = "suffix"
     fill: Fill | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         fits(self.model, self.task)
@@ -65,6 +66,10 @@ class Study:
         check(self.metric, self.task)
         if self.engine not in ("suffix", "full"):
             raise TaskError(f"engine is {self.engine!r}; expected 'suffix' or 'full'.")
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise TaskError(
+                f"max_memory is {self.max_memory}; expected a number of bytes, or None."
+            )
 
     def run(self, checkpoint: str | Path | None = None) -> Scores:
         """Compute the answer where the model's backend says."""
@@ -96,6 +101,9 @@ class Study:
             "spots": spots(self.task, self.positions),
             "rows": max(1, TOKENS_PER_FORWARD // self.task.width),
             "tokens": TOKENS_PER_FORWARD,
+            "max_memory": self.max_memory,
+            "sizes": sizes(self.model, self.site),
+            "backward": self.job.__name__ == "attribution_job",
             "engine": self.engine,
             "filled": None,
             **(self.fill.payload() if self.fill else {}),

@@ -18,6 +18,7 @@ inside a job: torch and plain values only.
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from nnattr.model.gathered import gathered
+from nnattr.model.memory import fitting, needed
 from nnattr.model.rerun import rerun, rerun_full
 from nnattr.model.runs import fork, measure, observe, prefix, refusal, shared
 
@@ -54,11 +56,13 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     total, done = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans)), 0
     change = torch.zeros(ask.n, len(ask.layers), ask.units, len(ask.spots))
     for index, rows in enumerate(plans):
-        for some, start in batches(ask, rows, starts, width):
-            values = changes(nn, ask, runs, index, some, start)
-            change[some[:, 0], index, some[:, 2], some[:, 1]] = values.float().cpu()
-            done += effort(ask, index, some, width)
-            tick(done, total)
+        for alike, start in batches(ask, rows, starts, width):
+            patched = partial(changes, nn, ask, runs, index, start=start)
+            need = needed(ask, start, runs.start)
+            for some, values in fitting(ask, alike, need, width - start, patched):
+                change[some[:, 0], index, some[:, 2], some[:, 1]] = values.float().cpu()
+                done += effort(ask, index, some, width)
+                tick(done, total)
     return {"change": change, "base": runs.base, "source": runs.source, "engine": ask.engine}
 
 
@@ -154,14 +158,14 @@ def boundaries(starts: Tensor, width: int) -> list[int]:
 def batches(
     ask: SimpleNamespace, rows: Tensor, starts: list[int], width: int
 ) -> list[tuple[Tensor, int]]:
-    """The rows in passes of at most ``ask.tokens`` tokens, with where each pass begins."""
+    """The rows by where their passes begin."""
     found: list[tuple[Tensor, int]] = []
     upper = width
     for start in starts if ask.engine == "suffix" else [0]:
         here = rows[(rows[:, 3] >= start) & (rows[:, 3] < upper)]
-        found += [(some, start) for some in here.split(max(1, ask.tokens // (width - start)))]
+        found += [(here, start)] if len(here) else []
         upper = start
-    return [(some, start) for some, start in found if len(some)]
+    return found
 
 
 def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:

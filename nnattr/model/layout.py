@@ -91,6 +91,25 @@ def units(model: Model, site: PatchSite) -> tuple[str | None, int]:
     return ("neuron", model.d_mlp) if site == "neuron" else (None, 1)
 
 
+def sizes(model: Model, site: PatchSite) -> dict[str, int]:
+    """Floats per token of what takes memory: see `nnattr.model.memory`."""
+    module = model.nn._module
+    embedding = module.get_submodule(model.spec.embed).weight
+    layer = module.get_submodule(f"{model.spec.layers}.0")
+    widest = max(max(weight.shape[-2:]) for weight in layer.parameters() if weight.ndim > 1)
+    stream = model.config.hidden_size
+    count = {"head": model.n_heads, "kv_head": model.n_kv_heads}
+    axis, parts = units(model, site)
+    return {
+        "stream": stream,
+        "widest": widest,
+        "site": parts if axis == "neuron" else count[axis] * model.d_head if axis else stream,
+        "keys": model.n_kv_heads * model.d_head,
+        "heads": model.n_heads,
+        "vocab": embedding.shape[0],
+    }
+
+
 def _through(spec: ArchSpec, site: SiteName) -> list[str]:
     """The modules between a site and what is added to the residual stream, a projection first.
 

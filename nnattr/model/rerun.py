@@ -62,7 +62,8 @@ def rerun(
     at = layer + (ask.entry in ("after", "added"))
     stream = runs.streams[at][example.to(runs.streams[at].device), skipped:]
     prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
-    cache = lend(runs.caches[start], rows[:, 0], at)
+    sandboxed = nn.get(ask.embed).weight.is_meta  # there a cache travels, and functions cannot
+    cache = (fork if sandboxed else lend)(runs.caches[start], rows[:, 0], at)
     with nn.trace(**inputs(ask, prompts, start, cache)):
         with torch.no_grad():
             inside = ask.entry == "inside"

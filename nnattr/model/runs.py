@@ -1,6 +1,7 @@
 """Forward runs inside a job: plain functions that travel to a server.
 
-A method's payload is cut into *asks*, chunks of examples that are worked on together. A run covers
+A method's payload is cut into *asks*, portions of examples that are worked on together (see
+`nnattr.model.memory`). A run covers
 the positions from ``start`` on: everything before it enters as a cache of keys and values.
 """
 
@@ -20,19 +21,6 @@ from nnattr.model.sites import read
 TOKENS_PER_FORWARD = 4096
 #: Shared tokens below which a cache of them costs more passes than it saves.
 WORTH_SHARING = 256
-
-
-def asks(payload: dict[str, Any]) -> list[SimpleNamespace]:
-    """The payload in chunks of at most ``payload["rows"]`` examples, each with its count ``n``."""
-    total, rows = payload["base"]["ids"].shape[0], payload["rows"]
-    found = []
-    for start in range(0, total, rows):
-        part = dict(payload, n=min(rows, total - start))
-        for name in ("base", "source", "answers"):
-            part[name] = {k: value[start : start + rows] for k, value in payload[name].items()}
-        part["spots"] = payload["spots"][:, start : start + rows]
-        found.append(SimpleNamespace(**part))
-    return found
 
 
 def gather(parts: list[dict[str, Any]]) -> dict[str, Any]:

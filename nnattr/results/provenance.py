@@ -13,7 +13,9 @@ class Provenance(BaseModel):
     ``arguments`` are the method's own. ``task`` says how the task was made, ``task_hash`` digests
     its tokens, and ``examples`` is the task itself, as ``Task.save`` writes it (``Scores.task``
     reads it; None in results of schema 1). ``seconds`` is wall time; ``jobs``, bytes, queue and run
-    seconds speak of requests to a server (0 if local).
+    seconds speak of requests to a server (0 if local). ``peak_memory`` is the most bytes in use at
+    once where a patching job ran (a GPU's allocations, or the whole process's),
+    ``rows_per_forward`` the most rows that one of its passes had.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,3 +39,5 @@ class Provenance(BaseModel):
     bytes_received: int = 0
     queue_seconds: float = 0.0
     run_seconds: float = 0.0
+    peak_memory: int = 0
+    rows_per_forward: int = 0
