@@ -40,12 +40,13 @@ from nnattr.model.fill import fills
 from nnattr.model.layout import units
 from nnattr.model.memory import portions
 from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
-from nnattr.model.sites import SiteName, read, write
+from nnattr.model.sites import SITES, SiteName, read, write
 from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
 
-#: A cell of a set: (layer, head) at sites that have heads, else a layer.
+#: A cell of a set: (layer, head), (layer, kv_head) or (layer, neuron); a layer where the site has
+#: none of these.
 Part: TypeAlias = int | tuple[int, int]
 
 
@@ -68,7 +69,8 @@ def ablate(
         model: from `load`.
         task: its clean prompts are run; corrupted ones are not needed.
         metric: ``LogitDiff()`` and the like; ``Loss(last=n)`` for the loss on a repetition.
-        site: which activation; ``"z"`` gives scores per head.
+        site: which activation; ``"z"`` gives scores per head. (No ``"pattern"``: a head without its
+            pattern is a head without its z.)
         method: what takes its place: ``"zero"``; ``"mean"`` over all tokens of the dataset;
             ``"mean_positional"``, over its prompts position by position; ``"resample"``, what
             another prompt of the same length has there.
@@ -160,6 +162,8 @@ def _study(
     engine: str,
 ) -> Study:
     """The ablation as a study: clean runs, patched from what the method puts in."""
+    if site not in SITES:
+        raise ArchError(f"{site!r} cannot be ablated; the sites are {', '.join(SITES)}.")
     fill = chosen(model, task, method, dataset, seed)
     return Study(
         job=job,
@@ -210,22 +214,22 @@ def _plain(part: Part) -> Any:
 
 def _ablated(study: Study, parts: Sequence[Part], keep: bool) -> Tensor:
     """Which units of which layers are replaced [layer, unit]."""
-    layers = study.model.n_layers
-    name, size = units(study.model, study.site)
-    found = torch.zeros(layers, size, dtype=torch.bool)
+    model, (unit, count) = study.model, units(study.model, study.site)
+    found = torch.zeros(model.n_layers, count, dtype=torch.bool)
     if not len(parts) and not keep:
         raise TaskError("No parts were given to ablate; name at least one.")
     for part in parts:
-        layer, unit = part if isinstance(part, tuple) else (part, None)
-        if (unit is None) != (name is None):
-            like = f"(layer, {name}) tuples" if name else "layers, as whole numbers"
+        if isinstance(part, tuple) != (unit is not None):
+            like = f"(layer, {unit}) tuples" if unit else "layers, as whole numbers"
             raise TaskError(f"{part!r} is no part of the site {study.site!r}; expected {like}.")
-        if layer not in range(layers) or (unit or 0) not in range(size):
+        layer, index = part if isinstance(part, tuple) else (part, 0)
+        if layer not in range(model.n_layers) or index not in range(count):
+            of = f" of {count} {unit}s each" if unit else ""
             raise ArchError(
-                f"{study.model.name} has no part {part!r} at {study.site!r}: it has {layers} layers"
-                + (f" of {size} {name}s." if name else ".")
+                f"{model.name} has no part {part!r} at {study.site!r}: it has {model.n_layers} "
+                f"layers{of}, counted from 0."
             )
-        found[layer, unit or 0] = True
+        found[layer, index] = True
     return ~found if keep else found
 
 

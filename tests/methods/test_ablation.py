@@ -108,6 +108,26 @@ def test_full_passes_and_a_serialised_job_give_the_same(method: Any) -> None:
     assert_same(found["full"].raw, found["local"].raw)
 
 
+@pytest.mark.parametrize("site", ["q", "k", "v", "neuron"])
+@pytest.mark.parametrize("name", TEACHING)
+def test_inside_attention_and_mlp(name: str, site: Any) -> None:
+    """By the engine and by full passes; without a value head there is no z of its queries."""
+    model = teaching(name)
+    task = even_ioi(model)
+    scores = nnattr.ablate(model, task, LogitDiff(), site=site, method="mean")
+    full = nnattr.ablate(model, task, LogitDiff(), site=site, method="mean", engine="full")
+    assert_same(scores.raw, full.raw, 3e-5)  # of logit differences of about 10
+    alone = nnattr.ablate_together(model, task, LogitDiff(), [(1, 1)], site=site, method="mean")
+    assert_same(alone.raw, scores.raw[:, 1, 1])
+    if site == "v":
+        group = model.n_heads // model.n_kv_heads
+        heads = [(1, group + i) for i in range(group)]
+        silent = nnattr.ablate_together(model, task, LogitDiff(), heads)
+        assert_same(
+            nnattr.ablate(model, task, LogitDiff(), site="v").raw[:, 1, 1], silent.raw, 1e-5
+        )
+
+
 def test_resampling_is_patching_from_another_prompt() -> None:
     model = teaching("teaching-gpt2")
     task = even_ioi(model, 1)
@@ -259,6 +279,7 @@ def test_a_checkpoint_is_taken_up_and_not_mixed_up(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        ({"site": "pattern"}, ArchError, "cannot be ablated; the sites are q, k, v, z"),
         ({"method": "median"}, TaskError, "expected one of 'zero', 'mean'"),
         ({"method": "mean_positional"}, TaskError, "position by position"),
         ({"method": "mean", "dataset": []}, TaskError, "expected a prompt or a list"),
