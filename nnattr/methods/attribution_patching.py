@@ -110,7 +110,8 @@ def attribute(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
         parts = [part for *_, part in ask.places]
         ours = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
         logits = logits_of(nn, ask)
-        tracked = logits.grad_fn is not None
+        # a sandbox, which has no weights, gives copies that lead nowhere
+        tracked = logits.grad_fn is not None and not nn.get(ask.embed).weight.is_meta
         if before is not None:
             logits = torch.cat([before, logits], 1)
             source_logits = torch.cat([before, source_logits], 1)
