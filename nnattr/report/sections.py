@@ -135,6 +135,7 @@ def origin(scores: Scores) -> str:
     """What a reader needs to make the scores again."""
     p = scores.provenance
     remote = f"{p.jobs} jobs, {p.bytes_sent} bytes sent, {p.bytes_received} received"
+    memory = f"at most {p.peak_memory / 1e9:.2f} GB in use, {p.rows_per_forward} rows in a pass"
     entries = {
         "Model": p.model + (f" at {p.revision}" if p.revision else ""),
         "Architecture": f"{p.architecture}, {p.dtype}",
@@ -143,6 +144,7 @@ def origin(scores: Scores) -> str:
         "Metric": p.metric,
         "Method": f"{p.method}({', '.join(f'{k}={v!r}' for k, v in p.arguments.items())})",
         "Made": f"{p.created}, in {p.seconds:.2f} s" if p.created else "",
+        "Memory": memory if p.peak_memory else "",
         "Server": remote if p.jobs else "",
         "Versions": ", ".join(f"{name} {version}" for name, version in p.versions.items()),
     }
