@@ -73,7 +73,7 @@ def llama() -> Any:
 
 def main() -> None:
     """Check, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -218,7 +218,8 @@ class Ask:
                     patch_setter=patching.layer_head_vector_patch_setter, activation_name="z",
                     index_df=pd.DataFrame(heads, columns=["layer", "head"]), baseline=True,
                 )  # fmt: skip
-            return (found.values - found.baseline).T
+            baseline: Any = found.baseline
+            return (found.values - baseline).T
 
         return sweep
 
@@ -230,7 +231,7 @@ class Ask:
         def run(ids: Tensor) -> Tensor:
             return difference(module(ids, use_cache=False, logits_to_keep=1).logits)
 
-        def patch(at: int, z: Tensor, head: int) -> Tensor | None:
+        def patch(at: int, z: Tensor, head: int) -> Any:
             if at != LAYER:
                 return None
             new, columns = z.clone(), slice(head * size, (head + 1) * size)

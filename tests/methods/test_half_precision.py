@@ -27,14 +27,16 @@ def sweep(name: str, dtype: str, method: str) -> Scores:
     return METHODS[method](model, task, LogitDiff(), site="z").mean()
 
 
+def ranks(values: np.ndarray) -> np.ndarray:
+    return values.argsort().argsort()
+
+
 def effect(name: str, dtype: str, method: str) -> dict[str, float]:
     """Rank correlation, shared top five, and the largest deviation as a share of the largest."""
     right, found = (sweep(name, one, method) for one in ("float32", dtype))
     exact, rounded = (one.raw.to_numpy().ravel() for one in (right, found))
     return {
-        "spearman": float(
-            np.corrcoef(*(one.argsort().argsort() for one in (exact, rounded)))[0, 1]
-        ),
+        "spearman": float(np.corrcoef(ranks(exact), ranks(rounded))[0, 1]),
         "top5": len(set(right.top(5).indices) & set(found.top(5).indices)) / 5,
         "largest": float(np.abs(exact - rounded).max() / np.abs(exact).max()),
     }
