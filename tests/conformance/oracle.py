@@ -38,18 +38,18 @@ def disagreement(model: Model) -> str | None:
             return f"resid_pre of layer {layer} is not hidden_states[{layer}]"
     payload = {"places": places, "n_heads": model.n_heads}
     edited = model.run(_zeroed, payload, label="zeroing heads").values["logits"]
-    for layer, (path, _) in enumerate(places):
+    for layer, (path, *_) in enumerate(places):
         for head in range(model.n_heads):
             plain = _hooked(module, path, head, model.n_heads)
             if not torch.allclose(edited[layer][head], plain, atol=TOLERANCE):
                 return f"zeroing L{layer}H{head} by a hook gives other logits"
-    paths = [path for path, _ in places]
+    paths = [path for path, *_ in places]
     return _leak(module, paths, model.n_heads) if traceable(model) else None
 
 
 def traceable(model: Model) -> bool:
     """Whether the third fact is available: attention runs through sdpa or softmax, once a layer."""
-    paths = [path for path, _ in model.places("z")]
+    paths = [path for path, *_ in model.places("z")]
     _, calls = _projection_input(model.nn._module, paths[0], model.n_heads, silence=None)
     return calls == len(paths)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.oracles.maps import map_of
 from tests.oracles.patching import Cells, Pair, logits_of, on_input
@@ -94,8 +95,8 @@ def inside(module: Any, site: str, change: Change) -> Any:
 def attention(module: Any, site: str, change: Change) -> Iterator[None]:
     """Let queries, keys, values or the pattern of one prompt pass through ``change``."""
     code: Any = sys.modules[type(module).__module__]
-    config = module.config
-    plain, implementation = code.eager_attention_forward, config._attn_implementation
+    config, implementation = module.config, module.config._attn_implementation
+    plain = code.eager_attention_forward
 
     def changed(block: Any, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         given = dict(zip("qkv", args[:3], strict=True))
@@ -107,12 +108,16 @@ def attention(module: Any, site: str, change: Change) -> Iterator[None]:
             output = (change(block.layer_idx, pattern[0])[None] @ values).transpose(1, 2)
         return output, pattern
 
-    code.eager_attention_forward, config._attn_implementation = changed, "eager"
+    # in the registry, which comes before the family's own: TransformerLens puts one there as well
+    before = ALL_ATTENTION_FUNCTIONS.get("eager")
+    ALL_ATTENTION_FUNCTIONS["eager"], config._attn_implementation = changed, "eager"
     try:
         yield
     finally:
-        code.eager_attention_forward = plain
         config._attn_implementation = implementation
+        del ALL_ATTENTION_FUNCTIONS["eager"]
+        if before is not None:
+            ALL_ATTENTION_FUNCTIONS["eager"] = before
 
 
 @contextmanager
