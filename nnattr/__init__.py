@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnattr import metrics, plots, tasks
-    from nnattr.arch.spec import ArchSpec, Place
+    from nnattr.arch.spec import QKV, ArchSpec, Place
     from nnattr.backend import NDIF, Local, Simulated
     from nnattr.errors import (
         ArchError,
@@ -76,6 +76,7 @@ _HOME = {
     "tasks": "nnattr.tasks",
     "ArchSpec": "nnattr.arch.spec",
     "Place": "nnattr.arch.spec",
+    "QKV": "nnattr.arch.spec",
     "Local": "nnattr.backend",
     "NDIF": "nnattr.backend",
     "Simulated": "nnattr.backend",
@@ -133,6 +134,7 @@ _HOME = {
 __all__ = [
     "KL",
     "NDIF",
+    "QKV",
     "ArchError",
     "ArchSpec",
     "BackendError",

@@ -44,6 +44,7 @@ UPWARD = {("results", "plots")}
 PUBLIC = {
     "KL",
     "NDIF",
+    "QKV",
     "ArchError",
     "ArchSpec",
     "BackendError",

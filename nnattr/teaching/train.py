@@ -1,9 +1,14 @@
 """Train the teaching models: `python -m nnattr.teaching.train`.
 
-Both models together take under an hour on two CPU cores. A run is seeded and deterministic: the
+Both models together take under an hour of one CPU core. A run is seeded and deterministic: the
 same versions on the same kind of machine give the same weights. Progress is printed, the weights
 are saved as training goes on, and at the end the held-out metrics are computed, printed and stored
 in `metrics.json` beside the weights, with the settings and the hash of the weights.
+
+The `teaching-gpt2` that ships is what this command makes, bit for bit. The `teaching-llama` that
+ships came of an earlier state of its courses; a whole run makes other weights that pass the same
+thresholds (IOI accuracy 1.000, logit difference 8.1, facts 0.959, requests 1.000, loss on the
+second copy 1/47 of the first).
 """
 
 from __future__ import annotations
