@@ -281,7 +281,13 @@ def together(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
     change = measure(ask, ask.base, ablated, clean) - base
     ask.room.rows = max(ask.room.rows, ask.n)
     tick(1, 1)
-    return {"change": change[:, None, None, None], "base": base, "source": base, "engine": "full"}
+    return {
+        "change": change[:, None, None, None],
+        "base": base,
+        "source": base,
+        "engine": "full",
+        "dtype": str(logits.dtype),
+    }
 
 
 def without_parts(nn: Any, ask: SimpleNamespace, others: list[Tensor]) -> Tensor:

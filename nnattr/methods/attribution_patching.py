@@ -144,6 +144,7 @@ def attribute(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
         "base": base.detach(),
         "source": measure(ask, ask.source, source_logits, clean),
         "engine": "suffix" if start else "full",
+        "dtype": str(logits.dtype),
     }
 
 

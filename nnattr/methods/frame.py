@@ -60,7 +60,8 @@ class Frame(BaseModel):
         Args:
             values: ``change`` [example, layer, unit, cell]; the metric of the run patched into
                 and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used,
-                its ``peak`` of memory and the ``rows`` of its largest pass.
+                its ``peak`` of memory, the ``rows`` of its largest pass, and the ``dtype`` that was
+                computed in, which on a server is the server's.
             cost: what the job or jobs cost.
 
         Raises:
@@ -80,8 +81,12 @@ class Frame(BaseModel):
         scale = self._gap(base, source) if self.normalized else 1.0
         priced = {key: round(value, 4) for key, value in asdict(cost).items()}
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
-        used = {"peak_memory": values.get("peak", 0), "rows_per_forward": values.get("rows", 0)}
-        provenance = self.provenance.model_copy(update={**priced, **used, "arguments": arguments})
+        seen = {
+            "peak_memory": values.get("peak", 0),
+            "rows_per_forward": values.get("rows", 0),
+            "dtype": values["dtype"].removeprefix("torch."),
+        }
+        provenance = self.provenance.model_copy(update={**priced, **seen, "arguments": arguments})
         return Scores(self._labelled(values["change"]), baselines, scale, provenance)
 
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
@@ -104,7 +109,7 @@ class Frame(BaseModel):
                 raise BackendError(
                     f"{said}: {key!r} came back as {given}, and {shape} was asked for."
                 )
-        if not isinstance(values.get("engine"), str):
+        if not all(isinstance(values.get(key), str) for key in ("engine", "dtype")):
             raise BackendError(f"{said}: what came back does not say how it was computed.")
 
     def _labelled(self, change: torch.Tensor) -> xr.DataArray:

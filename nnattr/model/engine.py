@@ -63,7 +63,13 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
                 change[some[:, 0], index, some[:, 2], some[:, 1]] = values.float().cpu()
                 done += effort(ask, index, some, width)
                 tick(done, total)
-    return {"change": change, "base": runs.base, "source": runs.source, "engine": ask.engine}
+    return {
+        "change": change,
+        "base": runs.base,
+        "source": runs.source,
+        "engine": ask.engine,
+        "dtype": str(runs.logits.dtype),
+    }
 
 
 def out_of_reach(nn: Any, ask: SimpleNamespace) -> bool:

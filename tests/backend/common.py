@@ -45,6 +45,7 @@ def values(layers: int | None = None) -> dict[str, Any]:
         "base": torch.tensor([-1.0, -2.0]),
         "source": torch.tensor([1.0, 2.0]),
         "engine": "suffix",
+        "dtype": "torch.float32",
     }
 
 

@@ -164,6 +164,7 @@ def test_bfloat16_agrees_on_the_order(bfloat16_server: Server, name: str, method
     ours, theirs = (np.asarray(scores.values).ravel() for scores in (here, there))
     assert np.corrcoef(_ranks(ours), _ranks(theirs))[0, 1] >= 0.99, "Spearman's correlation"
     assert ours.argmax() == theirs.argmax()
+    assert (here.provenance.dtype, there.provenance.dtype) == ("float32", "bfloat16")
     assert not np.allclose(ours, theirs, rtol=0, atol=1e-6), "this server is not in bfloat16"
 
 
