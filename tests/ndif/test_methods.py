@@ -159,7 +159,8 @@ def _call(*words: str) -> str:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", TEACHING)
 def test_bfloat16_agrees_on_the_order(bfloat16_server: Server, name: str, method: str) -> None:
-    many = nnattr.tasks.ioi(model(name).tokenizer, n=8, seed=0)
+    # enough examples that heads with next to no effect keep their order
+    many = nnattr.tasks.ioi(model(name).tokenizer, n=32, seed=0)
     here, there = (scores.mean() for scores in both(bfloat16_server, name, method, task=many))
     ours, theirs = (np.asarray(scores.values).ravel() for scores in (here, there))
     assert np.corrcoef(_ranks(ours), _ranks(theirs))[0, 1] >= 0.99, "Spearman's correlation"
