@@ -43,6 +43,7 @@ notebooks: .venv/installed-dev
 bench: .venv/installed-dev
 	$(RUN) tests.benchmarks.foundation
 	$(RUN) tests.benchmarks.remote
+	$(RUN) tests.benchmarks.engine --quick
 
 # torch first, by its exact version: left to the resolver it may pull a build with gigabytes of CUDA
 .venv/installed: pyproject.toml constraints.txt
