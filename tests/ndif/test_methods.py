@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,21 @@ def test_the_doctor_and_the_list_of_models(
     assert "FAIL" not in proof
     assert "float32" in proof
     assert len(jobs) == 1
-    listed = _call("models", "--backend", server.url)
-    line = next(line for line in listed.splitlines() if name in line)
+    line = _listed(server, name)
     family = model(name).architecture
     assert line.split()[1:] == ["RUNNING", "float32", family, "(known)"]
+
+
+def _listed(server: Server, name: str) -> str:
+    """The model's line in the list; NDIF makes a new list once a minute."""
+    until = time.monotonic() + 90
+    while True:
+        lines = _call("models", "--backend", server.url).splitlines()
+        found = [line for line in lines if name in line]
+        if found or time.monotonic() > until:
+            assert found, lines
+            return found[0]
+        time.sleep(5)
 
 
 def _call(*words: str) -> str:
