@@ -142,6 +142,8 @@ def dissect(module: Any, config: Any) -> Anatomy:
         if type(part).__name__ in ("ModuleList", "Sequential") and len(part) == n_layers
     ]
     layers, first, projections = _layer_list(name, lists, n_heads, d_model)
+    every = [{path for path, _ in layer.named_modules()} for layer in module.get_submodule(layers)]
+    shared = set.intersection(*every)  # some models are dense first and then mixtures of experts
     paths = {id(part): path for path, part in module.named_modules()}
     embed = paths.get(id(module.get_input_embeddings()))
     unembed = paths.get(id(module.get_output_embeddings()))
@@ -154,8 +156,8 @@ def dissect(module: Any, config: Any) -> Anatomy:
         unembed=unembed,
         final_norms=_final_norms(module, layers),
         projections=projections,
-        qkv={path: _qkv(first, path) for path in projections},
-        mlp_proj=_mlp_proj(first, projections[0], d_model),
+        qkv={path: _qkv(first, path, shared) for path in projections},
+        mlp_proj=_mlp_proj(first, projections[0], d_model, shared),
         norms=tuple(key for key, part in first.named_children() if _is_norm(key, part)),
         mlps=_mlps(first, projections[0].partition(".")[0], d_model),
     )
@@ -228,14 +230,15 @@ def _projections(layer: Any, n_heads: int, d_model: int) -> tuple[str, ...]:
     return tuple(path for *_, path in sorted(found))
 
 
-def _qkv(layer: Any, projection: str) -> QKV | None:
+def _qkv(layer: Any, projection: str, shared: set[str]) -> QKV | None:
     """Queries, keys and values beside a projection: three linear maps, or one for all.
 
     The tree does not say how a fused output is packed: by blocks, until a proof says otherwise.
     """
     parent = projection.rpartition(".")[0]
-    parts = dict(layer.get_submodule(parent).named_children())
     root = f"{parent}." if parent else ""
+    children = layer.get_submodule(parent).named_children()
+    parts = {name: part for name, part in children if f"{root}{name}" in shared}
     for names in SEPARATE:
         if all(_widths(parts.get(name)) for name in names):
             width = (_widths(parts[names[0]]) or (0, 0))[1]
@@ -248,8 +251,8 @@ def _qkv(layer: Any, projection: str) -> QKV | None:
     return QKV(fused[0], fused[0], fused[0], "blocks") if len(fused) == 1 else None
 
 
-def _mlp_proj(layer: Any, projection: str, d_model: int) -> str | None:
-    """The last linear map to d_model outside attention, unless there are several such MLPs."""
+def _mlp_proj(layer: Any, projection: str, d_model: int, shared: set[str]) -> str | None:
+    """The last linear map to d_model outside attention, if all layers have it and no experts."""
     inside = projection.rpartition(".")[0] + "."
     found = [
         path
@@ -259,7 +262,7 @@ def _mlp_proj(layer: Any, projection: str, d_model: int) -> str | None:
         and not (inside != "." and path.startswith(inside))
     ]
     several = any(EXPERTS.search(key) for key, _ in layer.named_modules())
-    return found[-1] if found and not several else None
+    return found[-1] if found and found[-1] in shared and not several else None
 
 
 def _widths(part: Any) -> tuple[int, int] | None:

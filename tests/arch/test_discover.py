@@ -65,6 +65,17 @@ def test_a_family_outside_the_table_loads() -> None:
     assert model.spec.mlp_out.path == "post_mlp_layernorm"
 
 
+def test_dense_layers_before_mixtures_of_experts() -> None:
+    """No one projection that neurons enter in every layer; the rest is proven all the same."""
+    sizes = {"num_experts_per_tok": 2, "n_routed_experts": 4, "moe_intermediate_size": 32}
+    module = small(
+        "glm4_moe", **HEADS_OF_TWO, **sizes, intermediate_size=64, first_k_dense_replace=1
+    )
+    model = load(module, tokenizer=tiny_tokenizer())
+    assert model.spec.mlp_proj is None
+    assert model.spec.qkv is not None
+
+
 @pytest.mark.parametrize(
     ("model_type", "sizes", "reason"),
     [
