@@ -262,9 +262,9 @@ def together_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
 
 def together(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
     """The metric of the plain run and its change, for one portion of the examples."""
-    if out_of_reach(nn, ask):
-        reason = "a sandboxed deployment cannot edit this site; use resid_pre or resid_post"
-        return {"refused": ("backend", reason)}
+    refused = out_of_reach(nn, ask)
+    if refused:
+        return refused
     _, logits = observe(nn, ask, ask.base, ())
     clean = logits[:, -1]
     base = measure(ask, ask.base, logits, clean)

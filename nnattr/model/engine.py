@@ -39,9 +39,9 @@ PROBES, SHARE = 4, 0.05
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     """Both runs' metric and its change for every example, layer, unit and spot of an ask."""
     width = ask.base["ids"].shape[1]
-    if out_of_reach(nn, ask):
-        reason = "a sandboxed deployment cannot edit this site; use resid_pre or resid_post"
-        return {"refused": ("backend", reason)}
+    refused = out_of_reach(nn, ask)
+    if refused:
+        return refused
     if ask.engine == "suffix":
         ask.arity = arity(nn, ask)
     runs = both_runs(nn, ask, shared(ask) if ask.engine == "suffix" else 0)
@@ -72,13 +72,16 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def out_of_reach(nn: Any, ask: SimpleNamespace) -> bool:
-    """Whether the site is edited in place and a sandbox, which has no weights, gives copies of it.
+def out_of_reach(nn: Any, ask: SimpleNamespace) -> dict[str, Any] | None:
+    """What a job returns when a sandbox, which has no weights, gives copies of what it edits.
 
-    Such an edit would reach the norm that reads the residual stream, and not the stream itself.
+    An edit in place would reach the norm that reads the residual stream, and not the stream itself.
     """
     in_place = any(side == "stream" for _, side, _ in ask.places)
-    return in_place and nn.get(ask.embed).weight.is_meta
+    if not (in_place and nn.get(ask.embed).weight.is_meta):
+        return None
+    reason = "a sandboxed deployment cannot edit this site; use resid_pre or resid_post"
+    return {"refused": ("backend", reason)}
 
 
 def arity(nn: Any, ask: SimpleNamespace) -> dict[str, int]:
