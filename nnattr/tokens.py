@@ -61,6 +61,11 @@ class Tokens:
         """Each prompt's ids, without padding."""
         return [row[pad:] for row, pad in zip(self.ids.tolist(), self.padding, strict=True)]
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What of them travels to a job: ``ids`` and ``mask``."""
+        return {"ids": self.ids, "mask": self.mask}
+
     def take(self, pick: Sequence[int]) -> Tokens:
         """The rows ``pick``, with the padding that they no longer need cut off."""
         strings = tuple(self.strings[i] for i in pick)

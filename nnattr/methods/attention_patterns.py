@@ -84,7 +84,7 @@ def attention_patterns(
     wanted = [[head for at, head in order if at == layer] for layer in range(model.n_layers)]
     held = width**2 * max(model.n_heads, len(picked))
     payload = {
-        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "prompts": tokens.tensors,
         "paths": attention_paths(model),
         "heads": wanted,
         "options": {"logits_to_keep": 1} if keeps_last(model) else {},

@@ -301,7 +301,7 @@ def _payload(
     if "pattern" in names:
         size += len(layers) * len(wanted) * width**2
     return {
-        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "prompts": tokens.tensors,
         "columns": at,
         "present": present,
         "reads": reads,

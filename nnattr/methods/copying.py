@@ -211,7 +211,7 @@ def _payload(model: Model, tokens: Tokens, at: Tensor, k: int, negative: bool) -
     scale = getattr(model.config, spec.logit_scale) if spec.logit_scale else 1.0
     held = at.shape[1] * model.config.vocab_size
     return {
-        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "prompts": tokens.tensors,
         "columns": at,
         "after": model.places("resid_post")[0],
         "before": model.places("resid_pre"),

@@ -104,4 +104,4 @@ def _reads_both(task: Task, run: Run) -> bool:
 
 
 def _prompts(tokens: Tokens | None) -> dict[str, Tensor] | None:
-    return None if tokens is None else {"ids": tokens.ids, "mask": tokens.mask}
+    return None if tokens is None else tokens.tensors

@@ -95,7 +95,7 @@ def detect_heads(
     width = tokens.ids.shape[1]
     held = max(model.n_heads * width**2, width * model.config.vocab_size)
     payload = {
-        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "prompts": tokens.tensors,
         "paths": attention_paths(model),
         "options": {"logits_to_keep": 1} if keeps_last(model) else {},
         "kinds": KINDS,

@@ -39,7 +39,7 @@ class Fill:
     def payload(self) -> dict[str, Any]:
         """What travels: the kind, and the dataset where a mean is taken over it."""
         means = self.kind in ("mean", "mean_positional")
-        given = {"ids": self.dataset.ids, "mask": self.dataset.mask} if means else {}
+        given = self.dataset.tensors if means else {}
         return {"fill": self.kind, "dataset": given}
 
 

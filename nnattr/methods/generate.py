@@ -53,7 +53,7 @@ def generate(
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     payload = {
-        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "prompts": tokens.tensors,
         "options": {**options, "pad_token_id": model.tokenizer.pad_token_id},
         "seed": seed,
         "rows": max(1, TOKENS_PER_FORWARD // (tokens.ids.shape[1] + max_new_tokens)),

@@ -77,7 +77,7 @@ def logit_lens(
     places = [*model.places("resid_pre"), model.places("resid_post")[-1]]
     held = at.shape[1] * model.config.vocab_size
     payload = {
-        "prompts": {"ids": tokens.ids, "mask": tokens.mask},
+        "prompts": tokens.tensors,
         "columns": at,
         "answers": torch.tensor(ids) if ids else None,
         "places": places,

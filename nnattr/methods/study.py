@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from torch import Tensor
-
 from nnattr.backend import Cost, JobFunction
 from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
@@ -29,7 +27,6 @@ from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.view import Model
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
-from nnattr.tokens import Tokens
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 
@@ -86,8 +83,8 @@ class Study:
         layers = list(range(self.model.n_layers)) if layers is None else list(layers)
         tokens, answers = wanted(self.metric, answer_fields(self.task))
         return {
-            "base": _prompts(runs[order[0]]),
-            "source": _prompts(runs[order[1]]),
+            "base": runs[order[0]].tensors,
+            "source": runs[order[1]].tensors,
             "base_is_clean": order[0] == "clean",
             "answers": answers,
             "wanted": tokens,
@@ -149,7 +146,3 @@ class Study:
             metric=describe(self.metric),
             cost=Cost(),
         )
-
-
-def _prompts(tokens: Tokens) -> dict[str, Tensor]:
-    return {"ids": tokens.ids, "mask": tokens.mask}
