@@ -34,6 +34,8 @@ _SERIAL = {
     "resid_post": "after",
 }
 _PARALLEL = {**_SERIAL, "z": "added", "attn_out": "added"}
+#: The class of transformers that writes the tanh form of GELU out in eight elementwise steps.
+_TANH_GELU = "NewGELUActivation"
 #: Sites at which a position is read by later ones in the same layer.
 _SPREADING = ("resid_pre", "k", "v")
 
@@ -70,6 +72,7 @@ def layout(model: Model, site: PatchSite) -> dict[str, Any]:
         "embed": spec.embed,
         "unembed": spec.unembed,
         "narrow": [f"{paths[-1]}.{path}" for path in _narrow(spec)],
+        "gelus": [_gelus(model, path) for path in paths],
         "layer_paths": paths,
         "attn": [f"{path}.{attention}" for path in paths],
         "norms": [f"{path}.{spec.attn_out.path}" for path in paths],
@@ -130,3 +133,10 @@ def _narrow(spec: ArchSpec) -> list[str]:
     """
     mlp = spec.mlp_proj.rpartition(".")[0] if spec.mlp_proj else spec.mlp_out.path
     return [path for path in (spec.attn_proj, mlp) if path]
+
+
+def _gelus(model: Model, path: str) -> list[str]:
+    """The modules of a layer that torch computes faster in one step."""
+    layer = model.nn._module.get_submodule(path)
+    modules = layer.named_modules()
+    return [f"{path}.{name}" for name, part in modules if type(part).__name__ == _TANH_GELU]

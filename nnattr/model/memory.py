@@ -32,7 +32,7 @@ MARGIN = 0.7
 #: What is planned with where nothing says how much is free.
 UNKNOWN = 2 << 30
 #: Tokens of one pass on a processor: enough for its matrix units, few enough for its caches.
-CPU_TOKENS = 512
+CPU_TOKENS = 384
 #: Floats per token that a layer holds at once: so many residual streams, and widest activations.
 STREAMS, WIDEST = 8, 5
 #: Words by which a failure says that memory ran out.
@@ -95,7 +95,8 @@ def fitting(
     """
     found = []
     while len(rows):
-        n = min(len(rows), max(1, min(ask.room.bytes // need, ask.tokens // tokens)))
+        most = max(1, min(ask.room.bytes // need, ask.tokens // tokens))
+        n = -(-len(rows) // -(-len(rows) // most))  # evenly: a short last pass would be a slow one
         try:
             value = work(rows[:n])
         except Exception as error:

@@ -51,20 +51,21 @@ def rerun(
     nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, start: int
 ) -> Tensor:
     """The logits of each row from ``start`` on, entering the model where the patch does."""
-    if start not in runs.caches:
-        every = torch.arange(ask.n)
-        first = fork(runs.caches[runs.start], every)
-        runs.caches[start], _ = prefix(nn, ask, start, runs.start, first)
-    layer, skipped = ask.layers[index], start - runs.start
+    layer = ask.layers[index]
+    # the layer that the row's residual stream enters; all layers below are skipped
+    at = layer + (ask.entry in ("after", "added"))
+    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
+    width = prompts["ids"].shape[1]
+    if ask.last_only and at + (ask.entry == "attention") == len(ask.layer_paths):
+        start = width - 1  # nothing above looks back
+        given = inputs(ask, {name: value[:, -1:] for name, value in prompts.items()})
+    else:
+        given = inputs(ask, prompts, start, borrowed(nn, ask, runs, rows[:, 0], start, at))
+    skipped = start - runs.start
     before, after = (value[:, skipped:] for value in patch(ask, runs, index, rows))
     example = rows[:, 0].to(before.device)
-    # the residual stream with which the row enters layer `at`; all layers below are skipped
-    at = layer + (ask.entry in ("after", "added"))
     stream = runs.streams[at][example.to(runs.streams[at].device), skipped:]
-    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
-    sandboxed = nn.get(ask.embed).weight.is_meta  # there a cache travels, and functions cannot
-    cache = (fork if sandboxed else lend)(runs.caches[start], rows[:, 0], at)
-    with nn.trace(**inputs(ask, prompts, start, cache)):
+    with nn.trace(**given):
         with torch.no_grad():
             inside = ask.entry == "inside"
             moved = None if inside else contribution(nn, ask, layer, before, after)
@@ -84,12 +85,33 @@ def rerun(
                 if behind:
                     norm = nn.get(ask.norms[layer])
                     norm.output = (norm.output.float() + shift).to(base)
-            if ask.last_only and stream.shape[1] > 1 and at < len(ask.layer_paths):
-                for path in ask.narrow:  # the last layer goes on with the last position alone
-                    module = nn.get(path)
-                    module.input = module.input[:, -1:]
+            go_on(nn, ask, layer, at, stream.shape[1])
             logits = logits_of(nn, ask)
     return logits
+
+
+def borrowed(
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, example: Tensor, start: int, at: int
+) -> Any:
+    """The base run's cache before ``start`` for one pass of these examples from layer ``at`` on."""
+    if start not in runs.caches:
+        first = fork(runs.caches[runs.start], torch.arange(ask.n))
+        runs.caches[start], _ = prefix(nn, ask, start, runs.start, first)
+    sandboxed = nn.get(ask.embed).weight.is_meta  # there a cache travels, and functions cannot
+    return (fork if sandboxed else lend)(runs.caches[start], example, at)
+
+
+def go_on(nn: Any, ask: SimpleNamespace, first: int, at: int, tokens: int) -> None:
+    """Save work from layer ``first`` on, inside a trace."""
+    last = len(ask.layer_paths) - 1
+    for layer in range(max(first, at), last + 1):
+        if layer == last and ask.last_only and tokens > 1:
+            for path in ask.narrow:  # the last layer goes on with the last position alone
+                module = nn.get(path)
+                module.input = module.input[:, -1:]
+        for path in ask.gelus[layer]:
+            module = nn.get(path)
+            module.skip(torch.nn.functional.gelu(module.input, approximate="tanh"))
 
 
 def contribution(

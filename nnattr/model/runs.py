@@ -91,17 +91,19 @@ def lend(cache: Any, example: Tensor, first: int = 0) -> Any:
         return None
     new = copy.copy(cache)
     new.layers = list(cache.layers)
+    room: dict[Any, tuple[Tensor, Tensor]] = {}
     for index in range(first, len(new.layers)):
         layer = new.layers[index] = copy.copy(cache.layers[index])
         rows = example.to(layer.keys.device)
         if type(layer).__name__ == "DynamicLayer":
-            layer.update = partial(extended, layer.keys, layer.values, rows)
+            layer.update = partial(extended, room, layer.keys, layer.values, rows)
         else:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
     return new
 
 
 def extended(
+    room: dict[Any, tuple[Tensor, Tensor]],
     old_keys: Tensor,
     old_values: Tensor,
     rows: Tensor,
@@ -110,15 +112,20 @@ def extended(
     *_: Any,
     **__: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What a cache layer's ``update`` returns: these rows of the old, and after them the new."""
-    joined = []
-    for old, new in ((old_keys, keys), (old_values, values)):
-        known = old.shape[-2]
-        both = new.new_empty(*new.shape[:-2], known + new.shape[-2], new.shape[-1])
+    """What a cache layer's ``update`` returns: these rows of the old, and after them the new.
+
+    One pair of tensors serves all layers of a pass: fresh memory costs more than the copying.
+    """
+    known, alike = old_keys.shape[-2], (keys.shape, values.shape, keys.device)
+    if alike not in room:
+        room[alike] = tuple(
+            new.new_empty(*new.shape[:-2], known + new.shape[-2], new.shape[-1])
+            for new in (keys, values)
+        )
+    for both, old, new in zip(room[alike], (old_keys, old_values), (keys, values), strict=True):
         torch.index_select(old, 0, rows, out=both[..., :known, :])
         both[..., known:, :] = new
-        joined.append(both)
-    return joined[0], joined[1]
+    return room[alike]
 
 
 def prefix(
@@ -134,6 +141,9 @@ def prefix(
     given["use_cache"] = True
     with nn.trace(**given):
         with torch.no_grad():
+            if ask.last_only:  # nobody reads what these tokens predict
+                head = nn.get(ask.unembed)
+                head.skip(head.input[..., :1])
             logits = None if ask.last_only else logits_of(nn, ask)
             output = nn.output
     return output.past_key_values, logits
