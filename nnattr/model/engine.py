@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.model.abreast import lot, shareable
 from nnattr.model.gathered import gathered
 from nnattr.model.memory import fitting, needed
 from nnattr.model.rerun import rerun, rerun_full
@@ -42,6 +43,7 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     refused = out_of_reach(nn, ask)
     if refused:
         return refused
+    ask.abreast = False
     if ask.engine == "suffix":
         ask.arity = arity(nn, ask)
     runs = both_runs(nn, ask, shared(ask) if ask.engine == "suffix" else 0)
@@ -57,9 +59,10 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     change = torch.zeros(ask.n, len(ask.layers), ask.units, len(ask.spots))
     for index, rows in enumerate(plans):
         for alike, start in batches(ask, rows, starts, width):
-            patched = partial(changes, nn, ask, runs, index, start=start)
-            need = needed(ask, start, runs.start)
-            for some, values in fitting(ask, alike, need, width - start, patched):
+            size = lot(ask, start)
+            patched = partial(changes, nn, ask, runs, index, start=start, size=size)
+            need = needed(ask, start, runs.start, size)
+            for some, values in fitting(ask, alike, need, width - start, patched, size):
                 change[some[:, 0], index, some[:, 2], some[:, 1]] = values.float().cpu()
                 done += effort(ask, index, some, width)
                 tick(done, total)
@@ -185,21 +188,25 @@ def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:
 def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
     """Whether the engine gives what full passes give, on a few rows of a middle layer.
 
-    The last layer is run whole from here on if that is what it takes.
+    Rows go on in sequences of their own, and the last layer is run whole, from here on if that is
+    what it takes.
     """
     rows, index = probes(ask, plans)
     if not len(rows):
         return True
-    full = changes(nn, ask, runs, index, rows, 0, full=True)
-    size = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
+    full = changes(nn, ask, runs, index, rows, full=True)
+    scale = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
     near = 1e-4 if torch.finfo(runs.logits.dtype).eps < 1e-6 else 0.1
-    for narrow in (ask.narrow, []):
-        ask.narrow = narrow
+    start = int(rows[:, 3].min())
+    ways = ((True, ask.narrow), (False, ask.narrow), (False, []))
+    for abreast, narrow in ways if shareable(ask, runs.caches[runs.start]) else ways[1:]:
+        ask.abreast, ask.narrow = abreast, narrow
+        size = max(2, lot(ask, start)) if abreast else 1
         try:
-            ours = changes(nn, ask, runs, index, rows, int(rows[:, 3].min()))
+            ours = changes(nn, ask, runs, index, rows, start, size)
         except Exception:  # whatever the model's own code has against a cache or a skipped layer
             continue
-        if ((ours - full).abs() <= near * size).all():
+        if ((ours - full).abs() <= near * scale).all():
             return True
     return False
 
@@ -207,15 +214,17 @@ def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tens
 def probes(ask: SimpleNamespace, plans: list[Tensor]) -> tuple[Tensor, int]:
     """The rows on which the engine is compared, and their layer: few beside what it is to do.
 
-    They are of the examples with the most padding, where there is most to go wrong.
+    With padding two at least, of the examples with the most and the least, where there is most to
+    go wrong.
     """
     index, width = len(plans) // 2, ask.base["ids"].shape[1]
     total = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans))
     affordable = int(SHARE * total / (width * len(ask.reads)))
     rows = plans[index]
     padding = (~ask.base["mask"]).sum(1)[rows[:, 0]]
-    most = padding.argsort(descending=True, stable=True)
-    return rows[most[: max(1, min(PROBES, affordable))]], index
+    count = min(len(rows), max(1 + bool(padding.any()), min(PROBES, affordable)))
+    spread = torch.linspace(0, len(rows) - 1, count).long() if count else torch.arange(0)
+    return rows[padding.argsort(descending=True, stable=True)[spread]], index
 
 
 def changes(
@@ -224,7 +233,8 @@ def changes(
     runs: SimpleNamespace,
     index: int,
     rows: Tensor,
-    start: int,
+    start: int = 0,
+    size: int = 1,
     full: bool = False,
 ) -> Tensor:
     """The change of the metric in each row."""
@@ -232,7 +242,7 @@ def changes(
     if full or ask.engine == "full":
         logits = rerun_full(nn, ask, runs, index, rows)
     else:
-        logits = rerun(nn, ask, runs, index, rows, start)
+        logits = rerun(nn, ask, runs, index, rows, start, size)
         if not ask.last_only:
             known = runs.logits[example.to(runs.logits.device), :start]
             logits = torch.cat([known, logits], 1)

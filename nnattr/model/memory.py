@@ -86,17 +86,25 @@ def share(tick: Any, first: int, n: int, total: int, done: int, of: int) -> None
 
 
 def fitting(
-    ask: SimpleNamespace, rows: Tensor, need: int, tokens: int, work: Callable[[Tensor], Any]
+    ask: SimpleNamespace,
+    rows: Tensor,
+    need: int,
+    tokens: int,
+    work: Callable[[Tensor], Any],
+    size: int = 1,
 ) -> list[tuple[Tensor, Any]]:
     """``work`` on as many rows at a time as fit; the parts of ``rows``, and what came out.
 
-    ``need`` is what a row needs in bytes, ``tokens`` what it runs. Where memory runs out, half as
+    ``need`` is what a row needs in bytes, ``tokens`` what it runs; rows come in lots of ``size``.
+    Where memory runs out, half as
     many rows are tried, and the room is what they need from then on.
     """
     found = []
     while len(rows):
         most = max(1, min(ask.room.bytes // need, ask.tokens // tokens))
-        n = -(-len(rows) // -(-len(rows) // most))  # evenly: a short last pass would be a slow one
+        lot = min(size, most)
+        lots = -(-len(rows) // lot)
+        n = lot * -(-lots // -(-lots // (most // lot)))  # evenly: a short last pass is a slow one
         try:
             value = work(rows[:n])
         except Exception as error:
@@ -126,13 +134,17 @@ def held(payload: dict[str, Any]) -> int:
     return 4 * width * (kept + 2 * scores) + 4 * 6 * logits(payload)
 
 
-def needed(ask: SimpleNamespace, start: int, kept: int) -> int:
-    """The bytes that a row needs while it runs from ``start`` on; ``kept`` is where runs begin."""
+def needed(ask: SimpleNamespace, start: int, kept: int, size: int = 1) -> int:
+    """The bytes that a row needs while it runs from ``start`` on, one of ``size`` in its sequence.
+
+    ``kept`` is where runs begin.
+    """
     width, sizes = ask.base["ids"].shape[1], ask.sizes
     tokens = width - start
     floats = tokens * (STREAMS * sizes["stream"] + WIDEST * sizes["widest"])
     floats += (width - kept) * 6 * sizes["site"]
-    floats += 4 * width * sizes["keys"] + 3 * tokens * width * sizes["heads"]
+    floats += 4 * (start // size + tokens) * sizes["keys"]
+    floats += 3 * tokens * (start + size * tokens) * sizes["heads"]
     return 4 * (floats + 6 * logits(vars(ask)))
 
 

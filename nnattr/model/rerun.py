@@ -7,12 +7,14 @@ last layer only what the metric reads is computed to its end. Inside a job: torc
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nnattr.model.abreast import apart, end_to_end, groups, inputs_abreast
 from nnattr.model.runs import fork, inputs, lend, logits_of, prefix
 from nnattr.model.sites import read, write
 
@@ -48,27 +50,43 @@ def rerun_full(
 
 
 def rerun(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, start: int
+    nn: Any,
+    ask: SimpleNamespace,
+    runs: SimpleNamespace,
+    index: int,
+    rows: Tensor,
+    start: int,
+    size: int = 1,
 ) -> Tensor:
-    """The logits of each row from ``start`` on, entering the model where the patch does."""
-    layer = ask.layers[index]
+    """The logits of each row from ``start`` on, entering the model where the patch does.
+
+    ``size`` rows at a time share a sequence (see `nnattr.model.abreast`).
+    """
+    layer, width = ask.layers[index], ask.base["ids"].shape[1]
     # the layer that the row's residual stream enters; all layers below are skipped
     at = layer + (ask.entry in ("after", "added"))
-    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
-    width = prompts["ids"].shape[1]
-    if ask.last_only and at + (ask.entry == "attention") == len(ask.layer_paths):
-        start = width - 1  # nothing above looks back
-        given = inputs(ask, {name: value[:, -1:] for name, value in prompts.items()})
+    looks = not ask.last_only or at + (ask.entry == "attention") < len(ask.layer_paths)
+    if not looks:  # no layer above looks back: the last token goes on alone
+        start, size = width - 1, 1
+    tokens, skipped = width - start, start - runs.start
+    order = groups(rows[:, 0], size)
+    placed = rows[order.flatten()]
+    before, after = (
+        end_to_end(value[:, skipped:], size) for value in patch(ask, runs, index, placed)
+    )
+    stream = laid(runs.streams[at], placed, skipped, size)
+    base = laid(runs.attention[layer], placed, skipped, size) if ask.entry == "attention" else None
+    prompts = {name: value[rows[order[:, 0], 0]] for name, value in ask.base.items()}
+    if looks:
+        cache = borrowed(nn, ask, runs, start, rows[order[:, 0], 0], at)
+        enters = inputs if size == 1 else partial(inputs_abreast, size=size, dtype=stream.dtype)
+        given = enters(ask, prompts, start, cache)
     else:
-        given = inputs(ask, prompts, start, borrowed(nn, ask, runs, rows[:, 0], start, at))
-    skipped = start - runs.start
-    before, after = (value[:, skipped:] for value in patch(ask, runs, index, rows))
-    example = rows[:, 0].to(before.device)
-    stream = runs.streams[at][example.to(runs.streams[at].device), skipped:]
+        given = inputs(ask, {name: value[:, start:] for name, value in prompts.items()})
     with nn.trace(**given):
         with torch.no_grad():
             inside = ask.entry == "inside"
-            moved = None if inside else contribution(nn, ask, layer, before, after)
+            moved = after if inside else contribution(nn, ask, layer, before, after)
             if ask.entry in ("before", "after"):
                 stream = after
             elif ask.entry == "added":
@@ -76,8 +94,7 @@ def rerun(
             enter(nn, ask, at, stream)
             if inside:
                 write(nn, ask.places[layer], after)
-            elif ask.entry == "attention":
-                base = runs.attention[layer][example, skipped:]
+            elif base is not None:
                 shift = moved / ask.scale if ask.site == "resid_mid" else moved
                 behind = ask.normed and ask.site != "z"  # a norm follows attention: add after it
                 shifted = base if behind else (base.float() + shift).to(base)
@@ -85,15 +102,25 @@ def rerun(
                 if behind:
                     norm = nn.get(ask.norms[layer])
                     norm.output = (norm.output.float() + shift).to(base)
-            go_on(nn, ask, layer, at, stream.shape[1])
+            go_on(nn, ask, max(layer, at), tokens, size)
+            if size > 1 and ask.last_only:
+                head = nn.get(ask.unembed)
+                head.input = head.input[:, tokens - 1 :: tokens]
             logits = logits_of(nn, ask)
-    return logits
+    back = torch.empty(len(rows), dtype=torch.long)
+    back[order.flatten()] = torch.arange(order.numel())
+    return apart(logits, size)[back.to(logits.device)]
+
+
+def laid(kept: Tensor, rows: Tensor, skipped: int, size: int) -> Tensor:
+    """What is kept of the base run, for these rows, as it enters the model."""
+    return end_to_end(kept[rows[:, 0].to(kept.device), skipped:], size)
 
 
 def borrowed(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, example: Tensor, start: int, at: int
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, start: int, example: Tensor, at: int
 ) -> Any:
-    """The base run's cache before ``start`` for one pass of these examples from layer ``at`` on."""
+    """The base run's cache before ``start``, for a pass of these examples from layer ``at`` on."""
     if start not in runs.caches:
         first = fork(runs.caches[runs.start], torch.arange(ask.n))
         runs.caches[start], _ = prefix(nn, ask, start, runs.start, first)
@@ -101,17 +128,23 @@ def borrowed(
     return (fork if sandboxed else lend)(runs.caches[start], example, at)
 
 
-def go_on(nn: Any, ask: SimpleNamespace, first: int, at: int, tokens: int) -> None:
+def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> None:
     """Save work from layer ``first`` on, inside a trace."""
     last = len(ask.layer_paths) - 1
-    for layer in range(max(first, at), last + 1):
-        if layer == last and ask.last_only and tokens > 1:
-            for path in ask.narrow:  # the last layer goes on with the last position alone
-                module = nn.get(path)
-                module.input = module.input[:, -1:]
+    for layer in range(first, last + 1):
+        # the last layer goes on with each row's last position alone
+        narrow = ask.narrow if layer == last and ask.last_only and tokens > 1 else []
+        for path in narrow:
+            module = nn.get(path)
+            module.input = module.input[:, tokens - 1 :: tokens]
+            if size > 1 and path != narrow[-1]:
+                module.output = module.output.repeat_interleave(tokens, 1)
         for path in ask.gelus[layer]:
             module = nn.get(path)
             module.skip(torch.nn.functional.gelu(module.input, approximate="tanh"))
+        if size > 1 and narrow:
+            module = nn.get(narrow[-1])
+            module.output = module.output.repeat_interleave(tokens, 1)
 
 
 def contribution(

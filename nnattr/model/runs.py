@@ -91,7 +91,7 @@ def lend(cache: Any, example: Tensor, first: int = 0) -> Any:
         return None
     new = copy.copy(cache)
     new.layers = list(cache.layers)
-    room: dict[Any, tuple[Tensor, Tensor]] = {}
+    room: dict[Any, Tensor] = {}
     for index in range(first, len(new.layers)):
         layer = new.layers[index] = copy.copy(cache.layers[index])
         rows = example.to(layer.keys.device)
@@ -103,7 +103,7 @@ def lend(cache: Any, example: Tensor, first: int = 0) -> Any:
 
 
 def extended(
-    room: dict[Any, tuple[Tensor, Tensor]],
+    room: dict[Any, Tensor],
     old_keys: Tensor,
     old_values: Tensor,
     rows: Tensor,
@@ -114,18 +114,18 @@ def extended(
 ) -> tuple[Tensor, Tensor]:
     """What a cache layer's ``update`` returns: these rows of the old, and after them the new.
 
-    One pair of tensors serves all layers of a pass: fresh memory costs more than the copying.
+    The same memory serves all layers of a pass: fresh memory costs more than the copying.
     """
-    known, alike = old_keys.shape[-2], (keys.shape, values.shape, keys.device)
-    if alike not in room:
-        room[alike] = tuple(
-            new.new_empty(*new.shape[:-2], known + new.shape[-2], new.shape[-1])
-            for new in (keys, values)
-        )
-    for both, old, new in zip(room[alike], (old_keys, old_values), (keys, values), strict=True):
+    joined = []
+    for name, old, new in (("keys", old_keys, keys), ("values", old_values, values)):
+        known = old.shape[-2]
+        shape = (*new.shape[:-2], known + new.shape[-2], new.shape[-1])
+        alike = (name, shape, new.dtype, new.device)
+        both = room[alike] if alike in room else room.setdefault(alike, new.new_empty(shape))
         torch.index_select(old, 0, rows, out=both[..., :known, :])
         both[..., known:, :] = new
-    return room[alike]
+        joined.append(both)
+    return joined[0], joined[1]
 
 
 def prefix(

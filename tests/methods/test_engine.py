@@ -12,7 +12,7 @@ import torch
 
 import nnattr
 from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob, Task
-from nnattr.model import engine
+from nnattr.model import engine, memory
 from tests.tiny import FAMILIES, tiny_model
 
 INNER = ("q", "k", "v", "pattern", "neuron")
@@ -23,6 +23,8 @@ WITHOUT = {
     "neuron": "mixture of experts",
     "pattern": "eager, makes other predictions",
 }
+#: Families whose attention counts positions by itself (ALiBi), whatever it is told.
+BY_INDEX = ("bloom", "falcon-serial", "mpt")
 WORDS = [f"w{i}" for i in range(60, 90)]
 
 
@@ -130,6 +132,52 @@ def test_the_last_layer_is_cut_to_what_the_metric_reads(family, monkeypatch):
     compared(model, task(model, pair(9, 4)))
     assert asked
     assert all(asked)
+
+
+@pytest.fixture
+def laid_out(monkeypatch) -> list[int]:
+    """How many rows shared a sequence, pass by pass."""
+    sizes: list[int] = []
+    rerun = engine.rerun
+
+    def watched(*given):
+        sizes.append(given[-1])
+        return rerun(*given)
+
+    monkeypatch.setattr(engine, "rerun", watched)
+    return sizes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_behind_a_long_prompt_the_rows_of_an_example_share_its_keys(family, laid_out):
+    model = tiny_model(family)
+    question = task(model, pair(24, 19), pair(20, 15, shift=5))
+    for site in ("z", "q"):
+        laid_out.clear()
+        assert compared(model, question, site=site) == "suffix"
+        assert (laid_out[-1] > 1) == (family not in BY_INDEX)
+
+
+@pytest.mark.parametrize(
+    ("site", "tokens"), [("z", 25), ("z", 200), ("k", 25), ("pattern", 200), ("neuron", 200)]
+)
+def test_lots_of_rows_when_they_do_not_come_out_even(site, tokens, laid_out, monkeypatch):
+    """Passes of few tokens, examples that differ elsewhere, a metric that reads every position."""
+    monkeypatch.setattr(memory, "CPU_TOKENS", tokens)
+    model = tiny_model("llama")
+    question = task(model, pair(24, 19), pair(24, 22, shift=3), pair(21, 17, shift=5))
+    compared(model, question, site=site, positions="each")
+    compared(model, question, Loss(), site=site, positions=[-5, -1])
+    assert max(laid_out) > 1
+
+
+def test_a_window_shorter_than_some_prompts_keeps_rows_apart(laid_out):
+    """The padded prompt fits the window, so the comparison on it alone would not tell."""
+    model = tiny_model("mistral", sliding_window=20)
+    question = task(model, pair(24, 19), pair(18, 13, shift=5))
+    for site in ("z", "q"):
+        assert compared(model, question, site=site) == "suffix"
+        assert set(laid_out) == {1}
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
