@@ -25,20 +25,24 @@ def shareable(ask: SimpleNamespace, cache: Any) -> bool:
     return all((getattr(layer, "sliding_window", None) or width) >= width for layer in cache.layers)
 
 
-def lot(ask: SimpleNamespace, start: int) -> int:
+def lot(ask: SimpleNamespace, start: int, least: int = 1) -> int:
     """How many rows of an example share a sequence that goes on from ``start``."""
-    most = start // (ask.base["ids"].shape[1] - start) if ask.abreast else 1
-    shares = -(-ask.units // max(1, most))
+    if not ask.abreast:
+        return 1
+    tokens = ask.base["ids"].shape[1] - start
+    most = max(1, min(max(least, start // tokens), ask.tokens // tokens))
+    shares = -(-ask.units // most)
     return -(-ask.units // shares)
 
 
 def groups(example: Tensor, size: int) -> Tensor:
-    """Which row stands where [group, size]: groups of one example each, filled up with their last.
+    """Which row stands where [group, at most ``size``]: groups of one example each.
 
-    ``example`` [row] says whose rows they are; an example's rows follow each other.
+    ``example`` [row] says whose rows they are; an example's rows follow each other. A short group
+    is filled up with its last row.
     """
     _, counts = torch.unique_consecutive(example, return_counts=True)
-    found = []
+    size, found = min(size, int(counts.max())), []
     for rows in torch.arange(len(example)).split(counts.tolist()):
         for some in rows.split(size):
             found.append(torch.cat([some, some[-1:].expand(size - len(some))]))

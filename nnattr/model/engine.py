@@ -60,9 +60,7 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     for index, rows in enumerate(plans):
         for alike, start in batches(ask, rows, starts, width):
             size = lot(ask, start)
-            patched = partial(changes, nn, ask, runs, index, start=start, size=size)
-            need = needed(ask, start, runs.start, size)
-            for some, values in fitting(ask, alike, need, width - start, patched, size):
+            for some, values in passes(nn, ask, runs, index, alike, start, size):
                 change[some[:, 0], index, some[:, 2], some[:, 1]] = values.float().cpu()
                 done += effort(ask, index, some, width)
                 tick(done, total)
@@ -194,19 +192,22 @@ def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tens
     rows, index = probes(ask, plans)
     if not len(rows):
         return True
-    full = changes(nn, ask, runs, index, rows, full=True)
+    full = torch.cat([some for _, some in passes(nn, ask, runs, index, rows, full=True)])
     scale = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
     near = 1e-4 if torch.finfo(runs.logits.dtype).eps < 1e-6 else 0.1
     start = int(rows[:, 3].min())
     ways = ((True, ask.narrow), (False, ask.narrow), (False, []))
     for abreast, narrow in ways if shareable(ask, runs.caches[runs.start]) else ways[1:]:
         ask.abreast, ask.narrow = abreast, narrow
-        size = max(2, lot(ask, start)) if abreast else 1
-        try:
-            ours = changes(nn, ask, runs, index, rows, start, size)
+        size = lot(ask, start, least=2)
+        if abreast and size == 1:
+            continue
+        try:  # each row as often as there are places in a sequence
+            found = passes(nn, ask, runs, index, rows.repeat_interleave(size, 0), start, size)
         except Exception:  # whatever the model's own code has against a cache or a skipped layer
             continue
-        if ((ours - full).abs() <= near * scale).all():
+        ours = torch.cat([some for _, some in found]).unflatten(0, (-1, size))
+        if ((ours - full[:, None]).abs() <= near * scale[:, None]).all():
             return True
     return False
 
@@ -227,7 +228,7 @@ def probes(ask: SimpleNamespace, plans: list[Tensor]) -> tuple[Tensor, int]:
     return rows[padding.argsort(descending=True, stable=True)[spread]], index
 
 
-def changes(
+def passes(
     nn: Any,
     ask: SimpleNamespace,
     runs: SimpleNamespace,
@@ -236,6 +237,22 @@ def changes(
     start: int = 0,
     size: int = 1,
     full: bool = False,
+) -> list[tuple[Tensor, Tensor]]:
+    """Parts of ``rows``, as many at a time as fit, and the change of the metric in each of them."""
+    work = partial(changes, nn, ask, runs, index, start=start, size=size, full=full)
+    tokens = ask.base["ids"].shape[1] - start
+    return fitting(ask, rows, needed(ask, start, runs.start, size), tokens, work, size)
+
+
+def changes(
+    nn: Any,
+    ask: SimpleNamespace,
+    runs: SimpleNamespace,
+    index: int,
+    rows: Tensor,
+    start: int,
+    size: int,
+    full: bool,
 ) -> Tensor:
     """The change of the metric in each row."""
     example = rows[:, 0]

@@ -70,6 +70,7 @@ def rerun(
         start, size = width - 1, 1
     tokens, skipped = width - start, start - runs.start
     order = groups(rows[:, 0], size)
+    size = order.shape[1]
     placed = rows[order.flatten()]
     before, after = (
         end_to_end(value[:, skipped:], size) for value in patch(ask, runs, index, placed)
