@@ -34,7 +34,7 @@ from nnattr.model.runs import fork, measure, observe, prefix, refusal, shared
 #: A row runs at most this much longer than it needs, so that rows can share a pass.
 SLACK = 1.5
 #: The engine is compared with full passes on at most so many rows, and this share of its own work.
-PROBES, SHARE = 4, 0.05
+PROBES, SHARE = 4, 0.02
 
 
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:

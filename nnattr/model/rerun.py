@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnattr.model.abreast import apart, end_to_end, groups, inputs_abreast
-from nnattr.model.runs import fork, inputs, lend, logits_of, prefix
+from nnattr.model.runs import fork, fused, inputs, lend, logits_of, prefix
 from nnattr.model.sites import read, write
 
 
@@ -140,9 +140,7 @@ def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> 
             module.input = module.input[:, tokens - 1 :: tokens]
             if size > 1 and path != narrow[-1]:
                 module.output = module.output.repeat_interleave(tokens, 1)
-        for path in ask.gelus[layer]:
-            module = nn.get(path)
-            module.skip(torch.nn.functional.gelu(module.input, approximate="tanh"))
+        fused(nn, ask, layer)
         if size > 1 and narrow:
             module = nn.get(narrow[-1])
             module.output = module.output.repeat_interleave(tokens, 1)

@@ -141,12 +141,21 @@ def prefix(
     given["use_cache"] = True
     with nn.trace(**given):
         with torch.no_grad():
+            for layer in range(len(ask.layer_paths)):
+                fused(nn, ask, layer)
             if ask.last_only:  # nobody reads what these tokens predict
                 head = nn.get(ask.unembed)
                 head.skip(head.input[..., :1])
             logits = None if ask.last_only else logits_of(nn, ask)
             output = nn.output
     return output.past_key_values, logits
+
+
+def fused(nn: Any, ask: SimpleNamespace, layer: int) -> None:
+    """Compute GELUs that a layer writes out step by step in one step, inside a trace."""
+    for path in ask.gelus[layer]:
+        module = nn.get(path)
+        module.skip(torch.nn.functional.gelu(module.input, approximate="tanh"))
 
 
 def resumable(nn: Any, ask: SimpleNamespace) -> int:

@@ -84,18 +84,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="z at all positions of GPT-2 only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = list(table(options.repeats, options.quick))
-    report = {
+    report: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": os.getloadavg(),
         "threads": options.threads,
         "versions": {n: version(n) for n in ("nnattr", "nnsight", "torch", "transformer-lens")},
-        "rows": rows,
-        "exponents": exponents(),
+        "rows": [],
     }
+    for row in table(options.repeats, options.quick):
+        report["rows"].append({**row, "load": os.getloadavg()})
+        keep(report, options.json)
+    report["exponents"] = exponents()
+    keep(report, options.json)
     print(json.dumps({k: v for k, v in report.items() if k != "rows"}, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+
+
+def keep(report: dict[str, Any], path: Path | None) -> None:
+    """Write what there is so far: the whole takes most of an hour."""
+    if path:
+        path.write_text(json.dumps(report, indent=1))
 
 
 def table(repeats: int, short: bool) -> Iterator[dict[str, Any]]:
