@@ -1,9 +1,9 @@
 """Rows laid end to end in one sequence, blind to each other, so that they share the cached keys.
 
-As rows of a batch, each needs its own copy of the keys and values before it, which behind a long
-prompt costs more than all products. As a *lot* in one sequence the rows of an example share one
-copy, with their own positions and with a mask by which a row sees what is cached and itself. The
-products with keys that it does not see are the price: a lot is no longer than what is cached.
+As rows of a batch, each needs its own copy of the keys and values before it, which costs the more
+the longer the prompt. As a *lot* in one sequence the rows of an example share one copy, with their
+own positions and with a mask by which a row sees what is cached and itself. The products with keys
+that it does not see are the price: a lot is no longer than what is cached.
 
 Inside a job: torch and plain values.
 """

@@ -4,7 +4,8 @@ A patch at layer *l* and position *p* of a causal model changes nothing below la
 before position *p*; where the two runs agree there is nothing to patch. So a patched *row* (one
 cell of one example) enters the model at its layer with the base run's residual stream, runs only
 the positions from the first one that its patch changes, and attends to the base run's keys and
-values before that. Rows of a layer are batched by where they start, whatever their cell.
+values before that. Rows of a layer are batched by where they start, whatever their cell; behind a
+long prompt the rows of an example share one sequence (`nnattr.model.abreast`).
 
 `rerun` is this engine; `rerun_full` patches whole forward passes. Every job compares the two on a
 few rows, and a model that `rerun` does not serve exactly is served by `rerun_full`.

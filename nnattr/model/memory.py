@@ -96,15 +96,15 @@ def fitting(
     """``work`` on as many rows at a time as fit; the parts of ``rows``, and what came out.
 
     ``need`` is what a row needs in bytes, ``tokens`` what it runs; rows come in lots of ``size``.
-    Where memory runs out, half as
-    many rows are tried, and the room is what they need from then on.
+    Where memory runs out, half as many rows are tried, and the room is what they need from then on.
     """
     found = []
     while len(rows):
         most = max(1, min(ask.room.bytes // need, ask.tokens // tokens))
         lot = min(size, most)
         lots = -(-len(rows) // lot)
-        n = lot * -(-lots // -(-lots // (most // lot)))  # evenly: a short last pass is a slow one
+        even = -(-lots // -(-lots // (most // lot)))  # a short last pass would be a slow one
+        n = min(len(rows), lot * even)
         try:
             value = work(rows[:n])
         except Exception as error:
