@@ -44,7 +44,7 @@ import nnattr
 from nnattr import LogitDiff, Model, Task
 from nnattr.methods.activation_patching import patching_job
 from nnattr.methods.study import Study
-from tests.benchmarks.foundation import RIGHT, WRONG, difference, quiet
+from tests.benchmarks.foundation import quiet
 from tests.tiny import tiny_tokenizer
 
 #: (tokens, first differing token)
@@ -52,6 +52,8 @@ LENGTHS = ((16, 10), (64, 40), (128, 120))
 QUESTIONS = (("z", "all"), ("z", "each"), ("resid_pre", "each"))
 #: The layer whose cells full passes are timed on.
 LAYER = 1
+#: The words whose logits are compared, as ids and in the names of the tokens.
+RIGHT, WRONG = 30_000, 31_000
 #: Tokens of the matrices at which the machine's rate is measured.
 PASS = 384
 
@@ -147,14 +149,17 @@ def saved(module: Any, folder: Path) -> Model:
     return nnattr.load(folder, device="cpu", backend="local")
 
 
+def difference(logits: Tensor) -> Tensor:
+    """The metric, as the peers compute it [example]."""
+    return logits[:, -1, RIGHT] - logits[:, -1, WRONG]
+
+
 def pairs(model: Model, tokens: int, differs: int, n: int) -> Task:
     """Pairs of prompts that differ at one token."""
-    last = model.config.vocab_size - 1
-    right, wrong = min(RIGHT, last - 1), min(WRONG, last)
     rows = [[f"w{3000 + 200 * row + i}" for i in range(tokens)] for row in range(n)]
     other = [[*row[:differs], f"w{9000 + i}", *row[differs + 1 :]] for i, row in enumerate(rows)]
     clean, corrupted = ([" ".join(row) for row in side] for side in (rows, other))
-    answers = [f" w{right}"] * n, [f" w{wrong}"] * n
+    answers = [f" w{RIGHT}"] * n, [f" w{WRONG}"] * n
     return Task.from_pairs(clean, corrupted, *answers, tokenizer=model.tokenizer)
 
 
