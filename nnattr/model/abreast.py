@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.model.runs import counted
+
 
 def shareable(ask: SimpleNamespace, cache: Any) -> bool:
     """Whether it is worth trying: positions can be given, and no window is shorter than prompts."""
@@ -69,10 +71,9 @@ def inputs_abreast(
 ) -> dict[str, Any]:
     """The model's inputs for ``size`` rows of each of these prompts, from ``start`` on."""
     mask = prompts["mask"]
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, start:]
     return {
         "input_ids": prompts["ids"][:, start:].repeat(1, size),
-        "position_ids": positions.repeat(1, size),
+        "position_ids": counted(mask)[:, start:].repeat(1, size),
         "attention_mask": blind(mask, start, size, dtype),
         "past_key_values": cache,
         **{name: value for name, value in ask.options.items() if name != "logits_to_keep"},

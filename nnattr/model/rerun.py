@@ -71,15 +71,15 @@ def rerun(
     tokens, skipped = width - start, start - runs.start
     order = groups(rows[:, 0], size)
     size = order.shape[1]
-    placed = rows[order.flatten()]
+    placed, example = rows[order.flatten()], rows[order[:, 0], 0]
     before, after = (
         end_to_end(value[:, skipped:], size) for value in patch(ask, runs, index, placed)
     )
     stream = laid(runs.streams[at], placed, skipped, size)
     base = laid(runs.attention[layer], placed, skipped, size) if ask.entry == "attention" else None
-    prompts = {name: value[rows[order[:, 0], 0]] for name, value in ask.base.items()}
+    prompts = {name: value[example] for name, value in ask.base.items()}
     if looks:
-        cache = borrowed(nn, ask, runs, start, rows[order[:, 0], 0], at)
+        cache = borrowed(nn, ask, runs, start, example, at)
         enters = inputs if size == 1 else partial(inputs_abreast, size=size, dtype=stream.dtype)
         given = enters(ask, prompts, start, cache)
     else:

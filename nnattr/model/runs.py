@@ -58,12 +58,17 @@ def inputs(
     if not mask.all():
         given["attention_mask"] = mask.long()
         if cache is not None and ask.takes_positions:
-            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, start:]
+            given["position_ids"] = counted(mask)[:, start:]
     if cache is not None:
         given["past_key_values"] = cache
     else:
         given["use_cache"] = False
     return given
+
+
+def counted(mask: Tensor) -> Tensor:
+    """Positions counted from each prompt's own first token [example, pos]."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def fork(cache: Any, example: Tensor, first: int = 0) -> Any:
