@@ -19,6 +19,7 @@ inside a job: torch and plain values only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,14 +29,16 @@ from torch import Tensor
 
 from nnattr.model.abreast import lot, shareable
 from nnattr.model.gathered import gathered
-from nnattr.model.memory import fitting, needed
-from nnattr.model.rerun import rerun, rerun_full
-from nnattr.model.runs import fork, measure, observe, prefix, refusal, shared
+from nnattr.model.memory import fitting, needed, ran_out
+from nnattr.model.rerun import known, rerun, rerun_full
+from nnattr.model.runs import closeness, fork, measure, observe, refusal, same, shared
 
 #: A row runs at most this much longer than it needs, so that rows can share a pass.
 SLACK = 1.5
-#: The engine is compared with full passes on at most so many rows, and this share of its own work.
-PROBES, SHARE = 4, 0.02
+#: The engine is compared on at most so many rows, and this share of its own work.
+PROBES, SHARE = 2, 0.02
+#: What comparing a row costs, in passes of its tokens through all layers.
+COMPARED = 2
 
 
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
@@ -45,16 +48,19 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     if refused:
         return refused
     ask.abreast = False
-    if ask.engine == "suffix":
-        ask.arity = arity(nn, ask)
-    runs = both_runs(nn, ask, shared(ask) if ask.engine == "suffix" else 0)
-    refused = runs.refused or refusal(runs.base, ask.n)
-    if refused:
-        return refused
-    plans = [plan(ask, runs, layer) for layer in range(len(ask.layers))]
-    if ask.engine == "suffix" and not exact(nn, ask, runs, plans):
-        ask.engine = "full"
-        runs = both_runs(nn, ask, 0)
+    engines = ("suffix", "full") if ask.engine == "suffix" else ("full",)
+    for ask.engine in engines:
+        try:
+            runs = both_runs(nn, ask)
+            refused = runs.refused or refusal(runs.base, ask.n)
+            if refused:
+                return refused
+            plans = [plan(ask, runs, layer) for layer in range(len(ask.layers))]
+            if ask.engine == "full" or exact(nn, ask, runs, plans):
+                break
+        except Exception as error:  # whatever the model's own code has against a cache
+            if ask.engine == "full" or ran_out(error):
+                raise
     starts = boundaries(torch.cat([rows[:, 3] for rows in plans]), width)
     total, done = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans)), 0
     change = torch.zeros(ask.n, len(ask.layers), ask.units, len(ask.spots))
@@ -86,55 +92,59 @@ def out_of_reach(nn: Any, ask: SimpleNamespace) -> dict[str, Any] | None:
     return {"refused": ("backend", reason)}
 
 
-def arity(nn: Any, ask: SimpleNamespace) -> dict[str, int]:
-    """How layers and attention modules return: a tuple of that many, or 0 for a bare tensor."""
-    with nn.trace(input_ids=ask.base["ids"][:1, -1:], use_cache=False):
-        with torch.no_grad():
-            attention = nn.get(ask.attn[0]).output
-            layer = nn.get(ask.layer_paths[0]).output
-    pair = {"attention": attention, "layer": layer}
-    return {name: len(value) if isinstance(value, tuple) else 0 for name, value in pair.items()}
-
-
-def both_runs(nn: Any, ask: SimpleNamespace, start: int) -> SimpleNamespace:
+def both_runs(nn: Any, ask: SimpleNamespace) -> SimpleNamespace:
     """What is known before anything is patched, at the positions from ``start`` on.
 
     ``streams[l]`` enters layer *l* (the last one leaves the model's last layer), ``attention`` is
     what attention modules return, ``own`` and ``other`` the site in the two runs (``other`` is
-    what an ablation puts in its place, if it is one); ``caches`` holds
-    the base run's keys and values before a position.
+    what an ablation puts in its place, if it is one); ``cache`` holds the base run's keys and
+    values, ``caches`` those before a position. Both runs go on from the same ones at ``start``, so
+    that they are the same to the bit where nothing differs; ``resumes`` says whether the base run
+    then is what it is as a whole.
     """
-    cache, before = prefix(nn, ask, start)
-    every = torch.arange(ask.n)
-    names = ("stream", "attention", "site", "end") if ask.engine == "suffix" else ("site",)
-    ours, base_logits = observe(nn, ask, ask.base, names, start, fork(cache, every))
+    wanted, steps, start = ("site",), (), 0
+    if ask.engine == "suffix":
+        wanted, steps = ("stream", "attention", "arity", "site", "end"), ("gelu",)
+        start = shared(ask)
+    first = (*steps, "cache") if start else (*wanted, *steps, "cache")
+    ours, whole = observe(nn, ask, ask.base, first if steps else wanted)
+    runs = SimpleNamespace(start=start, cache=ours.get("cache"), caches={}, whole=whole)
+    runs.logits = whole
+    if start:
+        ours, runs.logits = resumed(nn, ask, runs, ask.base, (*wanted, *steps))
+    runs.resumes = same(runs.logits[:, -1], whole[:, -1])
     if ask.filled is None:
-        theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))
+        theirs, source_logits = resumed(nn, ask, runs, ask.source, ("site", *steps))
     else:
         pairs = zip(ask.filled, ours["site"], strict=True)
         theirs = {"site": [fill.to(own).expand_as(own) for fill, own in pairs]}
-        source_logits = base_logits
-    if before is not None:
-        base_logits = torch.cat([before, base_logits], 1)
-        source_logits = torch.cat([before, source_logits], 1)
-    clean = (base_logits if ask.base_is_clean else source_logits)[:, -1]
-    own = [ours["site"][layer] for layer in ask.layers]
-    other = [theirs["site"][layer] for layer in ask.layers]
+        source_logits = runs.logits
+    ask.arity = dict(zip(("attention", "layer"), ours.get("arity", ()), strict=False))
+    runs.streams = ours.get("stream", []) + ours.get("end", [])
+    runs.attention = ours.get("attention", [])
+    runs.own = [ours["site"][layer] for layer in ask.layers]
+    runs.other = [theirs["site"][layer] for layer in ask.layers]
     if ask.patterns:
-        other = gathered(nn, ask, own, start)
-    return SimpleNamespace(
-        refused=other if isinstance(other, dict) else None,
-        start=start,
-        caches={start: cache},
-        streams=ours.get("stream", []) + ours.get("end", []),
-        attention=ours.get("attention", []),
-        own=own,
-        other=other,
-        logits=base_logits,
-        clean=clean,
-        base=measure(ask, ask.base, base_logits, clean),
-        source=measure(ask, ask.source, source_logits, clean),
-    )
+        runs.other = gathered(nn, ask, runs.own, start)
+    runs.refused = runs.other if isinstance(runs.other, dict) else None
+    runs.clean = (runs.logits if ask.base_is_clean else source_logits)[:, -1]
+    runs.base = measure(ask, ask.base, runs.logits, runs.clean)
+    runs.source = measure(ask, ask.source, source_logits, runs.clean)
+    return runs
+
+
+def resumed(
+    nn: Any,
+    ask: SimpleNamespace,
+    runs: SimpleNamespace,
+    prompts: dict[str, Tensor],
+    names: tuple[str, ...],
+) -> tuple[dict[str, Any], Tensor]:
+    """A run of all examples that goes on from the base run's keys and values: see `observe`."""
+    cache = fork(known(nn, ask, runs, runs.start), torch.arange(ask.n))
+    found, logits = observe(nn, ask, prompts, names, runs.start, cache)
+    before = runs.whole[:, : 0 if ask.last_only else runs.start]
+    return found, torch.cat([before, logits], 1)
 
 
 def plan(ask: SimpleNamespace, runs: SimpleNamespace, index: int) -> Tensor:
@@ -187,27 +197,32 @@ def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:
 def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
     """Whether the engine gives what full passes give, on a few rows of a middle layer.
 
-    Rows go on in sequences of their own, and the last layer is run whole, from here on if that is
-    what it takes.
+    In two steps: the base run goes on from its keys and values as it did in its whole pass, and
+    there the engine gives what all layers give. Rows go on in sequences of their own, and the
+    last layer is run whole, from here on if that is what it takes.
     """
     rows, index = probes(ask, plans)
-    if not len(rows):
-        return True
-    full = torch.cat([some for _, some in passes(nn, ask, runs, index, rows, full=True)])
-    scale = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
-    near = 1e-4 if torch.finfo(runs.logits.dtype).eps < 1e-6 else 0.1
+    if not len(rows) or not runs.resumes:
+        return runs.resumes
     start = int(rows[:, 3].min())
+    full = torch.cat([some for _, some in passes(nn, ask, runs, index, rows, start, full=True)])
+    scale = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
+    near = closeness(runs.logits)
     ways = ((True, ask.narrow), (False, ask.narrow), (False, []))
-    for abreast, narrow in ways if shareable(ask, runs.caches[runs.start]) else ways[1:]:
+    for abreast, narrow in ways if shareable(ask, runs.cache) else ways[1:]:
         ask.abreast, ask.narrow = abreast, narrow
         size = lot(ask, start, least=2)
         if abreast and size == 1:
             continue
-        try:  # each row as often as there are places in a sequence
-            found = passes(nn, ask, runs, index, rows.repeat_interleave(size, 0), start, size)
-        except Exception:  # whatever the model's own code has against a cache or a skipped layer
+        twice = min(size, 2)  # so that there are two in a sequence
+        often = rows.repeat_interleave(twice, 0)
+        try:
+            found = list(passes(nn, ask, runs, index, often, start, size))
+        except Exception as error:  # whatever the model's own code has against a skipped layer
+            if ran_out(error):
+                raise
             continue
-        ours = torch.cat([some for _, some in found]).unflatten(0, (-1, size))
+        ours = torch.cat([some for _, some in found]).unflatten(0, (-1, twice))
         if ((ours - full[:, None]).abs() <= near * scale[:, None]).all():
             return True
     return False
@@ -221,8 +236,9 @@ def probes(ask: SimpleNamespace, plans: list[Tensor]) -> tuple[Tensor, int]:
     """
     index, width = len(plans) // 2, ask.base["ids"].shape[1]
     total = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans))
-    affordable = int(SHARE * total / (width * len(ask.reads)))
     rows = plans[index]
+    tokens = width - int(rows[:, 3].min()) if len(rows) else width
+    affordable = int(SHARE * total / (COMPARED * tokens * len(ask.reads)))
     padding = (~ask.base["mask"]).sum(1)[rows[:, 0]]
     count = min(len(rows), max(1 + bool(padding.any()), min(PROBES, affordable)))
     spread = torch.linspace(0, len(rows) - 1, count).long() if count else torch.arange(0)
@@ -238,7 +254,7 @@ def passes(
     start: int = 0,
     size: int = 1,
     full: bool = False,
-) -> list[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Parts of ``rows``, as many at a time as fit, and the change of the metric in each of them."""
     work = partial(changes, nn, ask, runs, index, start=start, size=size, full=full)
     tokens = ask.base["ids"].shape[1] - start
@@ -258,11 +274,11 @@ def changes(
     """The change of the metric in each row."""
     example = rows[:, 0]
     if full or ask.engine == "full":
-        logits = rerun_full(nn, ask, runs, index, rows)
+        logits = rerun_full(nn, ask, runs, index, rows, start)
     else:
         logits = rerun(nn, ask, runs, index, rows, start, size)
-        if not ask.last_only:
-            known = runs.logits[example.to(runs.logits.device), :start]
-            logits = torch.cat([known, logits], 1)
+    if not ask.last_only:
+        before = runs.logits[example.to(runs.logits.device), :start]
+        logits = torch.cat([before, logits], 1)
     value = measure(ask, ask.base, logits, runs.clean, example)
     return value - runs.base[example.to(value.device)]

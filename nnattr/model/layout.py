@@ -52,12 +52,17 @@ def layout(model: Model, site: PatchSite) -> dict[str, Any]:
     normed = spec.attn_out.path != spec.attn_proj
     where: SiteName = "z" if site == "pattern" else site
     places = model.places(where)
-    # a site before attention's end is read before it, the others after it
+    # in forward order: a site is read before attention's end, before the MLP's GELU, or after it
     early = where in ("resid_pre", "q", "k", "v", "z") or (where == "attn_out" and not normed)
+    late = where in ("neuron", "mlp_out", "resid_post")
+    gelus = [_gelus(model, path) for path in paths]
     reads = []
     for layer, path in enumerate(paths):
-        both = [("site", places[layer]), ("attention", (f"{path}.{attention}", "output", None))]
-        reads.append([("stream", (path, "input", None)), *(both if early else both[::-1])])
+        module = f"{path}.{attention}"
+        steps: list[tuple[str, Any]] = [("attention", (module, "output", None)), ("arity", module)]
+        steps += [("gelu", gelu) for gelu in gelus[layer]]
+        steps.insert(0 if early else len(steps) if late else 2, ("site", places[layer]))
+        reads.append([("stream", (path, "input", None)), *steps, ("arity", path)])
     reads[-1].append(("end", (paths[-1], "output", None)))
     scale = getattr(model.config, spec.residual_scale) if spec.residual_scale else 1.0
     return {
@@ -72,7 +77,7 @@ def layout(model: Model, site: PatchSite) -> dict[str, Any]:
         "embed": spec.embed,
         "unembed": spec.unembed,
         "narrow": [f"{paths[-1]}.{path}" for path in _narrow(spec)],
-        "gelus": [_gelus(model, path) for path in paths],
+        "gelus": gelus,
         "layer_paths": paths,
         "attn": [f"{path}.{attention}" for path in paths],
         "norms": [f"{path}.{spec.attn_out.path}" for path in paths],

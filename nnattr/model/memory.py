@@ -17,7 +17,7 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -92,13 +92,12 @@ def fitting(
     tokens: int,
     work: Callable[[Tensor], Any],
     size: int = 1,
-) -> list[tuple[Tensor, Any]]:
-    """``work`` on as many rows at a time as fit; the parts of ``rows``, and what came out.
+) -> Iterator[tuple[Tensor, Any]]:
+    """``work`` on as many rows at a time as fit; part by part the rows, and what came out.
 
     ``need`` is what a row needs in bytes, ``tokens`` what it runs; rows come in lots of ``size``.
     Where memory runs out, half as many rows are tried, and the room is what they need from then on.
     """
-    found = []
     while len(rows):
         most = max(1, min(ask.room.bytes // need, ask.tokens // tokens))
         lot = min(size, most)
@@ -116,9 +115,8 @@ def fitting(
             release()
             continue
         ask.room.rows = max(ask.room.rows, n)
-        found.append((rows[:n], value))
+        yield rows[:n], value
         rows = rows[n:]
-    return found
 
 
 def held(payload: dict[str, Any]) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnattr.model.abreast import apart, end_to_end, groups, inputs_abreast
-from nnattr.model.runs import fork, fused, inputs, lend, logits_of, prefix
+from nnattr.model.runs import fork, inputs, lend, logits_of, one_step, prefix, shortened
 from nnattr.model.sites import read, write
 
 
@@ -33,18 +33,21 @@ def patch(
 
 
 def rerun_full(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, start: int
 ) -> Tensor:
-    """The logits of each row by a full forward pass with the patch written at the site."""
-    prompts = {name: value[rows[:, 0]] for name, value in ask.base.items()}
-    before, after = patch(ask, runs, index, rows)
+    """The logits of each row from ``start`` on, by all layers, with the patch written at the site.
+
+    From 0 on this is a full forward pass.
+    """
+    example = rows[:, 0]
+    prompts = {name: value[example] for name, value in ask.base.items()}
+    before, after = (value[:, start - runs.start :] for value in patch(ask, runs, index, rows))
     where = ask.places[ask.layers[index]]
-    with nn.trace(**inputs(ask, prompts)):
+    cache = borrowed(nn, ask, runs, start, example)
+    with nn.trace(**inputs(ask, prompts, start, cache)):
         with torch.no_grad():
-            live = read(nn, where, prompts["ids"].shape[1]).clone()
-            tail = live[:, runs.start :]
-            live[:, runs.start :] = torch.where(before == after, tail, after.to(tail))
-            write(nn, where, live)
+            live = read(nn, where, before.shape[1])
+            write(nn, where, torch.where(before == after, live, after.to(live)))
             logits = logits_of(nn, ask, whole=True)
     return logits
 
@@ -119,14 +122,20 @@ def laid(kept: Tensor, rows: Tensor, skipped: int, size: int) -> Tensor:
 
 
 def borrowed(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, start: int, example: Tensor, at: int
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, start: int, example: Tensor, at: int = 0
 ) -> Any:
     """The base run's cache before ``start``, for a pass of these examples from layer ``at`` on."""
-    if start not in runs.caches:
-        first = fork(runs.caches[runs.start], torch.arange(ask.n))
-        runs.caches[start], _ = prefix(nn, ask, start, runs.start, first)
     sandboxed = nn.get(ask.embed).weight.is_meta  # there a cache travels, and functions cannot
-    return (fork if sandboxed else lend)(runs.caches[start], example, at)
+    return (fork if sandboxed else lend)(known(nn, ask, runs, start), example, at)
+
+
+def known(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, start: int) -> Any:
+    """The base run's keys and values before ``start``: what is left of the whole run's, or anew."""
+    if start not in runs.caches:
+        width = ask.base["ids"].shape[1]
+        cut = shortened(runs.cache, width - start) if start else None
+        runs.caches[start] = cut if cut or not start else prefix(nn, ask, start)[0]
+    return runs.caches[start]
 
 
 def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> None:
@@ -140,7 +149,8 @@ def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> 
             module.input = module.input[:, tokens - 1 :: tokens]
             if size > 1 and path != narrow[-1]:
                 module.output = module.output.repeat_interleave(tokens, 1)
-        fused(nn, ask, layer)
+        for path in ask.gelus[layer]:
+            one_step(nn, path)
         if size > 1 and narrow:
             module = nn.get(narrow[-1])
             module.output = module.output.repeat_interleave(tokens, 1)

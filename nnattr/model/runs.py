@@ -8,6 +8,7 @@ the positions from ``start`` on: everything before it enters as a cache of keys 
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ from nnattr.model.sites import read
 
 #: Tokens in one forward pass, unless a single example already has more.
 TOKENS_PER_FORWARD = 4096
+#: In the tanh form of GELU, ``x / 2 * (1 + tanh(u))``, 2 u is so many times x + 0.044715 x^3.
+TWICE = 2 * (2 / math.pi) ** 0.5
 #: Shared tokens below which a cache of them costs more passes than it saves.
 WORTH_SHARING = 256
 
@@ -133,21 +136,17 @@ def extended(
     return joined[0], joined[1]
 
 
-def prefix(
-    nn: Any, ask: SimpleNamespace, stop: int, start: int = 0, cache: Any = None
-) -> tuple[Any, Tensor | None]:
-    """The base run's cache before position ``stop``, going on from one before ``start``.
+def prefix(nn: Any, ask: SimpleNamespace, stop: int) -> tuple[Any, Tensor | None]:
+    """The base run's cache before position ``stop``, and the logits there if the metric reads them.
 
-    Also the logits there, where the metric reads them.
+    Nothing where there is nothing before it.
     """
     if stop == 0:
         return None, None
-    given = inputs(ask, ask.base, start, cache, stop)
+    given = inputs(ask, ask.base, stop=stop)
     given["use_cache"] = True
     with nn.trace(**given):
         with torch.no_grad():
-            for layer in range(len(ask.layer_paths)):
-                fused(nn, ask, layer)
             if ask.last_only:  # nobody reads what these tokens predict
                 head = nn.get(ask.unembed)
                 head.skip(head.input[..., :1])
@@ -156,11 +155,31 @@ def prefix(
     return output.past_key_values, logits
 
 
-def fused(nn: Any, ask: SimpleNamespace, layer: int) -> None:
-    """Compute GELUs that a layer writes out step by step in one step, inside a trace."""
-    for path in ask.gelus[layer]:
-        module = nn.get(path)
-        module.skip(torch.nn.functional.gelu(module.input, approximate="tanh"))
+def shortened(cache: Any, tokens: int) -> Any:
+    """A cache without its last tokens; None where a sliding window has forgotten too much."""
+    if cache is None:
+        return None
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    try:
+        new.crop(-tokens)
+    except (RuntimeError, ValueError):
+        return None
+    return new
+
+
+def one_step(nn: Any, path: str) -> None:
+    """Compute a tanh GELU that a module writes out in eight steps in one, inside a trace.
+
+    On a processor as ``x * sigmoid(2 u)``, which is the same and takes half of torch's own.
+    """
+    module = nn.get(path)
+    x = module.input
+    if x.device.type == "cpu":
+        u = (x * x).mul_(TWICE * 0.044715).add_(TWICE).mul_(x)
+        module.skip(u.sigmoid_().mul_(x))
+    else:
+        module.skip(torch.nn.functional.gelu(x, approximate="tanh"))
 
 
 def resumable(nn: Any, ask: SimpleNamespace) -> int:
@@ -178,9 +197,18 @@ def resumable(nn: Any, ask: SimpleNamespace) -> int:
         _, resumed = observe(nn, one, one.base, (), start, cache)
     except Exception:  # whatever the model's own code has against a cache
         return 0
-    exact = torch.finfo(whole.dtype).eps < 1e-6
-    gap = (whole[:, -1].float() - resumed[:, -1].float()).abs().max()
-    return start if gap <= (1e-4 if exact else 0.1) * whole[:, -1].abs().max() else 0
+    return start if same(resumed[:, -1], whole[:, -1]) else 0
+
+
+def same(found: Tensor, whole: Tensor) -> bool:
+    """Whether logits are those of a whole pass, to what their precision allows."""
+    gap = (found.float() - whole.float()).abs().max()
+    return bool(gap <= closeness(whole) * whole.abs().max())
+
+
+def closeness(value: Tensor) -> float:
+    """How far apart two ways to compute such a value may be, as a share of the largest."""
+    return 1e-4 if torch.finfo(value.dtype).eps < 1e-6 else 0.1
 
 
 def observe(
@@ -190,21 +218,36 @@ def observe(
     names: tuple[str, ...],
     start: int = 0,
     cache: Any = None,
-) -> tuple[dict[str, list[Tensor]], Tensor]:
+) -> tuple[dict[str, Any], Tensor]:
     """One run from ``start`` on, without gradients: what is found at ``names``, and the logits.
 
     ``ask.reads`` holds for each layer the names and places that may be asked for, in forward order.
+    Three names are not of places: ``"cache"`` asks for the run's keys and values, ``"gelu"`` for
+    GELUs in one step, ``"arity"`` for how attention modules and layers return (a tuple of that
+    many, or 0 for a bare tensor).
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    found: dict[str, Any] = {name: [] for name in names}
     width = prompts["ids"].shape[1] - start
-    with nn.trace(**inputs(ask, prompts, start, cache)):
+    given = inputs(ask, prompts, start, cache)
+    if "cache" in names:
+        given["use_cache"] = True
+    with nn.trace(**given):
         with torch.no_grad():
             for places in ask.reads:
                 for name, where in places:
-                    if name in names:
+                    if name not in names:
+                        continue
+                    if name == "gelu":
+                        one_step(nn, where)
+                    elif name == "arity":
+                        value = nn.get(where).output
+                        found[name].append(len(value) if isinstance(value, tuple) else 0)
+                    else:
                         # a copy: the model may go on to add into what was read
                         found[name].append(read(nn, where, width).clone())
             logits = logits_of(nn, ask)
+            if "cache" in names:
+                found["cache"] = nn.output.past_key_values
     return found, logits
 
 
