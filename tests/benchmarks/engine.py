@@ -5,18 +5,21 @@
     python -m tests.benchmarks.engine [--json PATH] [--repeats 5] [--threads 1] [--quick]
 
 Random models of two shapes, float32, pairs that differ at one token. Times are processor seconds,
-so that other work on the machine does not count; ours are medians. A contender that runs a full
-pass for each cell pays the same for every cell: it is timed once on some cells of one layer, and
-multiplied by the cells that differ. All answers there are compared first.
+so that other work on the machine does not count, and medians. Where all layers would take hours,
+everybody is asked for the cells of a few. Answers are compared before anything is said.
 
 ==============  ================================================================================
-ours            `activation_patching` as it is
-full            the same with ``engine="full"``, in batches: one layer, times the layers
+ours            the job of `activation_patching`, every cell of these layers
+full            the same with ``engine="full"``, in batches
 TransformerLens ``patching.generic_activation_patch`` on its bridge
 hook loop       one hooked forward per cell, last token unembedded
 floor           the multiply-adds that exact patching needs at all, at the rate at which this
                 machine multiplies matrices of those sizes beside each sweep of ours (`floor`)
 ==============  ================================================================================
+
+For the three in the middle a cell is a full pass, whatever it patches. So their passes are timed
+once for each model, length and number of pairs, on heads of one layer, and multiplied: by the
+cells that differ, and by one for each of the two runs that they need first.
 """
 
 from __future__ import annotations
@@ -50,8 +53,10 @@ from tests.tiny import tiny_tokenizer
 #: (tokens, first differing token)
 LENGTHS = ((16, 10), (64, 40), (128, 120))
 QUESTIONS = (("z", "all"), ("z", "each"), ("resid_pre", "each"))
-#: The layer whose cells full passes are timed on.
-LAYER = 1
+#: The layer whose cells full passes are timed on, and on how many pairs where they go in batches.
+LAYER, FEW = 1, 1
+#: The multiply-adds of a sweep above which only some layers are asked for.
+MOST = 6e11
 #: The words whose logits are compared, as ids and in the names of the tokens.
 RIGHT, WRONG = 30_000, 31_000
 #: Tokens of the matrices at which the machine's rate is measured.
@@ -113,27 +118,36 @@ def table(repeats: int, short: bool) -> Iterator[dict[str, Any]]:
     for name, make in {"GPT-2 small": gpt2, **({} if short else {"Llama": llama})}.items():
         with tempfile.TemporaryDirectory() as folder:
             model = saved(make(), Path(folder))
-            for site, positions in QUESTIONS[: 1 if short else None]:
-                for tokens, differs in LENGTHS:
-                    for n in (2, 8):
-                        by_position = positions == "each"
-                        if (n == 8 and site == "z" and by_position) or (
-                            name == "Llama" and (n == 8 or by_position)
-                        ):
-                            continue  # these would take hours
-                        ask = Ask(model, pairs(model, tokens, differs, n), site, positions, folder)
+            for tokens, differs in LENGTHS:
+                for n in (2, 8):
+                    task = pairs(model, tokens, differs, n)
+                    others = passes(Ask(model, task, "z", "all", [LAYER]), folder, repeats)
+                    for site, positions in QUESTIONS[: 1 if short else None]:
+                        layers = asked(model, task, site, positions)
                         case = {"shape": name, "site": site, "positions": positions}
                         case |= {"tokens": tokens, "differs": differs, "pairs": n}
-                        case |= ask.row(repeats)
+                        case |= {"layers": layers, "of": model.n_layers}
+                        case |= Ask(model, task, site, positions, layers).row(repeats, others)
                         show(case)
                         yield case
 
 
+def asked(model: Model, task: Task, site: str, positions: str) -> list[int]:
+    """The layers whose cells are asked for: all, two whose mean is the middle, or one above it."""
+    every = model.n_layers
+    some = [list(range(every)), [every // 4, every - 1 - every // 4], [3 * every // 4]]
+    if model.architecture == "gpt2" and (site, positions) == ("z", "all"):
+        return some[0]
+    affordable = (it for it in some if sum(adds(Ask(model, task, site, positions, it))) < MOST)
+    return next(affordable, some[-1])
+
+
 def show(row: dict[str, Any]) -> None:
     """One line of the table."""
+    layers = "" if len(row["layers"]) == row["of"] else f", layers {row['layers']}"
     cells = [
         row["shape"],
-        f"{row['site']} {row['positions']}",
+        f"{row['site']} {row['positions']}{layers}",
         f"{row['tokens']} ({row['differs']})",
     ]
     numbers = [f"{row['ours']:.2f}", f"{row['floor']:.2f} (ours {row['times the floor']:.2f}x)"]
@@ -165,137 +179,166 @@ def pairs(model: Model, tokens: int, differs: int, n: int) -> Task:
 
 
 class Ask:
-    """One question and its contenders."""
+    """One question: a model, pairs, a site, positions and layers."""
 
-    def __init__(self, model: Model, task: Task, site: Any, positions: Any, folder: str) -> None:
+    def __init__(
+        self, model: Model, task: Task, site: Any, positions: Any, layers: list[int] | None = None
+    ) -> None:
         self.model, self.task, self.site, self.positions = model, task, site, positions
-        self.folder = folder
+        self.layers = list(range(model.n_layers)) if layers is None else layers
         differing = (task.clean_tokens.ids != task.corrupted_tokens.ids).any(0)
         self.start = int(differing.int().argmax())
         self.places = task.width - self.start if positions == "each" else 1
         self.units = model.n_heads if site == "z" else 1
 
-    def row(self, repeats: int) -> dict[str, Any]:
+    def row(self, repeats: int, others: dict[str, tuple[float, float]]) -> dict[str, Any]:
         """Processor seconds of everybody, after a comparison."""
-        answer = self.ours()
         floors, times = [floor(self)], []
+        answer = torch.empty(0)
         for _ in range(repeats):  # side by side: the machine's speed changes with its other work
-            times.append(spent(self.ours)[0])
+            seconds, answer = spent(self.ours)
+            times.append(seconds)
             floors.append(floor(self))
+        agree("hook loop", Hooks(self).cells(), self.of_cells(answer), answer)
         ratios = [2 * t / sum(pair) for t, pair in zip(times, pairwise(floors), strict=True)]
-        found: dict[str, Any] = {
+        number = len(self.layers) * self.units * self.places
+        return {
             "ours": statistics.median(times),
             "range": (min(times), max(times)),
             "floor": statistics.median(floors),
             "times the floor": statistics.median(ratios),
+            **{name: first + number * each for name, (first, each) in others.items()},
         }
-        n, layers = len(self.task), self.model.n_layers
-        here = answer[:, LAYER].reshape(n, self.units, -1)  # [example, unit, place]
-        first = self.start if self.positions == "each" else 0
-        some = here[:, :, first : first + self.sampled].reshape(n, -1)
-        scale = layers * self.places / self.sampled
-        for name, contender, right, times_all in (
-            ("full", self.full, here, layers),
-            ("TransformerLens", self.transformer_lens(), some, scale),
-            ("hook loop", self.hook_loop, some, scale),
-        ):
-            seconds, theirs = spent(contender)
-            gap = float((theirs.reshape(right.shape) - right).abs().max())
-            if gap > 1e-3 * float(answer.abs().max()):
-                raise SystemExit(f"{name} answers otherwise, by {gap:.1e}.")
-            found[name] = seconds * times_all
-        return found
 
-    @property
-    def sampled(self) -> int:
-        """At how many positions the contenders that go cell by cell are timed."""
-        return 1 if self.units > 1 else self.places
-
-    def cells(self) -> list[dict[str, int]]:
-        """The cells of one layer that those contenders patch, heads first."""
-        each = self.positions == "each"
-        places = [{"pos": self.start + i} for i in range(self.sampled)] if each else [{}]
-        heads = [{"head": head} for head in range(self.units)] if self.units > 1 else [{}]
-        return [{**place, **head} for head in heads for place in places]
-
-    def study(self, engine: str) -> Study:
-        """The question as the library asks it."""
-        return Study(
+    def ours(self, engine: str = "suffix") -> Tensor:
+        """Raw scores [example, layer, unit, spot] of all cells of the layers."""
+        study = Study(
             patching_job, "activation_patching", True, self.model, self.task, LogitDiff(),
             self.site, self.positions, "denoising", False, engine,
         )  # fmt: skip
+        outcome = self.model.run(patching_job, study.payload(self.layers), label=engine)
+        return outcome.values["change"]
 
-    def ours(self) -> Tensor:
-        """Raw scores [example, layer, ...] of all cells."""
-        return torch.tensor(self.study("suffix").run().raw.fillna(0).to_numpy())
+    def cells(self) -> list[dict[str, int]]:
+        """A cell of the first layer, as those that go cell by cell name it."""
+        place = {"pos": self.start} if self.positions == "each" else {}
+        return [place | {"head": 0}] if self.units > 1 else [place]
 
-    def full(self) -> Tensor:
-        """The cells of one layer by full passes [example, ...]."""
-        payload = self.study("full").payload([LAYER])
-        return self.model.run(patching_job, payload, label="full").values["change"]
+    def of_cells(self, answer: Tensor) -> Tensor:
+        """The score of that cell [example, 1]."""
+        spot = self.start if self.positions == "each" else 0
+        return answer[:, 0, : len(self.cells()), spot]
 
-    def transformer_lens(self) -> Callable[[], Tensor]:
-        """Those cells [example, cell] by TransformerLens, with the bridge already booted."""
+
+def passes(ask: Ask, folder: str, repeats: int) -> dict[str, tuple[float, float]]:
+    """Seconds of those that run full passes: for both plain runs, and for each cell."""
+    answer = ask.ours()
+    right, number = ask.of_cells(answer), len(ask.cells())
+    few = Ask(ask.model, ask.task[:FEW], ask.site, ask.positions, ask.layers)
+    batches = [spent(lambda: few.ours("full")) for _ in range(repeats)]
+    agree("full", batches[0][1], answer[:FEW], answer)
+    row = statistics.median(seconds for seconds, _ in batches) / (FEW * (2 + ask.units))
+    found = {"full": (2 * len(ask.task) * row, len(ask.task) * row)}
+    contenders = {"TransformerLens": TransformerLens(ask, folder), "hook loop": Hooks(ask)}
+    for name, contender in contenders.items():
+        first, cells = [], []
+        for _ in range(repeats):
+            first.append(spent(contender.both_runs)[0])
+            seconds, theirs = spent(contender.patched)
+            agree(name, theirs, right, answer)
+            cells.append(seconds / number)
+        found[name] = statistics.median(first), statistics.median(cells)
+    return found
+
+
+def agree(name: str, theirs: Tensor, right: Tensor, answer: Tensor) -> None:
+    """Stop if someone answers otherwise, beside the largest of the whole answer."""
+    gap = float((theirs - right).abs().max())
+    if gap > 1e-3 * float(answer.abs().max()):
+        raise SystemExit(f"{name} answers otherwise, by {gap:.1e}.")
+
+
+class TransformerLens:
+    """Cells by TransformerLens, on a bridge that is already booted."""
+
+    def __init__(self, ask: Ask, folder: str) -> None:
         import pandas as pd
-        from transformer_lens import patching
         from transformer_lens.model_bridge import TransformerBridge
 
+        self.ask = ask
         with quiet():
-            bridge = TransformerBridge.boot_transformers(self.folder, device="cpu").eval()
-        setters = {
-            ("z", "all"): patching.layer_head_vector_patch_setter,
-            ("z", "each"): patching.layer_pos_head_vector_patch_setter,
-            ("resid_pre", "each"): patching.layer_pos_patch_setter,
-        }
-        hook = {"z": "attn.hook_z", "resid_pre": "hook_resid_pre"}[self.site]
-        index = pd.DataFrame([{"layer": LAYER, **cell} for cell in self.cells()])
+            self.bridge = TransformerBridge.boot_transformers(folder, device="cpu").eval()
+        self.index = pd.DataFrame([{"layer": LAYER, **cell} for cell in ask.cells()])
 
-        def sweep() -> Tensor:
-            with quiet(), torch.no_grad():
-                _, cache = bridge.run_with_cache(
-                    self.task.clean_tokens.ids, names_filter=lambda name: hook in name
-                )
-                found = patching.generic_activation_patch(
-                    bridge, self.task.corrupted_tokens.ids, cache, difference, reduce="none",
-                    patch_setter=setters[self.site, self.positions],
-                    activation_name="z" if self.site == "z" else "resid_pre",
-                    index_df=index, baseline=True,
-                )  # fmt: skip
-            baseline: Any = found.baseline
-            return (found.values - baseline).T
-
-        return sweep
-
-    def hook_loop(self) -> Tensor:
-        """Those cells [example, cell], a hooked forward for each."""
-        module, size = self.model.nn._module, self.model.d_head
-        at, _, _ = self.model.places(self.site)[LAYER]
-        clean: list[Tensor] = []
-
-        def run(ids: Tensor, hook: Callable[[Tensor], Tensor] | None) -> Tensor:
-            handle = module.get_submodule(at).register_forward_pre_hook(
-                lambda _, args: (hook(args[0]), *args[1:]) if hook else None
+    def both_runs(self) -> Tensor:
+        """Keep the clean run's z, and measure the other run."""
+        tokens = self.ask.task.clean_tokens.ids
+        with quiet(), torch.no_grad():
+            _, self.cache = self.bridge.run_with_cache(
+                tokens, names_filter=lambda name: "attn.hook_z" in name
             )
-            with handle:
-                return difference(module(ids, use_cache=False, logits_to_keep=1).logits)
+            self.before = difference(self.bridge(self.ask.task.corrupted_tokens.ids))
+        return self.before
+
+    def patched(self) -> Tensor:
+        """The cells [example, cell]."""
+        from transformer_lens import patching
+
+        with quiet(), torch.no_grad():
+            found = patching.generic_activation_patch(
+                self.bridge, self.ask.task.corrupted_tokens.ids, self.cache, difference,
+                reduce="none", patch_setter=patching.layer_head_vector_patch_setter,
+                activation_name="z", index_df=self.index,
+            )  # fmt: skip
+        values: Any = found if isinstance(found, Tensor) else found.values
+        return values.T - self.before[:, None]
+
+
+class Hooks:
+    """Cells by a hooked forward for each."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask, self.module = ask, ask.model.nn._module
+        self.at, _, _ = ask.model.places(ask.site)[ask.layers[0]]
+
+    def cells(self) -> Tensor:
+        """The cells [example, cell], with the runs that they need."""
+        self.both_runs()
+        return self.patched()
+
+    def both_runs(self) -> Tensor:
+        """Keep the clean run's site, and measure the other run."""
 
         def keep(value: Tensor) -> Tensor:
-            clean.append(value.clone())
+            self.clean = value.clone()
             return value
 
-        def patched(value: Tensor, pos: int | None = None, head: int | None = None) -> Tensor:
-            new = value.clone()
-            places = slice(None) if pos is None else slice(pos, pos + 1)
-            columns = slice(None) if head is None else slice(head * size, (head + 1) * size)
-            new[:, places, columns] = clean[0][:, places, columns]
-            return new
+        self.run(self.ask.task.clean_tokens.ids, keep)
+        self.before = self.run(self.ask.task.corrupted_tokens.ids, None)
+        return self.before
 
-        with torch.no_grad():
-            run(self.task.clean_tokens.ids, keep)
-            base = self.task.corrupted_tokens.ids
-            before = run(base, None)
-            hooks = (partial(patched, **cell) for cell in self.cells())
-            return torch.stack([run(base, hook) - before for hook in hooks], 1)
+    def patched(self) -> Tensor:
+        """The cells [example, cell]."""
+        ids = self.ask.task.corrupted_tokens.ids
+        hooks = (partial(self.patch, **cell) for cell in self.ask.cells())
+        return torch.stack([self.run(ids, hook) - self.before for hook in hooks], 1)
+
+    @torch.no_grad()
+    def run(self, ids: Tensor, hook: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """The metric, with what enters the site's module changed by a hook."""
+        handle = self.module.get_submodule(self.at).register_forward_pre_hook(
+            lambda _, args: (hook(args[0]), *args[1:]) if hook else None
+        )
+        with handle:
+            return difference(self.module(ids, use_cache=False, logits_to_keep=1).logits)
+
+    def patch(self, value: Tensor, pos: int | None = None, head: int | None = None) -> Tensor:
+        """The value with one cell of the clean run's."""
+        new, size = value.clone(), self.ask.model.d_head
+        places = slice(None) if pos is None else slice(pos, pos + 1)
+        columns = slice(None) if head is None else slice(head * size, (head + 1) * size)
+        new[:, places, columns] = self.clean[:, places, columns]
+        return new
 
 
 def spent(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
@@ -306,7 +349,24 @@ def spent(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 
 def floor(ask: Ask) -> float:
-    """The seconds of the multiply-adds without which there is no exact answer, measured now.
+    """The seconds of the multiply-adds without which there is no exact answer, measured now."""
+    model, width = ask.model, ask.task.width
+    d, tokens = model.config.hidden_size, width - ask.start
+    rows = min(len(ask.task) * ask.units, PASS // tokens)
+    dense, looks = adds(ask)
+    return dense / dense_rate(rows * tokens, d, max(inside(model).values()) // d) + (
+        looks / looking_rate(rows * model.n_heads, tokens, model.d_head, width)
+    )
+
+
+def inside(model: Model) -> dict[str, int]:
+    """The sizes of a layer's matrices."""
+    layer = model.nn._module.get_submodule(f"{model.spec.layers}.0")
+    return {name: p.numel() for name, p in layer.named_parameters() if p.ndim > 1}
+
+
+def adds(ask: Ask) -> tuple[float, float]:
+    """These multiply-adds: with weights, and of queries with keys and patterns with values.
 
     Per patched row: the entry layer's MLP (z) or all of it (resid), all layers above, on the tokens
     from the patch on; of the last layer keys and values of these, and the rest for the last token;
@@ -314,10 +374,9 @@ def floor(ask: Ask) -> float:
     where they differ. No unembedding, no norms, no nonlinearities, no copies.
     """
     model, task = ask.model, ask.task
-    layer = model.nn._module.get_submodule(f"{model.spec.layers}.0")
-    inside = {name: p.numel() for name, p in layer.named_parameters() if p.ndim > 1}
-    attention = sum(size for name, size in inside.items() if "attn" in name)
-    mlp = sum(inside.values()) - attention
+    sizes = inside(model)
+    attention = sum(size for name, size in sizes.items() if "attn" in name)
+    mlp = sum(sizes.values()) - attention
     d, d_kv = model.config.hidden_size, model.n_kv_heads * model.d_head
     n, width, layers = len(task), task.width, model.n_layers
     start, units = ask.start, ask.units
@@ -327,7 +386,7 @@ def floor(ask: Ask) -> float:
         tokens = width - begin
         pairs = 2 * d * (begin + tokens / 2)  # a token's queries with earlier keys, and values
         last = tokens * 2 * d * d_kv + (attention - 2 * d * d_kv) + mlp
-        for at in range(layers):
+        for at in ask.layers:
             above = max(0, layers - at - 2) * tokens * (attention + mlp)
             looked = max(0, layers - at - 2) * tokens * pairs
             if at < layers - 1:
@@ -341,11 +400,7 @@ def floor(ask: Ask) -> float:
                 looked += tokens * pairs if at < layers - 1 else pairs
             dense += n * units * (needed + above)
             looks += n * units * looked
-    rows = min(n * units, PASS // (width - start))
-    heads = (rows * model.n_heads, width - start, model.d_head, width)
-    return dense / dense_rate(rows * (width - start), d, max(inside.values()) // d) + (
-        looks / looking_rate(*heads)
-    )
+    return dense, looks
 
 
 def dense_rate(rows: int, d: int, wide: int) -> float:
@@ -380,7 +435,7 @@ def exponents() -> dict[str, float]:
             module = gpt2(given["layers"], given["heads"]).eval().requires_grad_(False)
             model = nnattr.load(module, tokenizer=tiny_tokenizer(50_257), backend="local")
             task = pairs(model, given["length"], given["length"] * 5 // 8, given["pairs"])
-            ask = Ask(model, task, "z", "all", "")
+            ask = Ask(model, task, "z", "all")
             ask.ours()
             seconds.append(min(spent(ask.ours)[0] for _ in range(2)))
         found[what] = round(float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]), 2)
