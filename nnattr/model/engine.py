@@ -47,20 +47,10 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     refused = out_of_reach(nn, ask)
     if refused:
         return refused
-    ask.abreast = False
-    engines = ("suffix", "full") if ask.engine == "suffix" else ("full",)
-    for ask.engine in engines:
-        try:
-            runs = both_runs(nn, ask)
-            refused = runs.refused or refusal(runs.base, ask.n)
-            if refused:
-                return refused
-            plans = [plan(ask, runs, layer) for layer in range(len(ask.layers))]
-            if ask.engine == "full" or exact(nn, ask, runs, plans):
-                break
-        except Exception as error:  # whatever the model's own code has against a cache
-            if ask.engine == "full" or ran_out(error):
-                raise
+    found = prepared(nn, ask)
+    if isinstance(found, dict):
+        return found
+    runs, plans = found
     starts = boundaries(torch.cat([rows[:, 3] for rows in plans]), width)
     total, done = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans)), 0
     change = torch.zeros(ask.n, len(ask.layers), ask.units, len(ask.spots))
@@ -78,6 +68,28 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
         "engine": ask.engine,
         "dtype": str(runs.logits.dtype),
     }
+
+
+def prepared(nn: Any, ask: SimpleNamespace) -> Any:
+    """`ready` by the engine that serves this model."""
+    ask.abreast = False
+    if ask.engine == "suffix":
+        try:
+            found = ready(nn, ask)
+            if isinstance(found, dict) or exact(nn, ask, *found):
+                return found
+        except Exception as error:  # whatever the model's own code has against a cache
+            if ran_out(error):
+                raise
+        ask.engine = "full"
+    return ready(nn, ask)
+
+
+def ready(nn: Any, ask: SimpleNamespace) -> Any:
+    """Both runs and each layer's rows, or what a job returns that cannot be done."""
+    runs = both_runs(nn, ask)
+    refused = runs.refused or refusal(runs.base, ask.n)
+    return refused or (runs, [plan(ask, runs, layer) for layer in range(len(ask.layers))])
 
 
 def out_of_reach(nn: Any, ask: SimpleNamespace) -> dict[str, Any] | None:
