@@ -274,12 +274,11 @@ def _wrap(
     """The nnsight model: around a loaded module, or from the configuration alone."""
     from nnsight import TransformersModel
 
-    if not isinstance(target, str):
-        return TransformersModel(target.eval(), tokenizer=tokenizer, task="text-generation")
+    given = {"tokenizer": tokenizer, "task": "text-generation"}
     try:
-        return TransformersModel(
-            target, tokenizer=tokenizer, task="text-generation", revision=revision, **kwargs
-        )
+        if isinstance(target, str):
+            return TransformersModel(target, revision=revision, **given, **kwargs)
+        return TransformersModel(target.eval(), **given)
     except Exception as error:
         raise ArchError(_not_found(name, "model", error)) from error
 

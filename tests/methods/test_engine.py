@@ -7,12 +7,15 @@ position.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 import nnattr
 from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob, Task
-from nnattr.model import engine, memory
+from nnattr.model import engine, memory, runs
 from tests.tiny import FAMILIES, tiny_model
 
 INNER = ("q", "k", "v", "pattern", "neuron")
@@ -221,6 +224,45 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(monkeyp
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_a_model_without_a_cache_is_served_by_full_passes(monkeypatch):
+    model = tiny_model("llama")
+    question = task(model, pair(9, 4))
+    inner = model.nn._module.model
+    forward = inner.forward
+
+    def silent(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.past_key_values = None
+        return output
+
+    monkeypatch.setattr(inner, "forward", silent)
+    assert compared(model, question) == "full"
+
+
+def test_progress_goes_on_with_every_pass(monkeypatch):
+    monkeypatch.setattr(memory, "CPU_TOKENS", 5)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "nnattr.backend.progress.ProgressBar.tick", lambda _, *given: seen.append(given)
+    )
+    model = tiny_model("llama")
+    nnattr.activation_patching(model, task(model, pair(9, 4)), LogitDiff())
+    done, totals = zip(*seen, strict=True)
+    assert len(set(totals)) == 1
+    assert done[-1] == totals[0]
+    assert list(done) == sorted(set(done))
+    assert len(done) > 2 * model.n_layers
+
+
+def test_gelu_in_one_step_is_gelu():
+    x = torch.linspace(-30, 30, 4001).reshape(1, -1)
+    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    found: dict[str, Any] = {}
+    module = SimpleNamespace(input=x, skip=lambda value: found.update(value=value))
+    runs.one_step(SimpleNamespace(get=lambda _: module), "act")
+    torch.testing.assert_close(found["value"].double(), exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bloom", "falcon"])
