@@ -28,11 +28,17 @@ def shareable(ask: SimpleNamespace, cache: Any) -> bool:
 
 
 def lot(ask: SimpleNamespace, start: int, least: int = 1) -> int:
-    """How many rows of an example share a sequence that goes on from ``start``."""
+    """How many rows of an example share a sequence that goes on from ``start``.
+
+    ``ask.keys`` is the longest sequence that the model was seen to serve, if it is known yet.
+    """
     if not ask.abreast:
         return 1
     tokens = ask.base["ids"].shape[1] - start
-    most = max(1, min(max(least, start // tokens), ask.tokens // tokens))
+    most = min(max(least, start // tokens), ask.tokens // tokens)
+    if ask.keys is not None:
+        most = min(most, (ask.keys - start) // tokens)
+    most = max(1, most)
     shares = -(-ask.units // most)
     return -(-ask.units // shares)
 

@@ -7,8 +7,9 @@ the positions from the first one that its patch changes, and attends to the base
 values before that. Rows of a layer are batched by where they start, whatever their cell; behind a
 long prompt the rows of an example share one sequence (`nnattr.model.abreast`).
 
-`rerun` is this engine; `rerun_full` patches whole forward passes. Every job compares the two on a
-few rows, and a model that `rerun` does not serve exactly is served by `rerun_full`.
+`rerun` is this engine; `rerun_full` runs every layer with the patch written at its site. Every job
+holds the base run that goes on from its keys and values against its whole pass, and from there on a
+few rows of `rerun` against `rerun_full`. A model that fails either is served by full passes.
 
 A row of *t* tokens that enters at layer *l* of *L* costs *t (L - l)* layers, against *S L* for a
 full pass of *S* tokens.
@@ -38,7 +39,7 @@ SLACK = 1.5
 #: The engine is compared on at most so many rows, and this share of its own work.
 PROBES, SHARE = 2, 0.02
 #: What comparing a row costs, in passes of its tokens through all layers.
-COMPARED = 2
+COMPARED = 3
 
 
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def prepared(nn: Any, ask: SimpleNamespace) -> Any:
         except Exception as error:  # whatever the model's own code has against a cache
             if ran_out(error):
                 raise
-        ask.engine = "full"
+        found, ask.engine = None, "full"  # nothing of it is kept
     return ready(nn, ask)
 
 
@@ -110,28 +111,28 @@ def both_runs(nn: Any, ask: SimpleNamespace) -> SimpleNamespace:
     ``streams[l]`` enters layer *l* (the last one leaves the model's last layer), ``attention`` is
     what attention modules return, ``own`` and ``other`` the site in the two runs (``other`` is
     what an ablation puts in its place, if it is one); ``cache`` holds the base run's keys and
-    values, ``caches`` those before a position. Both runs go on from the same ones at ``start``, so
-    that they are the same to the bit where nothing differs; ``resumes`` says whether the base run
-    then is what it is as a whole.
+    values, ``caches`` those before a position. Both runs are made alike, from ``start`` on, so that
+    they are the same to the bit where nothing differs; ``whole`` are the logits of the base run as
+    one pass.
     """
-    wanted, steps, start = ("site",), (), 0
-    if ask.engine == "suffix":
-        wanted, steps = ("stream", "attention", "arity", "site", "end"), ("gelu",)
-        start = shared(ask)
-    first = (*steps, "cache") if start else (*wanted, *steps, "cache")
-    ours, whole = observe(nn, ask, ask.base, first if steps else wanted)
-    runs = SimpleNamespace(start=start, cache=ours.get("cache"), caches={}, whole=whole)
-    runs.logits = whole
+    if ask.engine == "full":
+        start, steps, wanted, first = 0, (), ("site",), ("site",)
+    else:
+        start, steps = shared(ask), ("gelu",)
+        wanted = ("stream", "attention", "arity", "site", "end", *steps)
+        first = (*steps, "cache") if start else (*wanted, "cache")
+    ours, whole = observe(nn, ask, ask.base, first)
+    runs = SimpleNamespace(start=start, cache=ours.get("cache"), caches={})
+    runs.whole = runs.logits = whole
     if start:
-        ours, runs.logits = resumed(nn, ask, runs, ask.base, (*wanted, *steps))
-    runs.resumes = same(runs.logits[:, -1], whole[:, -1])
+        ours, runs.logits = resumed(nn, ask, runs, ask.base, wanted)
     if ask.filled is None:
         theirs, source_logits = resumed(nn, ask, runs, ask.source, ("site", *steps))
     else:
         pairs = zip(ask.filled, ours["site"], strict=True)
         theirs = {"site": [fill.to(own).expand_as(own) for fill, own in pairs]}
         source_logits = runs.logits
-    ask.arity = dict(zip(("attention", "layer"), ours.get("arity", ()), strict=False))
+    ask.arity = dict(zip(("attention", "layer"), ours.get("arity", [0, 0]), strict=True))
     runs.streams = ours.get("stream", []) + ours.get("end", [])
     runs.attention = ours.get("attention", [])
     runs.own = [ours["site"][layer] for layer in ask.layers]
@@ -145,18 +146,29 @@ def both_runs(nn: Any, ask: SimpleNamespace) -> SimpleNamespace:
     return runs
 
 
+def alike(ask: SimpleNamespace, runs: SimpleNamespace, logits: Tensor) -> bool:
+    """Whether another way to the base run gives its last logits, and its metric."""
+    value = measure(ask, ask.base, logits, runs.clean)
+    near = closeness(runs.logits) * runs.base.abs().max().clamp(min=1.0)
+    return same(logits[:, -1], runs.logits[:, -1]) and bool((value - runs.base).abs().max() <= near)
+
+
 def resumed(
     nn: Any,
     ask: SimpleNamespace,
     runs: SimpleNamespace,
     prompts: dict[str, Tensor],
     names: tuple[str, ...],
+    start: int | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
-    """A run of all examples that goes on from the base run's keys and values: see `observe`."""
-    cache = fork(known(nn, ask, runs, runs.start), torch.arange(ask.n))
-    found, logits = observe(nn, ask, prompts, names, runs.start, cache)
-    before = runs.whole[:, : 0 if ask.last_only else runs.start]
-    return found, torch.cat([before, logits], 1)
+    """A run of all examples that goes on from the base run's keys and values: see `observe`.
+
+    It goes on from ``start``, by default where runs begin; the logits before are the base run's.
+    """
+    first: int = runs.start if start is None else start
+    cache = fork(known(nn, ask, runs, first), torch.arange(ask.n))
+    found, logits = observe(nn, ask, prompts, names, first, cache)
+    return found, torch.cat([runs.whole[:, : 0 if ask.last_only else first], logits], 1)
 
 
 def plan(ask: SimpleNamespace, runs: SimpleNamespace, index: int) -> Tensor:
@@ -207,34 +219,40 @@ def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:
 
 
 def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
-    """Whether the engine gives what full passes give, on a few rows of a middle layer.
+    """Whether the engine gives what full passes give, on a few rows of the first layer.
 
     In two steps: the base run goes on from its keys and values as it did in its whole pass, and
-    there the engine gives what all layers give. Rows go on in sequences of their own, and the
-    last layer is run whole, from here on if that is what it takes.
+    there the engine gives what all layers give. Rows go on in sequences of their own, and the last
+    layer is run whole, from here on if that is what it takes; no sequence will be longer than here.
     """
     rows, index = probes(ask, plans)
-    if not len(rows) or not runs.resumes:
-        return runs.resumes
+    if not len(rows) or not alike(ask, runs, runs.whole):
+        return not len(rows)
+    last = max(int(some[:, 3].max()) for some in plans if len(some))
+    if last and not runs.start:  # both runs were whole: nothing has gone on from them yet
+        later = resumed(nn, ask, runs, ask.base, ("gelu",), last)[1]
+        if not alike(ask, runs, later):
+            return False
+    runs.whole = None  # not needed any more
     start = int(rows[:, 3].min())
     full = torch.cat([some for _, some in passes(nn, ask, runs, index, rows, start, full=True)])
     scale = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
     near = closeness(runs.logits)
     ways = ((True, ask.narrow), (False, ask.narrow), (False, []))
-    for abreast, narrow in ways if shareable(ask, runs.cache) else ways[1:]:
-        ask.abreast, ask.narrow = abreast, narrow
+    for abreast, narrow in ways if shareable(ask, known(nn, ask, runs, start)) else ways[1:]:
+        ask.abreast, ask.narrow, ask.keys = abreast, narrow, None
         size = lot(ask, start, least=2)
         if abreast and size == 1:
             continue
-        twice = min(size, 2)  # so that there are two in a sequence
-        often = rows.repeat_interleave(twice, 0)
+        often = rows.repeat_interleave(size, 0)  # as many as there are places in a sequence
+        ask.keys = start + size * (ask.base["ids"].shape[1] - start)
         try:
             found = list(passes(nn, ask, runs, index, often, start, size))
         except Exception as error:  # whatever the model's own code has against a skipped layer
             if ran_out(error):
                 raise
             continue
-        ours = torch.cat([some for _, some in found]).unflatten(0, (-1, twice))
+        ours = torch.cat([some for _, some in found]).unflatten(0, (-1, size))
         if ((ours - full[:, None]).abs() <= near * scale[:, None]).all():
             return True
     return False
@@ -246,12 +264,13 @@ def probes(ask: SimpleNamespace, plans: list[Tensor]) -> tuple[Tensor, int]:
     With padding two at least, of the examples with the most and the least, where there is most to
     go wrong.
     """
-    index, width = len(plans) // 2, ask.base["ids"].shape[1]
-    total = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans))
+    width = ask.base["ids"].shape[1]
+    index = next((i for i, rows in enumerate(plans) if len(rows)), 0)
     rows = plans[index]
+    padding = (~ask.base["mask"]).sum(1)[rows[:, 0]]
+    total = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans))
     tokens = width - int(rows[:, 3].min()) if len(rows) else width
     affordable = int(SHARE * total / (COMPARED * tokens * len(ask.reads)))
-    padding = (~ask.base["mask"]).sum(1)[rows[:, 0]]
     count = min(len(rows), max(1 + bool(padding.any()), min(PROBES, affordable)))
     spread = torch.linspace(0, len(rows) - 1, count).long() if count else torch.arange(0)
     return rows[padding.argsort(descending=True, stable=True)[spread]], index

@@ -59,10 +59,13 @@ def layout(model: Model, site: PatchSite) -> dict[str, Any]:
     reads = []
     for layer, path in enumerate(paths):
         module = f"{path}.{attention}"
-        steps: list[tuple[str, Any]] = [("attention", (module, "output", None)), ("arity", module)]
+        steps: list[tuple[str, Any]] = [("attention", (module, "output", None))]
+        steps += [("arity", module)] if layer == 0 else []
+        middle = len(steps)
         steps += [("gelu", gelu) for gelu in gelus[layer]]
-        steps.insert(0 if early else len(steps) if late else 2, ("site", places[layer]))
-        reads.append([("stream", (path, "input", None)), *steps, ("arity", path)])
+        steps.insert(0 if early else len(steps) if late else middle, ("site", places[layer]))
+        steps += [("arity", path)] if layer == 0 else []
+        reads.append([("stream", (path, "input", None)), *steps])
     reads[-1].append(("end", (paths[-1], "output", None)))
     scale = getattr(model.config, spec.residual_scale) if spec.residual_scale else 1.0
     return {

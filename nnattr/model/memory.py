@@ -124,7 +124,7 @@ def held(payload: dict[str, Any]) -> int:
     width, sizes = payload["base"]["ids"].shape[1], payload["sizes"]
     layers, asked = len(payload["reads"]), len(payload["layers"])
     kept = (2 * layers + 1) * sizes["stream"] + 3 * asked * sizes["site"]
-    kept += 2 * 2 * layers * sizes["keys"]  # keys and values, where passes begin in two places
+    kept += 2 * 2 * layers * sizes["keys"]  # of the whole run, and a copy that goes on
     kept += STREAMS * sizes["stream"] + WIDEST * sizes["widest"]  # while a plain run is made
     if payload["backward"]:
         kept += layers * (STREAMS * sizes["stream"] + WIDEST * sizes["widest"])

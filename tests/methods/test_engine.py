@@ -16,6 +16,7 @@ import torch
 import nnattr
 from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob, Task
 from nnattr.model import engine, memory, runs
+from tests.methods.common import assert_same
 from tests.tiny import FAMILIES, tiny_model
 
 INNER = ("q", "k", "v", "pattern", "neuron")
@@ -205,40 +206,46 @@ def test_many_small_passes_give_the_same(monkeypatch):
     )
 
 
-def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(monkeypatch):
-    model = tiny_model("llama")
-    question = task(model, pair(9, 4))
-    right = nnattr.activation_patching(model, question, LogitDiff(), normalized=False)
+def forgetful(monkeypatch, model: Model, gives: bool) -> None:
+    """Let the model ignore the cache that it is given, or give none."""
     inner = model.nn._module.model
     forward = inner.forward
 
-    def forgetful(*args, past_key_values=None, **kwargs):
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(inner, "forward", forgetful)
-    scores = nnattr.activation_patching(model, question, LogitDiff(), normalized=False)
-    assert scores.provenance.arguments["engine"] == "full"
-    torch.testing.assert_close(
-        torch.tensor(scores.raw.to_numpy()),
-        torch.tensor(right.raw.to_numpy()),
-        rtol=1e-5,
-        atol=1e-5,
-    )
-
-
-def test_a_model_without_a_cache_is_served_by_full_passes(monkeypatch):
-    model = tiny_model("llama")
-    question = task(model, pair(9, 4))
-    inner = model.nn._module.model
-    forward = inner.forward
-
-    def silent(*args, **kwargs):
-        output = forward(*args, **kwargs)
-        output.past_key_values = None
+    def changed(*args, past_key_values=None, **kwargs):
+        output = forward(*args, **kwargs | ({} if gives else {"past_key_values": past_key_values}))
+        if not gives:
+            output.past_key_values = None
         return output
 
-    monkeypatch.setattr(inner, "forward", silent)
-    assert compared(model, question) == "full"
+    monkeypatch.setattr(inner, "forward", changed)
+
+
+@pytest.mark.parametrize("differs", [0, 4])
+@pytest.mark.parametrize("gives", [True, False])
+def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(
+    gives, differs, monkeypatch
+):
+    model = tiny_model("llama")
+    question = task(model, pair(9, differs))
+    right = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
+    without = nnattr.ablate(model, question, LogitDiff(), positions="each")
+    forgetful(monkeypatch, model, gives)
+    scores = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
+    ablated = nnattr.ablate(model, question, LogitDiff(), positions="each")
+    for found, expected in ((scores, right), (ablated, without)):
+        assert found.provenance.arguments["engine"] == "full"
+        assert expected.provenance.arguments["engine"] == "suffix"
+        assert_same(found.raw, expected.raw)
+
+
+@pytest.mark.parametrize("limit", [{"window_size": 28}, {"max_position_embeddings": 30}])
+def test_no_sequence_is_longer_than_the_model_was_seen_to_serve(limit):
+    """GPT-Neo's own masks count keys: by a window that no cache shows, up to its longest prompt."""
+    kinds = [[["global", "local"], 2]]
+    model = tiny_model("gpt_neo", num_layers=4, attention_types=kinds, **limit)
+    for question in (task(model, pair(24, 21)), task(model, pair(24, 16))):
+        for positions in ("all", "each"):
+            assert compared(model, question, positions=positions) == "suffix"
 
 
 def test_progress_goes_on_with_every_pass(monkeypatch):
