@@ -3,7 +3,8 @@
 As rows of a batch, each needs its own copy of the keys and values before it, which costs the more
 the longer the prompt. As a *lot* in one sequence the rows of an example share one copy, with their
 own positions and with a mask by which a row sees what is cached and itself. The products with keys
-that it does not see are the price: a lot is no longer than what is cached.
+that it does not see are the price: a lot is no longer than what is cached. And its sequence is no
+longer than the longest that the job has compared, for a model may count keys by itself.
 
 Inside a job: torch and plain values.
 """

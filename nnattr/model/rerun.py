@@ -134,7 +134,7 @@ def known(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, start: int) -> A
     if start not in runs.caches:
         width = ask.base["ids"].shape[1]
         cut = shortened(runs.cache, width - start) if start else None
-        runs.caches[start] = cut if cut or not start else prefix(nn, ask, start)[0]
+        runs.caches[start] = prefix(nn, ask, start)[0] if start and cut is None else cut
     return runs.caches[start]
 
 

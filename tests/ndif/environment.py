@@ -33,6 +33,8 @@ PINS = (
 #: Read by every interpreter of the environment at its start. nnsight breaks the modules that anyio
 #: imports late, and uploads over 1 MiB with them, unless they are imported before it.
 STARTUP = "import anyio.abc, anyio.streams.file, anyio.streams.tls; anyio.abc.SocketAttribute\n"
+#: The file in its packages that holds this.
+STARTUP_FILE = "nnattr_tests.pth"
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,7 +144,7 @@ def _install(base: Path, home: Path, wanted: Sequence[str], startup: str) -> Non
     print(f"making the environment {home}, once ...", file=sys.stderr, flush=True)
     _run(base, "-m", "venv", home)
     packages = next(home.glob("lib/python*/site-packages"))
-    (packages / "nnattr_tests.pth").write_text(startup)
+    (packages / STARTUP_FILE).write_text(startup)
     _run(home / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted)
 
 

@@ -17,7 +17,7 @@ from nnattr import BackendError, LogitDiff, Model, Scores, Task
 from nnattr.cli import app
 from tests.methods.common import METHODS, SITES, assert_same, entropy, ragged_ioi
 from tests.ndif import processes
-from tests.ndif.environment import client, version
+from tests.ndif.environment import STARTUP_FILE, client, version
 from tests.ndif.server import ON_SERVER, Server
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +220,8 @@ def test_a_sandbox_has_no_gradients_and_says_what_to_use(
 
 def test_the_checkout_is_not_on_the_server(server: Server) -> None:
     """All of the above was shipped by value."""
-    assert not list(server.bin.parent.glob("lib/python*/site-packages/*nnattr*"))
+    packages = server.bin.parent.glob("lib/python*/site-packages/*nnattr*")
+    assert [path.name for path in packages] == [STARTUP_FILE]
     for pid in processes.runs()[server.mark]:
         inherited = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         paths = next((line for line in inherited if line.startswith(b"PYTHONPATH=")), b"")
