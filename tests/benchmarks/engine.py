@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def keep(report: dict[str, Any], path: Path | None) -> None:
-    """Write what there is so far: the whole takes most of an hour."""
+    """Write what there is so far: the whole takes over an hour."""
     if path:
         path.write_text(json.dumps(report, indent=1))
 
