@@ -120,9 +120,9 @@ def both_runs(nn: Any, ask: SimpleNamespace) -> SimpleNamespace:
     else:
         start, steps = shared(ask), ("gelu",)
         wanted = ("stream", "attention", "arity", "site", "end", *steps)
-        first = (*steps, "cache") if start else wanted
-        if not start and not ask.spots[..., 0].all():  # some rows begin later
-            first = (*wanted, "cache")
+        first = steps if start else wanted
+        if start or not ask.spots[..., 0].all():  # some rows begin later
+            first = (*first, "cache")
     ours, whole = observe(nn, ask, ask.base, first)
     runs = SimpleNamespace(start=start, cache=ours.get("cache"), caches={})
     runs.whole = runs.logits = whole

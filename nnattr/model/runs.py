@@ -74,6 +74,13 @@ def counted(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def copied(cache: Any) -> Any:
+    """A cache of its own, of the same keys and values: those that it rebinds leave ``cache`` be."""
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
 def fork(cache: Any, example: Tensor, first: int = 0) -> Any:
     """A cache of its own for rows of these examples (a forward pass extends the cache it is given).
 
@@ -81,8 +88,7 @@ def fork(cache: Any, example: Tensor, first: int = 0) -> Any:
     """
     if cache is None:
         return None
-    new = copy.copy(cache)
-    new.layers = [copy.copy(layer) for layer in cache.layers]
+    new = copied(cache)
     for layer in new.layers[first:]:
         rows = example.to(layer.keys.device)
         layer.keys, layer.values = layer.keys[rows], layer.values[rows]
@@ -159,8 +165,7 @@ def shortened(cache: Any, tokens: int) -> Any:
     """A cache without its last tokens; None where a sliding window has forgotten too much."""
     if cache is None:
         return None
-    new = copy.copy(cache)
-    new.layers = [copy.copy(layer) for layer in cache.layers]
+    new = copied(cache)
     try:
         new.crop(-tokens)
     except (RuntimeError, ValueError):
