@@ -22,6 +22,8 @@ from nnattr.model.sites import read
 TOKENS_PER_FORWARD = 4096
 #: In the tanh form of GELU, ``x / 2 * (1 + tanh(u))``, 2 u is so many times x + 0.044715 x^3.
 TWICE = 2 * (2 / math.pi) ** 0.5
+#: Cache layers whose `update` returns the old next to the new, and what they keep is not asked for.
+JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")
 #: Shared tokens below which a cache of them costs more passes than it saves.
 WORTH_SHARING = 256
 
@@ -98,8 +100,8 @@ def fork(cache: Any, example: Tensor, first: int = 0) -> Any:
 def lend(cache: Any, example: Tensor, first: int = 0) -> Any:
     """A cache for one pass of rows of these examples, after which nobody asks for it.
 
-    A plain layer copies what is cached next to what is new once, when its turn comes, and keeps
-    neither; other kinds (sliding windows) are forked.
+    A layer copies what is cached next to what is new once, when its turn comes, and keeps neither;
+    those of kinds we do not know are forked.
     """
     if cache is None:
         return None
@@ -109,7 +111,7 @@ def lend(cache: Any, example: Tensor, first: int = 0) -> Any:
     for index in range(first, len(new.layers)):
         layer = new.layers[index] = copy.copy(cache.layers[index])
         rows = example.to(layer.keys.device)
-        if type(layer).__name__ == "DynamicLayer":
+        if type(layer).__name__ in JOINING:
             layer.update = partial(extended, room, layer.keys, layer.values, rows)
         else:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]

@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import nnattr
 from nnattr import LogProb, Scores, Task, TaskError, activation_patching, attribution_patching
-from nnattr.model import engine
-from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching
+from nnattr.model import engine, memory
+from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
+from tests.tiny import CONFIGS
 
 MEGABYTE = 1_000_000
 
@@ -34,6 +35,34 @@ def question(n: int = 8) -> Task:
 
 def test_the_measure_counts_what_is_alive():
     assert 3e6 <= allocated(lambda: [torch.zeros(250_000) for _ in range(3)]) < 3.1e6
+
+
+@pytest.mark.parametrize(
+    "site, width, differs", [("z", 24, 14), ("z", 40, 36), ("resid_pre", 24, 14)]
+)
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monkeypatch):
+    """Passes of several rows; the last layer's may take less, for there a row is its last token."""
+    model, shares = tiny(family), []
+
+    def measured(ask, rows, need, tokens, work, size):
+        def watched(some):
+            found = []
+            taken = allocated(lambda: found.append(work(some)))
+            if len(some) > 2 and ask.layers[work.args[3]] < model.n_layers - 1:
+                shares.append(len(some) * need / taken)
+            return found[0]
+
+        return memory.fitting(ask, rows, need, tokens, watched, size)
+
+    monkeypatch.setattr(engine, "fitting", measured)
+    prompts = [[f"w{30 + (7 * row + i) % 50}" for i in range(width)] for row in range(4)]
+    others = [[*words[:differs], "w90", *words[differs + 1 :]] for words in prompts]
+    sides = ([" ".join(words) for words in side] for side in (prompts, others))
+    task = Task.from_pairs(*sides, ["w80"] * 4, ["w81"] * 4, tokenizer=model.tokenizer)
+    activation_patching(model, task, LogProb(), site=site)
+    assert shares
+    assert 1 <= min(shares) <= max(shares) < 3
 
 
 @pytest.mark.parametrize("site", ["z", "k", "neuron", "resid_pre", "pattern"])
