@@ -32,7 +32,7 @@ MARGIN = 0.7
 #: What is planned with where nothing says how much is free.
 UNKNOWN = 2 << 30
 #: Tokens of one pass on a processor: enough for its matrix units, few enough for its caches.
-CPU_TOKENS = 384
+CPU_TOKENS = 768
 #: Floats per token that a layer holds at once: so many residual streams, and widest activations.
 STREAMS, WIDEST = 8, 5
 #: Words by which a failure says that memory ran out.

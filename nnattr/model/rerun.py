@@ -140,7 +140,7 @@ def known(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, start: int) -> A
 
 def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> None:
     """Save work from layer ``first`` on, inside a trace."""
-    last = len(ask.layer_paths) - 1
+    last, room = len(ask.layer_paths) - 1, {}
     for layer in range(first, last + 1):
         # the last layer goes on with each row's last position alone
         narrow = ask.narrow if layer == last and ask.last_only and tokens > 1 else []
@@ -150,7 +150,7 @@ def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> 
             if size > 1 and path != narrow[-1]:
                 module.output = module.output.repeat_interleave(tokens, 1)
         for path in ask.gelus[layer]:
-            one_step(nn, path)
+            one_step(nn, path, room)
         if size > 1 and narrow:
             module = nn.get(narrow[-1])
             module.output = module.output.repeat_interleave(tokens, 1)

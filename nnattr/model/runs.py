@@ -175,16 +175,18 @@ def shortened(cache: Any, tokens: int) -> Any:
     return new
 
 
-def one_step(nn: Any, path: str) -> None:
+def one_step(nn: Any, path: str, room: dict[Any, Tensor]) -> None:
     """Compute a tanh GELU that a module writes out in eight steps in one, inside a trace.
 
-    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own.
+    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own; the same
+    memory, in ``room``, serves all layers of a pass.
     """
     module = nn.get(path)
     x = module.input
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        u = (x * x).mul_(TWICE * 0.044715).add_(TWICE).mul_(x)
-        module.skip(u.sigmoid_().mul_(x))
+        kept = room[x.shape] if x.shape in room else room.setdefault(x.shape, torch.empty_like(x))
+        u = torch.addcmul(x.new_tensor(TWICE), x, x, value=TWICE * 0.044715, out=kept)
+        module.skip(u.mul_(x).sigmoid_().mul_(x))
     else:
         module.skip(torch.nn.functional.gelu(x, approximate="tanh"))
 
@@ -234,6 +236,7 @@ def observe(
     many, or 0 for a bare tensor).
     """
     found: dict[str, Any] = {name: [] for name in names}
+    room: dict[Any, Tensor] = {}
     width = prompts["ids"].shape[1] - start
     given = inputs(ask, prompts, start, cache)
     if "cache" in names:
@@ -245,7 +248,7 @@ def observe(
                     if name not in names:
                         continue
                     if name == "gelu":
-                        one_step(nn, where)
+                        one_step(nn, where, room)
                     elif name == "arity":
                         value = nn.get(where).output
                         found[name].append(len(value) if isinstance(value, tuple) else 0)

@@ -47,6 +47,7 @@ import nnattr
 from nnattr import LogitDiff, Model, Task
 from nnattr.methods.activation_patching import patching_job
 from nnattr.methods.study import Study
+from nnattr.model.memory import CPU_TOKENS
 from tests.benchmarks.foundation import quiet
 from tests.tiny import tiny_tokenizer
 
@@ -68,8 +69,6 @@ LAYER = 1
 MOST = 2.5e11
 #: The words whose logits are compared, as ids and in the names of the tokens.
 RIGHT, WRONG = 30_000, 31_000
-#: Tokens of a pass, and of the matrices at which the machine's rate is measured.
-PASS = 384
 
 
 def gpt2(layers: int = 12, heads: int = 12) -> Any:
@@ -250,7 +249,7 @@ def passes(ask: Ask, folder: str, repeats: int) -> dict[str, tuple[float, float]
     answer = ask.ours()
     cells = ask.cells()[:1]
     right = ask.of_cells(answer)[:, :1]
-    n = max(1, PASS // (ask.units * ask.task.width))  # pairs that fill a batch
+    n = max(1, CPU_TOKENS // (ask.units * ask.task.width))  # pairs that fill a batch
     few = Ask(ask.model, ask.task[:n], ask.site, ask.positions, ask.layers)
     batches = [spent(lambda: few.ours("full")) for _ in range(repeats)]
     agree("full", batches[0][1], answer[:n], answer)
@@ -365,7 +364,7 @@ def floor(ask: Ask) -> float:
     """The seconds of the multiply-adds without which there is no exact answer, measured now."""
     model, width = ask.model, ask.task.width
     d, tokens = model.config.hidden_size, width - ask.start
-    rows = min(len(ask.task) * ask.units, PASS // tokens)
+    rows = min(len(ask.task) * ask.units, CPU_TOKENS // tokens)
     dense, looks = adds(ask)
     return dense / dense_rate(rows * tokens, d, max(inside(model).values()) // d) + (
         looks / looking_rate(rows * model.n_heads, tokens, model.d_head, width)

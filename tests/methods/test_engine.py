@@ -268,7 +268,7 @@ def test_gelu_in_one_step_is_gelu():
     exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
     found: dict[str, Any] = {}
     module = SimpleNamespace(input=x, skip=lambda value: found.update(value=value))
-    runs.one_step(SimpleNamespace(get=lambda _: module), "act")
+    runs.one_step(SimpleNamespace(get=lambda _: module), "act", {})
     torch.testing.assert_close(found["value"].double(), exact, rtol=1e-6, atol=1e-6)
 
 

@@ -38,7 +38,7 @@ def test_the_measure_counts_what_is_alive():
 
 
 @pytest.mark.parametrize(
-    "site, width, differs", [("z", 24, 14), ("z", 40, 36), ("resid_pre", 24, 14)]
+    ("site", "width", "differs"), [("z", 24, 14), ("z", 40, 36), ("resid_pre", 24, 14)]
 )
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monkeypatch):
