@@ -249,7 +249,8 @@ def passes(ask: Ask, folder: str, repeats: int) -> dict[str, tuple[float, float]
     answer = ask.ours()
     cells = ask.cells()[:1]
     right = ask.of_cells(answer)[:, :1]
-    n = max(1, CPU_TOKENS // (ask.units * ask.task.width))  # pairs that fill a batch
+    fill = CPU_TOKENS // (ask.units * ask.task.width)  # pairs that fill a batch
+    n = min(max(1, fill), len(ask.task))
     few = Ask(ask.model, ask.task[:n], ask.site, ask.positions, ask.layers)
     batches = [spent(lambda: few.ours("full")) for _ in range(repeats)]
     agree("full", batches[0][1], answer[:n], answer)
