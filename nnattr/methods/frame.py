@@ -59,9 +59,9 @@ class Frame(BaseModel):
 
         Args:
             values: ``change`` [example, layer, unit, cell]; the metric of the run patched into
-                and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used,
-                its ``peak`` of memory, the ``rows`` of its largest pass, and the ``dtype`` that was
-                computed in, which on a server is the server's.
+                and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used
+                and why it ``fell_back``, its ``peak`` of memory, the ``rows`` of its largest pass,
+                and the ``dtype`` that was computed in, which on a server is the server's.
             cost: what the job or jobs cost.
 
         Raises:
@@ -85,6 +85,7 @@ class Frame(BaseModel):
             "peak_memory": values.get("peak", 0),
             "rows_per_forward": values.get("rows", 0),
             "dtype": values["dtype"].removeprefix("torch."),
+            "fell_back": str(values.get("fell_back", "")),
         }
         provenance = self.provenance.model_copy(update={**priced, **seen, "arguments": arguments})
         return Scores(self._labelled(values["change"]), baselines, scale, provenance)

@@ -38,6 +38,8 @@ from nnattr.model.runs import closeness, fork, measure, observe, refusal, same, 
 SLACK = 1.5
 #: The engine is compared on at most so many rows, and this share of its own work.
 PROBES, SHARE = 2, 0.02
+#: Characters of what a model says against the engine.
+LONGEST = 300
 #: What comparing a row costs, in passes of its tokens through all layers.
 COMPARED = 3
 
@@ -67,21 +69,24 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
         "base": runs.base,
         "source": runs.source,
         "engine": ask.engine,
+        "fell_back": ask.fell_back,
         "dtype": str(runs.logits.dtype),
     }
 
 
 def prepared(nn: Any, ask: SimpleNamespace) -> Any:
-    """`ready` by the engine that serves this model."""
-    ask.abreast = False
+    """`ready` by the engine that serves this model; ``ask.fell_back`` says why not by its own."""
+    ask.abreast, ask.fell_back = False, ""
     if ask.engine == "suffix":
         try:
             found = ready(nn, ask)
             if isinstance(found, dict) or exact(nn, ask, *found):
                 return found
+            ask.fell_back = "full passes give other numbers"
         except Exception as error:  # whatever the model's own code has against a cache
             if ran_out(error):
                 raise
+            ask.fell_back = f"{type(error).__name__}: {error}"[:LONGEST]
         found, ask.engine = None, "full"  # nothing of it is kept
     return ready(nn, ask)
 

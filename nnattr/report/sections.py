@@ -143,6 +143,7 @@ def origin(scores: Scores) -> str:
         "Task": f"{p.task}, hash {p.task_hash}",
         "Metric": p.metric,
         "Method": f"{p.method}({', '.join(f'{k}={v!r}' for k, v in p.arguments.items())})",
+        "Full passes": p.fell_back,
         "Made": f"{p.created}, in {p.seconds:.2f} s" if p.created else "",
         "Memory": memory if p.peak_memory else "",
         "Server": remote if p.jobs else "",

@@ -15,7 +15,8 @@ class Provenance(BaseModel):
     reads it; None in results of schema 1). ``seconds`` is wall time; ``jobs``, bytes, queue and run
     seconds speak of requests to a server (0 if local). ``peak_memory`` is the most bytes in use at
     once where a patching job ran (a GPU's allocations, or the whole process's),
-    ``rows_per_forward`` the most rows that one of its passes had.
+    ``rows_per_forward`` the most rows that one of its passes had, ``fell_back`` why it left the
+    engine for full passes (empty if it did not).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,3 +42,4 @@ class Provenance(BaseModel):
     run_seconds: float = 0.0
     peak_memory: int = 0
     rows_per_forward: int = 0
+    fell_back: str = ""

@@ -234,7 +234,9 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(
     ablated = nnattr.ablate(model, question, LogitDiff(), positions="each")
     for found, expected in ((scores, right), (ablated, without)):
         assert found.provenance.arguments["engine"] == "full"
+        assert found.provenance.fell_back
         assert expected.provenance.arguments["engine"] == "suffix"
+        assert not expected.provenance.fell_back
         assert_same(found.raw, expected.raw)
 
 
