@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def keep(report: dict[str, Any], path: Path | None) -> None:
-    """Write what there is so far: the whole takes over an hour."""
+    """Write what there is so far: the whole takes an hour."""
     if path:
         path.write_text(json.dumps(report, indent=1))
 
@@ -162,7 +162,8 @@ def show(row: dict[str, Any]) -> None:
         f"{row['floor']:.1f} ({row['times the floor']:.2f})",
     ]
     for peer in ("full", "TransformerLens", "hook loop"):
-        cells.append(f"{row[peer]:.3g} ({row[peer] / row['ours']:.1f}x)")
+        seconds = f"{row[peer]:.3g}" if row[peer] < 1000 else f"{row[peer]:.0f}"
+        cells.append(f"{seconds} ({row[peer] / row['ours']:.1f}x)")
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
