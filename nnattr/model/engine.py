@@ -38,10 +38,10 @@ from nnattr.model.runs import closeness, fork, measure, observe, refusal, same, 
 SLACK = 1.5
 #: The engine is compared on at most so many rows, and this share of its own work.
 PROBES, SHARE = 2, 0.02
-#: Characters of what a model says against the engine.
-LONGEST = 300
 #: What comparing a row costs, in passes of its tokens through all layers.
 COMPARED = 3
+#: Characters that are kept of what a model says against the engine.
+LONGEST = 300
 
 
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
@@ -233,8 +233,10 @@ def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tens
     layer is run whole, from here on if that is what it takes; no sequence will be longer than here.
     """
     rows, index = probes(ask, plans)
-    if not len(rows) or not alike(ask, runs, runs.whole):
-        return not len(rows)
+    if not len(rows):
+        return True
+    if not alike(ask, runs, runs.whole):
+        return False
     last = max(int(some[:, 3].max()) for some in plans if len(some))
     if last and not runs.start:  # both runs were whole: nothing has gone on from them yet
         later = resumed(nn, ask, runs, ask.base, ("gelu",), last)[1]

@@ -128,20 +128,23 @@ def extended(
     *_: Any,
     **__: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What a cache layer's ``update`` returns: these rows of the old, and after them the new.
-
-    The same memory serves all layers of a pass: fresh memory costs more than the copying.
-    """
+    """What a cache layer's ``update`` returns: these rows of the old, and after them the new."""
     joined = []
     for name, old, new in (("keys", old_keys, keys), ("values", old_values, values)):
         known = old.shape[-2]
-        shape = (*new.shape[:-2], known + new.shape[-2], new.shape[-1])
-        alike = (name, shape, new.dtype, new.device)
-        both = room[alike] if alike in room else room.setdefault(alike, new.new_empty(shape))
+        both = lasting(room, name, new, (*new.shape[:-2], known + new.shape[-2], new.shape[-1]))
         torch.index_select(old, 0, rows, out=both[..., :known, :])
         both[..., known:, :] = new
         joined.append(both)
     return joined[0], joined[1]
+
+
+def lasting(room: dict[Any, Tensor], name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory of this shape for all layers of a pass: fresh memory costs more than its use."""
+    alike = (name, shape, like.dtype, like.device)
+    if alike not in room:
+        room[alike] = like.new_empty(shape)
+    return room[alike]
 
 
 def prefix(nn: Any, ask: SimpleNamespace, stop: int) -> tuple[Any, Tensor | None]:
@@ -178,14 +181,13 @@ def shortened(cache: Any, tokens: int) -> Any:
 def one_step(nn: Any, path: str, room: dict[Any, Tensor]) -> None:
     """Compute a tanh GELU that a module writes out in eight steps in one, inside a trace.
 
-    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own; the same
-    memory, in ``room``, serves all layers of a pass.
+    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own.
     """
     module = nn.get(path)
     x = module.input
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        kept = room[x.shape] if x.shape in room else room.setdefault(x.shape, torch.empty_like(x))
-        u = torch.addcmul(x.new_tensor(TWICE), x, x, value=TWICE * 0.044715, out=kept)
+        u = lasting(room, "gelu", x, x.shape)
+        torch.addcmul(x.new_tensor(TWICE), x, x, value=TWICE * 0.044715, out=u)
         module.skip(u.mul_(x).sigmoid_().mul_(x))
     else:
         module.skip(torch.nn.functional.gelu(x, approximate="tanh"))

@@ -99,7 +99,8 @@ def test_where_the_prompts_differ_and_what_is_patched(differs, direction, positi
     question = task(model, pair(9, differs), pair(9, differs, shift=3))
     touched = positions in ("all", "each") or differs < 8 or positions != -2
     if touched:
-        compared(model, question, positions=positions, direction=direction)
+        found = compared(model, question, positions=positions, direction=direction)
+        assert found == "suffix"
     else:  # nothing before the first differing token can matter
         scores = nnattr.activation_patching(
             model, question, LogitDiff(), positions=positions, normalized=False
@@ -111,14 +112,15 @@ def test_where_the_prompts_differ_and_what_is_patched(differs, direction, positi
 def test_a_metric_that_reads_every_position(site):
     model = tiny_model("gpt2")
     question = task(model, pair(9, 4), pair(6, 3, shift=5))
-    compared(model, question, Loss(), site=site, positions="each")
+    assert compared(model, question, Loss(), site=site, positions="each") == "suffix"
 
 
 @pytest.mark.parametrize("metric", [LogProb(), Prob()])
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "granite", "cohere"])
 def test_a_metric_that_reads_every_token(family, metric):
     model = tiny_model(family)
-    compared(model, task(model, pair(9, 4), pair(6, 3, shift=5)), metric)
+    question = task(model, pair(9, 4), pair(6, 3, shift=5))
+    assert compared(model, question, metric) == "suffix"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -189,7 +191,7 @@ def test_a_sliding_window_shorter_than_the_prompt(family):
     model = tiny_model(family, sliding_window=4)
     question = task(model, pair(14, 10), pair(12, 7, shift=2))
     for site in ("z", "resid_pre"):
-        compared(model, question, site=site, positions="each")
+        assert compared(model, question, site=site, positions="each") == "suffix"
 
 
 def test_many_small_passes_give_the_same(monkeypatch):

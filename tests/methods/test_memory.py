@@ -14,6 +14,7 @@ import nnattr
 from nnattr import LogProb, Scores, Task, TaskError, activation_patching, attribution_patching
 from nnattr.model import engine, memory
 from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
+from tests.methods.test_engine import pair, task
 from tests.tiny import CONFIGS
 
 MEGABYTE = 1_000_000
@@ -56,11 +57,8 @@ def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monke
         return memory.fitting(ask, rows, need, tokens, watched, size)
 
     monkeypatch.setattr(engine, "fitting", measured)
-    prompts = [[f"w{30 + (7 * row + i) % 50}" for i in range(width)] for row in range(4)]
-    others = [[*words[:differs], "w90", *words[differs + 1 :]] for words in prompts]
-    sides = ([" ".join(words) for words in side] for side in (prompts, others))
-    task = Task.from_pairs(*sides, ["w80"] * 4, ["w81"] * 4, tokenizer=model.tokenizer)
-    activation_patching(model, task, LogProb(), site=site)
+    pairs = [pair(width, differs, shift=i) for i in range(4)]
+    activation_patching(model, task(model, *pairs), LogProb(), site=site)
     assert shares
     assert 1 <= min(shares) <= max(shares) < 3
 
