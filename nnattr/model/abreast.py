@@ -50,6 +50,8 @@ def groups(example: Tensor, size: int) -> Tensor:
     ``example`` [row] says whose rows they are; an example's rows follow each other. A short group
     is filled up with its last row.
     """
+    if size == 1:
+        return torch.arange(len(example))[:, None]
     _, counts = torch.unique_consecutive(example, return_counts=True)
     size, found = min(size, int(counts.max())), []
     for rows in torch.arange(len(example)).split(counts.tolist()):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nnattr.model.abreast import apart, end_to_end, groups, inputs_abreast
+from nnattr.model.projection import projected
 from nnattr.model.runs import fork, inputs, lend, logits_of, one_step, prefix, shortened
 from nnattr.model.sites import read, write
 
@@ -24,12 +25,44 @@ def patch(
 ) -> tuple[Tensor, Tensor]:
     """The site in each row from ``runs.start`` on: as it was, and with the row's cell patched."""
     own, other = runs.own[index], runs.other[index]
-    example, spot, unit = (rows[:, i].to(own.device) for i in range(3))
-    where = ask.spots.to(own.device)[spot, example][:, runs.start :]
+    example, unit = (rows[:, i].to(own.device) for i in (0, 2))
     units = torch.arange(ask.units, device=own.device) == unit[:, None]
-    mask = (where[..., None] & units[:, None]).repeat_interleave(own.shape[-1] // ask.units, -1)
+    mask = spotted(ask, runs, rows).to(own.device)[..., None] & units[:, None]
     before = own[example]
+    mask = mask.repeat_interleave(own.shape[-1] // ask.units, -1)
     return before, torch.where(mask, other[example], before)
+
+
+def moved(
+    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, first: int
+) -> Tensor:
+    """How each row's patch changes what is added to the residual stream from ``first`` on.
+
+    In float32 [row, pos, d]. A patch of z or of neurons goes through the output projection.
+    """
+    own, other = (
+        value[:, first - runs.start :].unflatten(-1, (ask.units, -1))
+        for value in (runs.own[index], runs.other[index])
+    )
+    example, unit = (rows[:, i].to(own.device) for i in (0, 2))
+    change = other[example, :, unit].float() - own[example, :, unit].float()
+    where = spotted(ask, runs, rows)[:, first - runs.start :]
+    change = change.masked_fill(~where[..., None].to(own.device), 0)
+    if not ask.through[ask.layers[index]]:
+        return change
+    projection, *norms = (nn.get(path) for path in ask.through[ask.layers[index]])
+    change = projected(projection, change.to(own), unit, ask.units)
+    if not norms:
+        return change
+    some, which = example.unique(return_inverse=True)
+    before = projection(own[some].flatten(-2)).float()[which]
+    new, old = (norms[0](value.to(own)) for value in (before + change, before))
+    return new.float() - old.float()
+
+
+def spotted(ask: SimpleNamespace, runs: SimpleNamespace, rows: Tensor) -> Tensor:
+    """Which positions from ``runs.start`` on each row's patch covers [row, pos]."""
+    return ask.spots[rows[:, 1], rows[:, 0], runs.start :]
 
 
 def rerun_full(
@@ -75,9 +108,6 @@ def rerun(
     order = groups(rows[:, 0], size)
     size = order.shape[1]
     placed, example = rows[order.flatten()], rows[order[:, 0], 0]
-    before, after = (
-        end_to_end(value[:, skipped:], size) for value in patch(ask, runs, index, placed)
-    )
     stream = laid(runs.streams[at], placed, skipped, size)
     base = laid(runs.attention[layer], placed, skipped, size) if ask.entry == "attention" else None
     prompts = {name: value[example] for name, value in ask.base.items()}
@@ -89,17 +119,18 @@ def rerun(
         given = inputs(ask, {name: value[:, start:] for name, value in prompts.items()})
     with nn.trace(**given):
         with torch.no_grad():
-            inside = ask.entry == "inside"
-            moved = after if inside else contribution(nn, ask, layer, before, after)
-            if ask.entry in ("before", "after"):
-                stream = after
-            elif ask.entry == "added":
-                stream = (stream.float() + ask.scale * moved).to(stream)
+            if ask.entry in ("added", "attention"):
+                shift = end_to_end(moved(nn, ask, runs, index, placed, start), size)
+            else:
+                after = end_to_end(patch(ask, runs, index, placed)[1][:, skipped:], size)
+                stream = stream if ask.entry == "inside" else after
+            if ask.entry == "added":
+                stream = (stream.float() + ask.scale * shift).to(stream)
             enter(nn, ask, at, stream)
-            if inside:
+            if ask.entry == "inside":
                 write(nn, ask.places[layer], after)
             elif base is not None:
-                shift = moved / ask.scale if ask.site == "resid_mid" else moved
+                shift = shift / ask.scale if ask.site == "resid_mid" else shift
                 behind = ask.normed and ask.site != "z"  # a norm follows attention: add after it
                 shifted = base if behind else (base.float() + shift).to(base)
                 skip(nn, ask.attn[layer], shifted, ask.arity["attention"])
@@ -154,21 +185,6 @@ def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> 
         if size > 1 and narrow:
             module = nn.get(narrow[-1])
             module.output = module.output.repeat_interleave(tokens, 1)
-
-
-def contribution(
-    nn: Any, ask: SimpleNamespace, layer: int, before: Tensor, after: Tensor
-) -> Tensor:
-    """How a patch of the site changes what is added to the residual stream, in float32."""
-    moved = after.float() - before.float()
-    if not ask.through[layer]:
-        return moved
-    projection, *norms = (nn.get(path) for path in ask.through[layer])
-    if not norms:
-        nothing = projection(torch.zeros_like(before[:1, :1]))  # the bias, if it has one
-        return projection(moved.to(before)).float() - nothing.float()
-    old, new = (norms[0](projection(value)).float() for value in (before, after))
-    return new - old
 
 
 def enter(nn: Any, ask: SimpleNamespace, at: int, stream: Tensor) -> None:
