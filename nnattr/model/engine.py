@@ -250,9 +250,9 @@ def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tens
     ways = ((True, ask.narrow), (False, ask.narrow), (False, []))
     for abreast, narrow in ways if shareable(ask, known(nn, ask, runs, start)) else ways[1:]:
         ask.abreast, ask.narrow, ask.keys = abreast, narrow, None
-        size = lot(ask, start, least=2)
-        if abreast and size == 1:
+        if abreast and lot(ask, last) == 1:  # no pass would be
             continue
+        size = lot(ask, start, least=2)
         often = rows.repeat_interleave(size, 0)  # as many as there are places in a sequence
         ask.keys = start + size * (ask.base["ids"].shape[1] - start)
         try:

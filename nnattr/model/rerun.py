@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnattr.model.abreast import apart, end_to_end, groups, inputs_abreast
-from nnattr.model.projection import projected
+from nnattr.model.projection import last_queries, projected
 from nnattr.model.runs import fork, inputs, lend, logits_of, one_step, prefix, shortened
 from nnattr.model.sites import read, write
 
@@ -175,6 +175,9 @@ def go_on(nn: Any, ask: SimpleNamespace, first: int, tokens: int, size: int) -> 
     for layer in range(first, last + 1):
         # the last layer goes on with each row's last position alone
         narrow = ask.narrow if layer == last and ask.last_only and tokens > 1 else []
+        if narrow and ask.queries and not (ask.entry == "inside" and layer == first):
+            path, part = ask.queries
+            last_queries(nn.get(path), part, tokens)
         for path in narrow:
             module = nn.get(path)
             module.input = module.input[:, tokens - 1 :: tokens]
