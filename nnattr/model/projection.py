@@ -20,12 +20,13 @@ def matrix(projection: Any) -> Tensor | None:
     They are not in a sandbox, where modules are kept on disk, and where others stand in for them
     (quantized, adapted, parametrized).
     """
-    if projection.weight.is_meta:
+    weight = getattr(projection, "weight", None)
+    if weight is None or weight.is_meta:
         return None
     kind = type(projection._module)
     if kind is torch.nn.Linear:
-        return projection.weight.T
-    return projection.weight if kind.__name__ == "Conv1D" else None
+        return weight.T
+    return weight if kind.__name__ == "Conv1D" else None
 
 
 def projected(projection: Any, change: Tensor, unit: Tensor, units: int) -> Tensor:

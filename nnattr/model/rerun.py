@@ -119,18 +119,20 @@ def rerun(
         given = inputs(ask, {name: value[:, start:] for name, value in prompts.items()})
     with nn.trace(**given):
         with torch.no_grad():
-            if ask.entry in ("added", "attention"):
-                shift = end_to_end(moved(nn, ask, runs, index, placed, start), size)
+            if ask.entry in ("added", "attention"):  # a change to add, or what is put in its place
+                new = moved(nn, ask, runs, index, placed, start)
             else:
-                after = end_to_end(patch(ask, runs, index, placed)[1][:, skipped:], size)
-                stream = stream if ask.entry == "inside" else after
-            if ask.entry == "added":
-                stream = (stream.float() + ask.scale * shift).to(stream)
+                new = patch(ask, runs, index, placed)[1][:, skipped:]
+            new = end_to_end(new, size)
+            if ask.entry in ("before", "after"):
+                stream = new
+            elif ask.entry == "added":
+                stream = (stream.float() + ask.scale * new).to(stream)
             enter(nn, ask, at, stream)
             if ask.entry == "inside":
-                write(nn, ask.places[layer], after)
+                write(nn, ask.places[layer], new)
             elif base is not None:
-                shift = shift / ask.scale if ask.site == "resid_mid" else shift
+                shift = new / ask.scale if ask.site == "resid_mid" else new
                 behind = ask.normed and ask.site != "z"  # a norm follows attention: add after it
                 shifted = base if behind else (base.float() + shift).to(base)
                 skip(nn, ask.attn[layer], shifted, ask.arity["attention"])
