@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.model.projection import in_out
+
 ASKED = 512  # unit vectors at a time
 SIZE = 256.0  # their length: large against a bias, so that taking the bias away loses no digits
 
@@ -29,9 +31,7 @@ def linear_map(
     """
     if module.weight.is_meta:
         return asked(module, width, like, columns)
-    weight = module.weight
-    if not any(kind.__name__ == "Conv1D" for kind in type(module._module).__mro__):
-        weight = weight.T
+    weight = in_out(module)
     bias = getattr(module._module, "bias", None)
     bias = torch.zeros_like(weight[0]) if bias is None else bias
     if columns is not None:

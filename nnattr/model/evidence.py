@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.model.projection import in_out
 from nnattr.model.sites import read, write
 
 Places = dict[str, list[tuple[Any, ...]]]
@@ -148,9 +149,7 @@ def heads_gap(nn: Any, path: str, seen: dict[str, Any], n_heads: int) -> float:
     z, target = seen["sites"]["z"].double(), seen["projected"].double()
     if "heads" in seen:
         return gap(seen["heads"], target)
-    weight = projection.weight.detach().double()
-    if not any(kind.__name__ == "Conv1D" for kind in type(projection._module).__mro__):
-        weight = weight.T
+    weight = in_out(projection).detach().double()
     if z.ndim != 3 or z.shape[-1] % n_heads or weight.shape != (z.shape[-1], target.shape[-1]):
         return float("inf")
     parts = zip(z.chunk(n_heads, -1), weight.chunk(n_heads, 0), strict=True)

@@ -21,13 +21,13 @@ from nnattr.model.sites import read, write
 
 
 def patch(
-    ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor
+    ask: SimpleNamespace, runs: SimpleNamespace, index: int, rows: Tensor, first: int
 ) -> tuple[Tensor, Tensor]:
-    """The site in each row from ``runs.start`` on: as it was, and with the row's cell patched."""
-    own, other = runs.own[index], runs.other[index]
+    """The site in each row from ``first`` on: as it was, and with the row's cell patched."""
+    own, other = (value[:, first - runs.start :] for value in (runs.own[index], runs.other[index]))
     example, unit = (rows[:, i].to(own.device) for i in (0, 2))
     units = torch.arange(ask.units, device=own.device) == unit[:, None]
-    mask = spotted(ask, runs, rows).to(own.device)[..., None] & units[:, None]
+    mask = covered(ask, rows, first).to(own.device)[..., None] & units[:, None]
     before = own[example]
     mask = mask.repeat_interleave(own.shape[-1] // ask.units, -1)
     return before, torch.where(mask, other[example], before)
@@ -46,8 +46,8 @@ def moved(
     )
     example, unit = (rows[:, i].to(own.device) for i in (0, 2))
     change = other[example, :, unit].float() - own[example, :, unit].float()
-    where = spotted(ask, runs, rows)[:, first - runs.start :]
-    change = change.masked_fill(~where[..., None].to(own.device), 0)
+    where = covered(ask, rows, first).to(own.device)
+    change = change.masked_fill(~where[..., None], 0)
     if not ask.through[ask.layers[index]]:
         return change
     projection, *norms = (nn.get(path) for path in ask.through[ask.layers[index]])
@@ -60,9 +60,9 @@ def moved(
     return new.float() - old.float()
 
 
-def spotted(ask: SimpleNamespace, runs: SimpleNamespace, rows: Tensor) -> Tensor:
-    """Which positions from ``runs.start`` on each row's patch covers [row, pos]."""
-    return ask.spots[rows[:, 1], rows[:, 0], runs.start :]
+def covered(ask: SimpleNamespace, rows: Tensor, first: int) -> Tensor:
+    """Which positions from ``first`` on each row's patch covers [row, pos]."""
+    return ask.spots[rows[:, 1], rows[:, 0], first:]
 
 
 def rerun_full(
@@ -74,7 +74,7 @@ def rerun_full(
     """
     example = rows[:, 0]
     prompts = {name: value[example] for name, value in ask.base.items()}
-    before, after = (value[:, start - runs.start :] for value in patch(ask, runs, index, rows))
+    before, after = patch(ask, runs, index, rows, start)
     where = ask.places[ask.layers[index]]
     cache = borrowed(nn, ask, runs, start, example)
     with nn.trace(**inputs(ask, prompts, start, cache)):
@@ -122,7 +122,7 @@ def rerun(
             if ask.entry in ("added", "attention"):  # a change to add, or what is put in its place
                 new = moved(nn, ask, runs, index, placed, start)
             else:
-                new = patch(ask, runs, index, placed)[1][:, skipped:]
+                _, new = patch(ask, runs, index, placed, start)
             new = end_to_end(new, size)
             if ask.entry in ("before", "after"):
                 stream = new
