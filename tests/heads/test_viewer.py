@@ -184,6 +184,8 @@ def test_the_keyboard_reaches_everything(tab: Tab, page: Path) -> None:
 def test_another_prompt(tab: Tab, page: Path, patterns: Patterns) -> None:
     tab.open(page, 1440)
     tab.hover("#tokens button:nth-child(3)")
+    tab.hover("#prompt")  # where one chooses: on new tokens the pointer would choose once more
+    assert chosen(tab) == [2]
     tab.evaluate(
         "(() => { const s = document.querySelector('#prompt'); s.value = '1';"
         " s.dispatchEvent(new Event('change')); })()"
