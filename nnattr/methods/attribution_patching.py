@@ -28,19 +28,11 @@ from nnattr.backend import Tick
 from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
+from nnattr.model.caches import fork, prefix, resumable
 from nnattr.model.gathered import gathered
 from nnattr.model.layout import PatchSite
 from nnattr.model.memory import portions
-from nnattr.model.runs import (
-    fork,
-    inputs,
-    logits_of,
-    measure,
-    observe,
-    prefix,
-    refusal,
-    resumable,
-)
+from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
 from nnattr.model.sites import cut, read
 from nnattr.model.view import Model
 from nnattr.results import Scores
@@ -100,7 +92,7 @@ def attribute(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
     """
     start = resumable(nn, ask)
     cache, before = prefix(nn, ask, start)
-    every = torch.arange(ask.n)
+    every = [torch.arange(ask.n)] * len(ask.layer_paths)
     theirs, source_logits = observe(nn, ask, ask.source, ("site",), start, fork(cache, every))
     with nn.trace(**inputs(ask, ask.base, start, fork(cache, every))):
         nn.get(ask.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen

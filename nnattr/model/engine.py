@@ -4,8 +4,8 @@ A patch at layer *l* and position *p* of a causal model changes nothing below la
 before position *p*; where the two runs agree there is nothing to patch. So a patched *row* (one
 cell of one example) enters the model at its layer with the base run's residual stream, runs only
 the positions from the first one that its patch changes, and attends to the base run's keys and
-values before that. Rows of a layer are batched by where they start, whatever their cell; behind a
-long prompt the rows of an example share one sequence (`nnattr.model.abreast`).
+values before that. Rows are batched by where they start, whatever their cell, and join a pass each
+at its layer; behind a long prompt those of an example share one sequence (`nnattr.model.abreast`).
 
 `rerun` is this engine; `rerun_full` runs every layer with the patch written at its site. Every job
 holds the base run that goes on from its keys and values against its whole pass, and from there on a
@@ -14,14 +14,15 @@ few rows of `rerun` against `rerun_full`. A model that fails either is served by
 A row of *t* tokens that enters at layer *l* of *L* costs *t (L - l)* layers, against *S L* for a
 full pass of *S* tokens.
 
-Rows are an integer tensor [row, (example, spot, unit, first changed position)]. All of this runs
-inside a job: torch and plain values only.
+Rows are an integer tensor [row, (example, spot, unit, first changed position, asked layer)], in the
+order of their layers. All of this runs inside a job: torch and plain values only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,41 +30,34 @@ import torch
 from torch import Tensor
 
 from nnattr.model.abreast import lot, shareable
+from nnattr.model.caches import fork, known
 from nnattr.model.gathered import gathered
 from nnattr.model.memory import fitting, needed, ran_out
-from nnattr.model.rerun import known, rerun, rerun_full
-from nnattr.model.runs import closeness, fork, measure, observe, refusal, same, shared
+from nnattr.model.rerun import rerun, rerun_full
+from nnattr.model.runs import closeness, measure, observe, refusal, same, shared
 
 #: A row runs at most this much longer than it needs, so that rows can share a pass.
 SLACK = 1.5
-#: The engine is compared on at most so many rows, and this share of its own work.
-PROBES, SHARE = 2, 0.02
-#: What comparing a row costs, in passes of its tokens through all layers.
-COMPARED = 3
 #: Characters that are kept of what a model says against the engine.
 LONGEST = 300
 
 
 def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
     """Both runs' metric and its change for every example, layer, unit and spot of an ask."""
-    width = ask.base["ids"].shape[1]
     refused = out_of_reach(nn, ask)
     if refused:
         return refused
     found = prepared(nn, ask)
     if isinstance(found, dict):
         return found
-    runs, plans = found
-    starts = boundaries(torch.cat([rows[:, 3] for rows in plans]), width)
-    total, done = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans)), 0
+    runs, rows = found
+    total, done = effort(ask, rows), 0
     change = torch.zeros(ask.n, len(ask.layers), ask.units, len(ask.spots))
-    for index, rows in enumerate(plans):
-        for alike, start in batches(ask, rows, starts, width):
-            size = lot(ask, start)
-            for some, values in passes(nn, ask, runs, index, alike, start, size):
-                change[some[:, 0], index, some[:, 2], some[:, 1]] = values.float().cpu()
-                done += effort(ask, index, some, width)
-                tick(done, total)
+    for alike, start in batches(ask, rows):
+        for some, values in passes(nn, ask, runs, alike, start, lot(ask, start)):
+            change[some[:, 0], some[:, 4], some[:, 2], some[:, 1]] = values.float().cpu()
+            done += effort(ask, some)
+            tick(done, total)
     return {
         "change": change,
         "base": runs.base,
@@ -76,7 +70,7 @@ def sweep(nn: Any, tick: Any, ask: SimpleNamespace) -> dict[str, Any]:
 
 def prepared(nn: Any, ask: SimpleNamespace) -> Any:
     """`ready` by the engine that serves this model; ``ask.fell_back`` says why not by its own."""
-    ask.abreast, ask.fell_back = False, ""
+    ask.together, ask.abreast, ask.fell_back = False, False, ""
     if ask.engine == "suffix":
         try:
             found = ready(nn, ask)
@@ -92,10 +86,10 @@ def prepared(nn: Any, ask: SimpleNamespace) -> Any:
 
 
 def ready(nn: Any, ask: SimpleNamespace) -> Any:
-    """Both runs and each layer's rows, or what a job returns that cannot be done."""
+    """Both runs and the rows, or what a job returns that cannot be done."""
     runs = both_runs(nn, ask)
     refused = runs.refused or refusal(runs.base, ask.n)
-    return refused or (runs, [plan(ask, runs, layer) for layer in range(len(ask.layers))])
+    return refused or (runs, torch.cat([plan(ask, runs, i) for i in range(len(ask.layers))]))
 
 
 def out_of_reach(nn: Any, ask: SimpleNamespace) -> dict[str, Any] | None:
@@ -173,7 +167,7 @@ def resumed(
     It goes on from ``start``, by default where runs begin; the logits before are the base run's.
     """
     first: int = runs.start if start is None else start
-    cache = fork(known(nn, ask, runs, first), torch.arange(ask.n))
+    cache = fork(known(nn, ask, runs, first), [torch.arange(ask.n)] * len(ask.layer_paths))
     found, logits = observe(nn, ask, prompts, names, first, cache)
     return found, torch.cat([runs.whole[:, : 0 if ask.last_only else first], logits], 1)
 
@@ -190,7 +184,8 @@ def plan(ask: SimpleNamespace, runs: SimpleNamespace, index: int) -> Tensor:
         touched = where[..., None] & differs  # [example, pos, unit]
         example, unit = touched.any(1).nonzero(as_tuple=True)
         start = touched.byte().argmax(1)[example, unit] + runs.start
-        found.append(torch.stack([example, torch.full_like(unit, spot), unit, start], 1))
+        place, layer = (torch.full_like(unit, value) for value in (spot, index))
+        found.append(torch.stack([example, place, unit, start, layer], 1))
     return torch.cat(found)
 
 
@@ -207,96 +202,107 @@ def boundaries(starts: Tensor, width: int) -> list[int]:
     return found
 
 
-def batches(
-    ask: SimpleNamespace, rows: Tensor, starts: list[int], width: int
-) -> list[tuple[Tensor, int]]:
-    """The rows by where their passes begin."""
+def batches(ask: SimpleNamespace, rows: Tensor) -> list[tuple[Tensor, int]]:
+    """The rows by where their passes begin, and by layer unless layers go together."""
+    if ask.engine == "full":
+        return [(rows, 0)] if len(rows) else []
+    width = upper = ask.base["ids"].shape[1]
     found: list[tuple[Tensor, int]] = []
-    upper = width
-    for start in starts if ask.engine == "suffix" else [0]:
+    for start in boundaries(rows[:, 3], width):
         here = rows[(rows[:, 3] >= start) & (rows[:, 3] < upper)]
-        found += [(here, start)] if len(here) else []
+        found += [(some, start) for some in ([here] if ask.together else by_layer(here))]
         upper = start
     return found
 
 
-def effort(ask: SimpleNamespace, index: int, rows: Tensor, width: int) -> int:
+def by_layer(rows: Tensor) -> list[Tensor]:
+    """The rows of each layer."""
+    counts = torch.unique_consecutive(rows[:, 4], return_counts=True)[1]
+    return list(rows.split(counts.tolist()))
+
+
+def effort(ask: SimpleNamespace, rows: Tensor) -> int:
     """What these rows cost, in tokens through layers; for the progress bar."""
-    return int((width - rows[:, 3]).sum()) * (len(ask.reads) + 1 - ask.layers[index])
+    tokens = ask.base["ids"].shape[1] - rows[:, 3]
+    return int((tokens * (len(ask.reads) + 1 - torch.tensor(ask.layers)[rows[:, 4]])).sum())
 
 
-def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, plans: list[Tensor]) -> bool:
-    """Whether the engine gives what full passes give, on a few rows of the first layer.
+def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, rows: Tensor) -> bool:
+    """Whether the engine gives what full passes give, on a few of the rows.
 
     In two steps: the base run goes on from its keys and values as it did in its whole pass, and
-    there the engine gives what all layers give. Rows go on in sequences of their own, and the last
-    layer is run whole, from here on if that is what it takes; no sequence will be longer than here.
+    there the engine gives what all layers give. Each layer has passes of its own, rows go on in
+    sequences of their own, and the last layer is run whole, from here on if that is what it takes;
+    no sequence will be longer than here.
     """
-    rows, index = probes(ask, plans)
     if not len(rows):
         return True
     if not alike(ask, runs, runs.whole):
         return False
-    last = max(int(some[:, 3].max()) for some in plans if len(some))
+    last = int(rows[:, 3].max())
     if last and not runs.start:  # both runs were whole: nothing has gone on from them yet
         later = resumed(nn, ask, runs, ask.base, ("gelu",), last)[1]
         if not alike(ask, runs, later):
             return False
     runs.whole = None  # not needed any more
-    start = int(rows[:, 3].min())
-    full = torch.cat([some for _, some in passes(nn, ask, runs, index, rows, start, full=True)])
+    few = probes(ask, rows)
+    start = int(few[:, 3].min())
+    full = torch.cat([values for _, values in passes(nn, ask, runs, few, start, full=True)])
     scale = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
     near = closeness(runs.logits)
-    ways = ((True, ask.narrow), (False, ask.narrow), (False, []))
-    for abreast, narrow in ways if shareable(ask, known(nn, ask, runs, start)) else ways[1:]:
-        ask.abreast, ask.narrow, ask.keys = abreast, narrow, None
-        if abreast and lot(ask, last) == 1:  # no pass would be
+    together = [True, False] if few[0, 4] < few[-1, 4] else [False]
+    abreast = [True, False] if shareable(ask, known(nn, ask, runs, start)) else [False]
+    ways = [(*way, ask.narrow) for way in product(together, abreast)]
+    for ask.together, ask.abreast, ask.narrow in (*ways, (False, False, [])):
+        ask.keys, ask.whole, ask.comparing = None, set(), True
+        if ask.abreast and lot(ask, last) == 1:  # no pass would be
             continue
         size = lot(ask, start, least=2)
-        often = rows.repeat_interleave(size, 0)  # as many as there are places in a sequence
+        often = few.repeat_interleave(size, 0)  # as many as there are places in a sequence
         ask.keys = start + size * (ask.base["ids"].shape[1] - start)
         try:
-            found = list(passes(nn, ask, runs, index, often, start, size))
+            found = [
+                values
+                for some in ([often] if ask.together else by_layer(often))
+                for _, values in passes(nn, ask, runs, some, start, size)
+            ]
         except Exception as error:  # whatever the model's own code has against a skipped layer
             if ran_out(error):
                 raise
             continue
-        ours = torch.cat([some for _, some in found]).unflatten(0, (-1, size))
+        ours = torch.cat(found).unflatten(0, (-1, size))
         if ((ours - full[:, None]).abs() <= near * scale[:, None]).all():
+            ask.comparing = False
             return True
     return False
 
 
-def probes(ask: SimpleNamespace, plans: list[Tensor]) -> tuple[Tensor, int]:
-    """The rows on which the engine is compared, and their layer: few beside what it is to do.
+def probes(ask: SimpleNamespace, rows: Tensor) -> Tensor:
+    """The two rows on which the engine is compared: one of the first layer, one of a later.
 
-    With padding two at least, of the examples with the most and the least, where there is most to
-    go wrong.
+    Of examples with the most padding and with the least, where there is most to go wrong. Of the
+    later layers it is the middle one whose rows go through a layer's attention.
     """
-    width = ask.base["ids"].shape[1]
-    index = next((i for i, rows in enumerate(plans) if len(rows)), 0)
-    rows = plans[index]
-    padding = (~ask.base["mask"]).sum(1)[rows[:, 0]]
-    total = sum(effort(ask, i, rows, width) for i, rows in enumerate(plans))
-    tokens = width - int(rows[:, 3].min()) if len(rows) else width
-    affordable = int(SHARE * total / (COMPARED * tokens * len(ask.reads)))
-    count = min(len(rows), max(1 + bool(padding.any()), min(PROBES, affordable)))
-    spread = torch.linspace(0, len(rows) - 1, count).long() if count else torch.arange(0)
-    return rows[padding.argsort(descending=True, stable=True)[spread]], index
+    through = ask.entry in ("before", "inside")
+    early, *above = by_layer(rows)
+    above = [some for some in above if ask.layers[some[0, 4]] + 1 - through < len(ask.reads)]
+    late = above[len(above) // 2] if above else early
+    padding = (~ask.base["mask"]).sum(1)
+    most, least = (some[padding[some[:, 0]].argsort(stable=True)] for some in (early, late))
+    return torch.stack([most[-1], least[0]])
 
 
 def passes(
     nn: Any,
     ask: SimpleNamespace,
     runs: SimpleNamespace,
-    index: int,
     rows: Tensor,
     start: int = 0,
     size: int = 1,
     full: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Parts of ``rows``, as many at a time as fit, and the change of the metric in each of them."""
-    work = partial(changes, nn, ask, runs, index, start=start, size=size, full=full)
+    work = partial(changes, nn, ask, runs, start=start, size=size, full=full)
     tokens = ask.base["ids"].shape[1] - start
     return fitting(ask, rows, needed(ask, start, runs.start, size), tokens, work, size)
 
@@ -305,7 +311,6 @@ def changes(
     nn: Any,
     ask: SimpleNamespace,
     runs: SimpleNamespace,
-    index: int,
     rows: Tensor,
     start: int,
     size: int,
@@ -314,9 +319,9 @@ def changes(
     """The change of the metric in each row."""
     example = rows[:, 0]
     if full or ask.engine == "full":
-        logits = rerun_full(nn, ask, runs, index, rows, start)
+        logits = rerun_full(nn, ask, runs, rows, start)
     else:
-        logits = rerun(nn, ask, runs, index, rows, start, size)
+        logits = rerun(nn, ask, runs, rows, start, size)
     if not ask.last_only:
         before = runs.logits[example.to(runs.logits.device), :start]
         logits = torch.cat([before, logits], 1)

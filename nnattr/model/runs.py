@@ -1,15 +1,13 @@
 """Forward runs inside a job: plain functions that travel to a server.
 
 A method's payload is cut into *asks*, portions of examples that are worked on together (see
-`nnattr.model.memory`). A run covers
-the positions from ``start`` on: everything before it enters as a cache of keys and values.
+`nnattr.model.memory`). A run covers the positions from ``start`` on: everything before it enters as
+a cache of keys and values (see `nnattr.model.caches`).
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +20,6 @@ from nnattr.model.sites import read
 TOKENS_PER_FORWARD = 4096
 #: In the tanh form of GELU, ``x / 2 * (1 + tanh(u))``, 2 u is so many times x + 0.044715 x^3.
 TWICE = 2 * (2 / math.pi) ** 0.5
-#: Cache layers whose `update` returns the old next to the new, and what they keep is not asked for.
-JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")
-#: Shared tokens below which a cache of them costs more passes than it saves.
-WORTH_SHARING = 256
 
 
 def gather(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -76,106 +70,12 @@ def counted(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def copied(cache: Any) -> Any:
-    """A cache of its own, of the same keys and values: those that it rebinds leave ``cache`` be."""
-    new = copy.copy(cache)
-    new.layers = [copy.copy(layer) for layer in cache.layers]
-    return new
-
-
-def fork(cache: Any, example: Tensor, first: int = 0) -> Any:
-    """A cache of its own for rows of these examples (a forward pass extends the cache it is given).
-
-    Layers below ``first``, which such a pass skips, are left as they are.
-    """
-    if cache is None:
-        return None
-    new = copied(cache)
-    for layer in new.layers[first:]:
-        rows = example.to(layer.keys.device)
-        layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-    return new
-
-
-def lend(cache: Any, example: Tensor, first: int = 0) -> Any:
-    """A cache for one pass of rows of these examples, after which nobody asks for it.
-
-    A layer copies what is cached next to what is new once, when its turn comes, and keeps neither;
-    those of kinds we do not know are forked.
-    """
-    if cache is None:
-        return None
-    new = copy.copy(cache)
-    new.layers = list(cache.layers)
-    room: dict[Any, Tensor] = {}
-    for index in range(first, len(new.layers)):
-        layer = new.layers[index] = copy.copy(cache.layers[index])
-        rows = example.to(layer.keys.device)
-        if type(layer).__name__ in JOINING:
-            layer.update = partial(extended, room, layer.keys, layer.values, rows)
-        else:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-    return new
-
-
-def extended(
-    room: dict[Any, Tensor],
-    old_keys: Tensor,
-    old_values: Tensor,
-    rows: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *_: Any,
-    **__: Any,
-) -> tuple[Tensor, Tensor]:
-    """What a cache layer's ``update`` returns: these rows of the old, and after them the new."""
-    joined = []
-    for name, old, new in (("keys", old_keys, keys), ("values", old_values, values)):
-        known = old.shape[-2]
-        both = lasting(room, name, new, (*new.shape[:-2], known + new.shape[-2], new.shape[-1]))
-        torch.index_select(old, 0, rows, out=both[..., :known, :])
-        both[..., known:, :] = new
-        joined.append(both)
-    return joined[0], joined[1]
-
-
 def lasting(room: dict[Any, Tensor], name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Memory of this shape for all layers of a pass: fresh memory costs more than its use."""
-    alike = (name, shape, like.dtype, like.device)
-    if alike not in room:
-        room[alike] = like.new_empty(shape)
-    return room[alike]
-
-
-def prefix(nn: Any, ask: SimpleNamespace, stop: int) -> tuple[Any, Tensor | None]:
-    """The base run's cache before position ``stop``, and the logits there if the metric reads them.
-
-    Nothing where there is nothing before it.
-    """
-    if stop == 0:
-        return None, None
-    given = inputs(ask, ask.base, stop=stop)
-    given["use_cache"] = True
-    with nn.trace(**given):
-        with torch.no_grad():
-            if ask.last_only:  # nobody reads what these tokens predict
-                head = nn.get(ask.unembed)
-                head.skip(head.input[..., :1])
-            logits = None if ask.last_only else logits_of(nn, ask)
-            output = nn.output
-    return output.past_key_values, logits
-
-
-def shortened(cache: Any, tokens: int) -> Any:
-    """A cache without its last tokens; None where a sliding window has forgotten too much."""
-    if cache is None:
-        return None
-    new = copied(cache)
-    try:
-        new.crop(-tokens)
-    except (RuntimeError, ValueError):
-        return None
-    return new
+    alike, size = (name, like.dtype, like.device), math.prod(shape)
+    if alike not in room or len(room[alike]) < size:
+        room[alike] = like.new_empty(size)
+    return room[alike][:size].view(shape)
 
 
 def one_step(nn: Any, path: str, room: dict[Any, Tensor]) -> None:
@@ -191,24 +91,6 @@ def one_step(nn: Any, path: str, room: dict[Any, Tensor]) -> None:
         module.skip(u.mul_(x).sigmoid_().mul_(x))
     else:
         module.skip(torch.nn.functional.gelu(x, approximate="tanh"))
-
-
-def resumable(nn: Any, ask: SimpleNamespace) -> int:
-    """Where runs may begin: after what all pairs share, if that pays and the model allows it.
-
-    It does where it gives the same logits when it goes on from a cache; else the answer is 0.
-    """
-    start = shared(ask)
-    if ask.n * start < WORTH_SHARING:
-        return 0
-    one = SimpleNamespace(**{**vars(ask), "base": {k: v[:1] for k, v in ask.base.items()}})
-    _, whole = observe(nn, one, one.base, ())
-    try:
-        cache, _ = prefix(nn, one, start)
-        _, resumed = observe(nn, one, one.base, (), start, cache)
-    except Exception:  # whatever the model's own code has against a cache
-        return 0
-    return start if same(resumed[:, -1], whole[:, -1]) else 0
 
 
 def same(found: Tensor, whole: Tensor) -> bool:

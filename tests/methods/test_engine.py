@@ -155,6 +155,26 @@ def laid_out(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_several_layers_share_a_pass(family, monkeypatch):
+    """But for bloom, which counts heads and prompts in one axis."""
+    together: list[int] = []
+    rerun = engine.rerun
+
+    def watched(nn, ask, runs, rows, *rest):
+        together.append(len(rows[:, 4].unique()))
+        return rerun(nn, ask, runs, rows, *rest)
+
+    monkeypatch.setattr(engine, "rerun", watched)
+    sizes = {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+    model = tiny_model(family, **(sizes if family == "gpt_neo" else {}))
+    question = task(model, pair(9, 4), pair(6, 3, shift=5))
+    for site in ("z", "mlp_out", "resid_pre", "resid_post", "v"):
+        together.clear()
+        assert compared(model, question, site=site, positions="each") == "suffix"
+        assert (max(together[2:]) > 1) == (family != "bloom")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_behind_a_long_prompt_the_rows_of_an_example_share_its_keys(family, laid_out):
     model = tiny_model(family)
     question = task(model, pair(24, 19), pair(20, 15, shift=5))
@@ -282,7 +302,7 @@ def test_gradients_after_a_shared_prefix_are_those_of_whole_prompts(family, monk
     question = task(model, pair(9, 4), pair(6, 3, shift=5))
     found = {}
     for worth in (0, 10_000):
-        monkeypatch.setattr("nnattr.model.runs.WORTH_SHARING", worth)
+        monkeypatch.setattr("nnattr.model.caches.WORTH_SHARING", worth)
         scores = nnattr.attribution_patching(
             model, question, LogitDiff(), positions="each", normalized=False
         )

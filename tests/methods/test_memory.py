@@ -43,15 +43,16 @@ def test_the_measure_counts_what_is_alive():
 )
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monkeypatch):
-    """Passes of several rows; the last layer's may take less, for there a row is its last token."""
+    """Passes of several rows, without the last layer's: there a row is its last token."""
     model, shares = tiny(family), []
 
     def measured(ask, rows, need, tokens, work, size):
         def watched(some):
             found = []
             taken = allocated(lambda: found.append(work(some)))
-            if len(some) > 2 and ask.layers[work.args[3]] < model.n_layers - 1:
-                shares.append(len(some) * need / taken)
+            below = int((some[:, 4] < model.n_layers - 1).sum())
+            if below > 2:
+                shares.append(below * need / taken)
             return found[0]
 
         return memory.fitting(ask, rows, need, tokens, watched, size)
@@ -60,7 +61,7 @@ def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monke
     pairs = [pair(width, differs, shift=i) for i in range(4)]
     activation_patching(model, task(model, *pairs), LogProb(), site=site)
     assert shares
-    assert 1 <= min(shares) <= max(shares) < 3
+    assert 1 <= min(shares) <= max(shares) < 3.3
 
 
 @pytest.mark.parametrize("site", ["z", "k", "neuron", "resid_pre", "pattern"])
