@@ -62,6 +62,8 @@ def _joined(parts: dict[int, Part], store: Store | None) -> tuple[Values, Cost]:
     """The parts as one, if one model computed them all."""
     ordered = [parts[layer] for layer in sorted(parts)]
     values = dict(ordered[0].values)
+    said = next((part.values for part in ordered if part.values.get("fell_back")), {})
+    values |= {key: said[key] for key in ("engine", "fell_back") if key in said}
     for key in ("base", "source"):
         baselines = torch.stack([part.values[key].double() for part in ordered])
         gap = (baselines - baselines[0]).abs().max()

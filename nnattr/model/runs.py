@@ -23,11 +23,12 @@ TWICE = 2 * (2 / math.pi) ** 0.5
 
 
 def gather(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The chunks' tensors as one, on the CPU; of anything else the last chunk's."""
+    """The parts' tensors as one, on the CPU; the rest of one that fell back, or of the last."""
     joined: dict[str, Any] = {}
-    for name, last in parts[-1].items():
+    said = next((part for part in parts if part.get("fell_back")), parts[-1])
+    for name, value in said.items():
         tensors = [part[name] for part in parts]
-        joined[name] = torch.cat(tensors).cpu() if isinstance(last, Tensor) else last
+        joined[name] = torch.cat(tensors).cpu() if isinstance(value, Tensor) else value
     return joined
 
 

@@ -262,6 +262,30 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(
         assert_same(found.raw, expected.raw)
 
 
+@pytest.mark.parametrize("fails", [0, 1, 2])
+@pytest.mark.parametrize("parts", ["layers", "examples"])
+def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch, tmp_path):
+    """Of three parts, whichever it is: by layers with a checkpoint, by examples without memory."""
+    model = tiny_model("llama")
+    question = task(model, *[pair(9, 4, shift=i) for i in range(3)])
+    options = {"checkpoint": tmp_path} if parts == "layers" else {}
+    right = nnattr.activation_patching(model, question, LogitDiff())
+    seen, exact = [], engine.exact
+
+    def failing(*given):
+        seen.append(given)
+        return exact(*given) and len(seen) != fails + 1
+
+    monkeypatch.setattr(engine, "exact", failing)
+    if parts == "examples":
+        monkeypatch.setattr(memory, "held", lambda _: 1 << 60)
+    scores = nnattr.activation_patching(model, question, LogitDiff(), **options)
+    assert len(seen) == 3
+    assert scores.provenance.arguments["engine"] == "full"
+    assert scores.provenance.fell_back == "full passes give other numbers"
+    assert_same(scores.raw, right.raw)
+
+
 @pytest.mark.parametrize("limit", [{"window_size": 28}, {"max_position_embeddings": 30}])
 def test_no_sequence_is_longer_than_the_model_was_seen_to_serve(limit):
     """GPT-Neo's own masks count keys: by a window that no cache shows, up to its longest prompt."""
