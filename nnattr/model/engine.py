@@ -36,7 +36,8 @@ from nnattr.model.memory import fitting, needed, ran_out
 from nnattr.model.rerun import rerun, rerun_full
 from nnattr.model.runs import closeness, measure, observe, refusal, same, shared
 
-#: A row runs at most this much longer than it needs, so that rows can share a pass.
+#: A row runs at most this much longer than it needs, so that rows can share a pass. Less than 2, so
+#: that rows of the last token alone have passes of their own.
 SLACK = 1.5
 #: Characters that are kept of what a model says against the engine.
 LONGEST = 300
@@ -250,7 +251,9 @@ def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, rows: Tensor) ->
     full = torch.cat([values for _, values in passes(nn, ask, runs, few, start, full=True)])
     scale = torch.maximum(full.abs(), runs.base.abs().max()).clamp(min=1.0)
     near = closeness(runs.logits)
-    together = [True, False] if few[0, 4] < few[-1, 4] else [False]
+    # in a sandbox a layer's arguments, cache and all, would travel at every join
+    joins = few[0, 4] < few[-1, 4] and not nn.get(ask.embed).weight.is_meta
+    together = [True, False] if joins else [False]
     abreast = [True, False] if shareable(ask, known(nn, ask, runs, start)) else [False]
     ways = [(*way, ask.narrow) for way in product(together, abreast)]
     for ask.together, ask.abreast, ask.narrow in (*ways, (False, False, [])):
@@ -266,6 +269,8 @@ def exact(nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, rows: Tensor) ->
                 for some in ([often] if ask.together else by_layer(often))
                 for _, values in passes(nn, ask, runs, some, start, size)
             ]
+            if ask.together and len(found) > 1:  # they did not fit one pass: nothing has joined
+                continue
         except Exception as error:  # whatever the model's own code has against a skipped layer
             if ran_out(error):
                 raise
@@ -288,8 +293,9 @@ def probes(ask: SimpleNamespace, rows: Tensor) -> Tensor:
     above = [some for some in above if ask.layers[some[0, 4]] + 1 - through < len(ask.reads)]
     late = above[len(above) // 2] if above else early
     padding = (~ask.base["mask"]).sum(1)
-    most, least = (some[padding[some[:, 0]].argsort(stable=True)] for some in (early, late))
-    return torch.stack([most[-1], least[0]])
+    most = padding[early[:, 0]].argsort(stable=True, descending=True)[0]
+    least = padding[late[:, 0]].argsort(stable=True)
+    return torch.stack([early[most], late[least[-1 if late is early else 0]]])
 
 
 def passes(

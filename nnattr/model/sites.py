@@ -136,5 +136,5 @@ def write(nn: Any, where: tuple[Any, ...], value: Tensor) -> None:
     else:
         old = module.output
         first = old[0] if isinstance(old, tuple) else old
-        value = value.reshape(-1, *first.shape[1:])
+        value = value.reshape(first.shape)
         module.output = (value, *old[1:]) if isinstance(old, tuple) else value

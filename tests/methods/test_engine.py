@@ -140,6 +140,17 @@ def test_the_last_layer_is_cut_to_what_the_metric_reads(family, monkeypatch):
     assert all(asked)
 
 
+@pytest.mark.parametrize("tokens", [7, 8, 12])
+@pytest.mark.parametrize("family", ["bloom", "mpt", "llama"])
+def test_layers_go_together_only_if_they_did_when_compared(family, tokens, monkeypatch):
+    """Two rows from the first start do not fit a pass; from later ones they do."""
+    monkeypatch.setattr(memory, "CPU_TOKENS", tokens)
+    model = tiny_model(family)
+    question = task(model, pair(9, 2), pair(9, 2, shift=3))
+    for site in ("z", "resid_pre"):
+        assert compared(model, question, site=site, positions="each") == "suffix"
+
+
 @pytest.fixture
 def laid_out(monkeypatch) -> list[int]:
     """How many rows shared a sequence, pass by pass."""
