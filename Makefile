@@ -19,6 +19,7 @@ check: .venv/installed-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pyright
+	.venv/bin/lint-imports --no-cache --no-logo
 
 format: .venv/installed-dev
 	$(RUN) ruff check --fix .
