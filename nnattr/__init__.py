@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from nnattr import metrics, plots, tasks
     from nnattr.arch.spec import QKV, ArchSpec, Place
     from nnattr.backend import NDIF, Local, Simulated
+    from nnattr.calls.submit import Job, submit
     from nnattr.errors import (
         ArchError,
+        ArgumentError,
         BackendError,
         MetricError,
         NnattrError,
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from nnattr.methods.logit_lens import logit_lens
     from nnattr.methods.most_frequent_answers import most_frequent_answers
     from nnattr.methods.next_token_attribution import next_token_attribution
-    from nnattr.methods.submit import Job, submit
     from nnattr.metrics import (
         KL,
         GroupLogitDiff,
@@ -81,6 +82,7 @@ _HOME = {
     "NDIF": "nnattr.backend",
     "Simulated": "nnattr.backend",
     "ArchError": "nnattr.errors",
+    "ArgumentError": "nnattr.errors",
     "BackendError": "nnattr.errors",
     "MetricError": "nnattr.errors",
     "NnattrError": "nnattr.errors",
@@ -110,8 +112,8 @@ _HOME = {
     "most_frequent_answers": "nnattr.methods.most_frequent_answers",
     "name_mover_score": "nnattr.methods.copying",
     "next_token_attribution": "nnattr.methods.next_token_attribution",
-    "Job": "nnattr.methods.submit",
-    "submit": "nnattr.methods.submit",
+    "Job": "nnattr.calls.submit",
+    "submit": "nnattr.calls.submit",
     "GroupLogProbDiff": "nnattr.metrics",
     "GroupLogitDiff": "nnattr.metrics",
     "GroupProbDiff": "nnattr.metrics",
@@ -137,6 +139,7 @@ __all__ = [
     "QKV",
     "ArchError",
     "ArchSpec",
+    "ArgumentError",
     "BackendError",
     "GroupLogProbDiff",
     "GroupLogitDiff",

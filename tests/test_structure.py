@@ -20,6 +20,7 @@ PUBLIC = {
     "NDIF",
     "QKV",
     "ArchError",
+    "ArgumentError",
     "ArchSpec",
     "BackendError",
     "GroupLogProbDiff",

@@ -168,7 +168,7 @@ def test_the_time_is_over(server: Server) -> None:
 def test_a_job_that_the_server_does_not_know(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnattr.methods.submit.LOST", 1.0)
+    monkeypatch.setattr("nnattr.calls.submit.LOST", 1.0)
     job = nnattr.submit(nnattr.attribution_patching, remote(server), task(), LogitDiff())
     lost = replace(job, ticket=job.ticket._replace(job_id="00000000"))
     assert lost.status() == "UNKNOWN"
