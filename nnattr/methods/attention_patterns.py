@@ -30,6 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.graph import Part
 from nnattr.methods.heads import Heads, chosen
 from nnattr.methods.prompts import Prompts, asked, keeps_last
 from nnattr.methods.weights import linear_map
@@ -37,7 +38,7 @@ from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
 from nnattr.model.view import Model
-from nnattr.results import Patterns, cell_label
+from nnattr.results import Patterns
 from nnattr.tokens import Tokens
 
 FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a time
@@ -155,7 +156,7 @@ def _labelled(found: Tensor, tokens: Tokens, heads: list[tuple[int, int]]) -> xr
     for row, pad in enumerate(tokens.padding):
         length = found.shape[-1] - pad
         values[row, :, :length, :length] = found[row, :, pad:, pad:]
-    labels = [cell_label({"layer": layer, "head": head}) for layer, head in heads]
+    labels = [str(Part("head", *head)) for head in heads]
     return xr.DataArray(
         values.numpy(),
         dims=("example", "head", "query_pos", "key_pos"),

@@ -31,8 +31,9 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
+from nnattr.graph import Part
 from nnattr.linalg import product_norm, triangle
-from nnattr.methods.attention_form import label, layer_form, require, short_prompt
+from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.attention_weights import look
 from nnattr.methods.circuit_job import attentions
 from nnattr.model.view import Model
@@ -80,7 +81,7 @@ def composition(
     }
     found = model.run(composition_job, payload, label=f"{kind}-composition").values
     require(model, found["proof"])
-    names = [label((layer, head)) for layer in layers for head in range(model.n_heads)]
+    names = [str(Part("head", layer, head)) for layer in layers for head in range(model.n_heads)]
     scores = found["scores"].reshape(len(names), len(names)).numpy()
     values = xr.DataArray(
         scores[: -model.n_heads, model.n_heads :],

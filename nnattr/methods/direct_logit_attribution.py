@@ -34,6 +34,7 @@ from torch import Tensor
 
 from nnattr.backend import Outcome
 from nnattr.errors import ResultError, TaskError
+from nnattr.graph import parse
 from nnattr.methods.components import Unit, chosen_layers, components, points
 from nnattr.methods.decompose import decompose_job
 from nnattr.methods.decomposition import Norm, Run, decomposition, proven
@@ -142,8 +143,8 @@ def attention_vs_mlp(scores: Scores) -> Scores:
             "direct_logit_attribution(..., unit='component')."
         )
     kinds = {"attn": "attention", "mlp": "mlp", "embed": "embedding", "pos_embed": "embedding"}
-    last = [str(name).split()[-1] for name in scores.raw["component"].to_numpy()]
-    labels = [kinds.get(name, name) for name in last]
+    parts = [parse(str(name)) for name in scores.raw["component"].to_numpy()]
+    labels = [kinds.get(part.kind, part.kind) for part in parts]
     named = {label: np.flatnonzero(np.array(labels) == label) for label in dict.fromkeys(labels)}
     sums = [scores.raw.isel(component=at).sum("component", skipna=False) for at in named.values()]
     raw = xr.concat(sums, xr.IndexVariable("component", list(named)))

@@ -28,6 +28,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import TaskError
+from nnattr.graph import Part
 from nnattr.methods.components import logit_constants
 from nnattr.methods.prompts import Where, columns, listed, prepared
 from nnattr.methods.readout import joined, model_inputs, take, top_tokens
@@ -88,7 +89,8 @@ def logit_lens(
         "rows": max(1, min(TOKENS_PER_FORWARD // tokens.ids.shape[1], FLOATS // held)),
     }
     values = model.run(lens_job, payload, label="logit lens").values
-    names = [*(f"L{layer} pre" for layer in range(model.n_layers)), "final"]
+    points = [*(Part("pre", layer) for layer in range(model.n_layers)), Part("final")]
+    names = [part.label for part in points]
     return Lens(_data(model, tokens, names, at, present, values), texts, words, model.name)
 
 

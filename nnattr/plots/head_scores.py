@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import HeadScores
 
@@ -60,7 +61,7 @@ def _trace(values: np.ndarray, spread: np.ndarray, kind: str, cell: float, bar: 
     hover = np.empty(values.shape, dtype=object)
     for layer, head in np.ndindex(values.shape):
         number = words.measured(float(values[layer, head]), float(spread[layer, head]))
-        hover[layer, head] = f"<b>L{layer}H{head}</b><br>{kind} {number}"
+        hover[layer, head] = f"<b>{Part('head', layer, head)}</b><br>{kind} {number}"
     written = "%{z:.2f}" if cell >= 30 and values.size <= WRITTEN else None
     return go.Heatmap(
         z=values,

@@ -22,7 +22,7 @@ from nnattr.model.view import Model
 from nnattr.plots import words
 from nnattr.plots.look import limit_of
 from nnattr.report import sections
-from nnattr.results import Patterns, Scores
+from nnattr.results import Patterns, Scores, cell_label
 
 TOP = 10
 LOOKING = 4  # heads whose attention is shown
@@ -239,7 +239,12 @@ def _attention(part: Part, model: Model) -> str:
         ),
         page.side_by_side(
             *(
-                page.figure(_pattern(patterns, head), f"looks{i}", "", f"L{head[0]}H{head[1]}")
+                page.figure(
+                    _pattern(patterns, head),
+                    f"looks{i}",
+                    "",
+                    cell_label({"layer": head[0], "head": head[1]}),
+                )
                 for i, head in enumerate(heads)
             )
         ),

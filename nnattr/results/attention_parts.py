@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nnattr.errors import ResultError
+from nnattr.graph import Part
 from nnattr.results.cells import Cell, Ranking
 
 if TYPE_CHECKING:
@@ -99,5 +100,5 @@ class AttentionParts:
         return found.isel({dim: slice(0, length) for dim in places})
 
     def __repr__(self) -> str:
-        layer, head = self.head
-        return f"AttentionParts(L{layer}H{head} of {self.model}; spread of scores)\n{self.top(5)!r}"
+        head = Part("head", *self.head)
+        return f"AttentionParts({head} of {self.model}; spread of scores)\n{self.top(5)!r}"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from nnattr.graph import Part
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -46,9 +48,10 @@ def cell_label(cell: Mapping[str, Any], token: str | None = None) -> str:
     if "component" in cell:
         parts.append(str(cell["component"]))
     if "layer" in cell:
-        units = {"head": "H", "kv_head": "H", "neuron": "N"}
-        unit = next((f"{units[key]}{cell[key]}" for key in units if key in cell), "")
-        parts.append(f"L{cell['layer']}{unit}")
+        units = {"head": "head", "kv_head": "head", "neuron": "neuron"}
+        unit = next((key for key in units if key in cell), None)
+        layer = cell["layer"]
+        parts.append(f"L{layer}" if unit is None else str(Part(units[unit], layer, cell[unit])))
     if "pos" in cell:
         parts.append(f"pos {cell['pos']}" + ("" if token is None else f" {token!r}"))
     return " ".join(parts) or "all"

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nnattr.errors import ResultError
+from nnattr.graph import parse
 from nnattr.results.cells import Cell, Ranking
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ class Composition:
         Raises:
             ResultError: there is no such pair of a head and a later one.
         """
-        names = [
-            one if isinstance(one, str) else "L{}H{}".format(*one) for one in (sender, receiver)
-        ]
+        names = [str(parse(one)) for one in (sender, receiver)]
         try:
             found = float(self.values.sel(sender=names[0], receiver=names[1]))
         except KeyError:
