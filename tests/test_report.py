@@ -17,7 +17,7 @@ from nnattr.analysis import again
 from nnattr.errors import NnattrError
 from nnattr.report import Part, report_page
 from tests.browser import CHROMIUM, Tab, browser
-from tests.test_cli import call, is_self_contained
+from tests.support.command_line import call, is_self_contained
 
 
 @pytest.fixture(scope="module")

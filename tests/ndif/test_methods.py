@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 import nnattr
 from nnattr import BackendError, LogitDiff, Model, Scores, Task
 from nnattr.cli import app
-from tests.methods.common import METHODS, SITES, assert_same, entropy, ragged_ioi
+from tests.methods.common import METHODS, SITES, assert_same, ragged_ioi
 from tests.ndif import processes
 from tests.ndif.environment import STARTUP_FILE, client, version
 from tests.ndif.server import ON_SERVER, Server
+from tests.support.metrics import entropy
 
 ROOT = Path(__file__).parents[2]
 TEACHING = ("teaching-gpt2", "teaching-llama")
