@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nnattr import Scores, cli, teaching
+from nnattr.cli import commands
 from nnattr.config import RunConfig
 
 NEEDS_MODEL = pytest.mark.skipif(
@@ -155,7 +156,7 @@ def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_must_be_writable", interrupted)
+    monkeypatch.setattr(commands, "_must_be_writable", interrupted)
     assert call("demo", code=130) == ""
 
 
