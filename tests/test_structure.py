@@ -82,6 +82,7 @@ PUBLIC = {
 IMPORTERS = {
     "__import__",
     "import_module",
+    "lazy_loader",
     "exec",
     "eval",
     "run_module",

@@ -8,10 +8,11 @@ from itertools import islice
 
 import numpy as np
 
-from nnattr import page, plots
-from nnattr.demo import NBSP, baseline, measured
+from nnattr import plots
 from nnattr.methods.agreement import agreement
 from nnattr.plots import words
+from nnattr.report import html
+from nnattr.report.values import NBSP, baseline, measured
 from nnattr.results import Cell, Scores
 from nnattr.results.statistics import bootstrap_bounds
 from nnattr.tasks import Task
@@ -30,10 +31,10 @@ def prompts(task: Task) -> str:
     rows = [_pair(task, i) for i in range(min(len(task), SHOWN + MORE))]
     shown, hidden = rows[:SHOWN], rows[SHOWN:]
     if not hidden:
-        return page.pairs(shown)
+        return html.pairs(shown)
     unseen = len(task) - len(rows)
     label = f"{len(hidden)} more" + (f" (and {unseen} that are not on this page)" if unseen else "")
-    return page.pairs(shown) + page.folded(label, page.pairs(hidden))
+    return html.pairs(shown) + html.folded(label, html.pairs(hidden))
 
 
 def _pair(task: Task, i: int) -> list[tuple[str, str, str]]:
@@ -41,11 +42,11 @@ def _pair(task: Task, i: int) -> list[tuple[str, str, str]]:
     clean = task.clean_tokens.strings[i]
     right, wrong = (_words(side[i]) if side else "" for side in (task.answers, task.wrong_answers))
     if task.twin_tokens is None:
-        return [("prompt", page.marked(clean, clean), right)]
+        return [("prompt", html.marked(clean, clean), right)]
     other = task.twin_tokens.strings[i]
     return [
-        ("clean", page.marked(clean, other), right),
-        ("corrupted", page.marked(other, clean), wrong),
+        ("clean", html.marked(clean, other), right),
+        ("corrupted", html.marked(other, clean), wrong),
     ]
 
 
@@ -71,7 +72,7 @@ def baselines(scores: Scores) -> str:
         (run, *((f"{share:.0%}",) if prefers else ()), measured(mean, error))
         for run, share, mean, error in found
     ]
-    return page.table(caption, header, rows)
+    return html.table(caption, header, rows)
 
 
 def heat(
@@ -79,7 +80,7 @@ def heat(
 ) -> str:
     """The scores' own figure without its heading; ``name`` is its id on the page."""
     kind = "narrow" if is_narrow(scores) else ""
-    return page.figure(scores.plot(title="", limit=limit), name, caption, heading, kind)
+    return html.figure(scores.plot(title="", limit=limit), name, caption, heading, kind)
 
 
 def is_narrow(scores: Scores) -> bool:
@@ -94,7 +95,7 @@ def strongest(scores: Scores, k: int) -> str:
     label = f"The {len(cells)} strongest of {total} cells, by {unescape(words.unit(scores))}"
     bounds = _intervals(scores, cells)
     if bounds is None:
-        return page.table(label, ("cell", "value"), [(c.label, f"{c.value:+.3f}") for c in cells])
+        return html.table(label, ("cell", "value"), [(c.label, f"{c.value:+.3f}") for c in cells])
     n = scores.raw.sizes["example"]
     caption = (
         f"{label}. The intervals (95 %, bootstrap over the {n} examples) speak of these examples, "
@@ -109,7 +110,7 @@ def strongest(scores: Scores, k: int) -> str:
         )
         for cell, low, high in zip(cells, *bounds, strict=True)
     ]
-    return page.table(caption, ("cell", "value", "95 % interval", "standard error"), rows)
+    return html.table(caption, ("cell", "value", "95 % interval", "standard error"), rows)
 
 
 def _intervals(scores: Scores, cells: Sequence[Cell]) -> np.ndarray | None:
@@ -128,7 +129,7 @@ def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, str]:
     """How two results on the same cells agree: a sentence and a scatter."""
     picture = plots.agreement_scatter(exact, estimate, title="")
     caption = "One point per cell; on the dotted line both methods say the same."
-    return f"{agreement(exact, estimate)}.", page.figure(picture, name, caption, kind="narrow")
+    return f"{agreement(exact, estimate)}.", html.figure(picture, name, caption, kind="narrow")
 
 
 def origin(scores: Scores) -> str:
@@ -149,4 +150,4 @@ def origin(scores: Scores) -> str:
         "Server": remote if p.jobs else "",
         "Versions": ", ".join(f"{name} {version}" for name, version in p.versions.items()),
     }
-    return page.definitions({name: value for name, value in entries.items() if value})
+    return html.definitions({name: value for name, value in entries.items() if value})
