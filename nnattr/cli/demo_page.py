@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from nnattr.cli.demo import TOP, Demo
 from nnattr.plots.look import limit_of
 from nnattr.report import html, sections
@@ -25,7 +27,7 @@ def demo_page(demo: Demo) -> str:
     )
 
 
-def _facts(demo: Demo) -> str:
+def _facts(demo: Demo) -> Markup:
     best = demo.ranked[0][0]
     return html.facts(
         {
@@ -40,7 +42,7 @@ def _facts(demo: Demo) -> str:
     )
 
 
-def _task(demo: Demo) -> str:
+def _task(demo: Demo) -> Markup:
     return html.section(
         "The question",
         html.paragraph(
@@ -51,7 +53,7 @@ def _task(demo: Demo) -> str:
     )
 
 
-def _baselines(demo: Demo) -> str:
+def _baselines(demo: Demo) -> Markup:
     gap = baseline(demo.exact, "clean")[1] - baseline(demo.exact, "corrupted")[1]
     return html.section(
         "Does the model do the task?",
@@ -68,7 +70,7 @@ def _baselines(demo: Demo) -> str:
     )
 
 
-def _heads(demo: Demo) -> str:
+def _heads(demo: Demo) -> Markup:
     means = [scores.mean().values.to_numpy() for scores in (demo.exact, demo.estimate)]
     limit = max(limit_of(values, None) for values in means)
     maps = [
@@ -109,7 +111,7 @@ def _heads(demo: Demo) -> str:
     )
 
 
-def _agreement(demo: Demo) -> str:
+def _agreement(demo: Demo) -> Markup:
     said, picture = sections.agreed(demo.exact, demo.estimate, "agreement")
     exact, estimate = demo.exact.provenance.seconds, demo.estimate.provenance.seconds
     return html.section(
@@ -123,7 +125,7 @@ def _agreement(demo: Demo) -> str:
     )
 
 
-def _positions(demo: Demo) -> str:
+def _positions(demo: Demo) -> Markup:
     scores = demo.by_position
     pairs = scores.baselines.sizes["example"]
     return html.section(
@@ -142,7 +144,7 @@ def _positions(demo: Demo) -> str:
     )
 
 
-def _made(demo: Demo) -> str:
+def _made(demo: Demo) -> Markup:
     n, seed = len(demo.task), demo.seed
     again = "\n".join(
         (

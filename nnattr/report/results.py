@@ -11,6 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import yaml
+from markupsafe import Markup
 
 import nnattr
 from nnattr.config import RunConfig
@@ -103,7 +104,7 @@ def _title(parts: Sequence[Part]) -> str:
     return f"Attribution in {', '.join(models)}"
 
 
-def _lead(parts: Sequence[Part]) -> str:
+def _lead(parts: Sequence[Part]) -> Markup:
     count = "One result" if len(parts) == 1 else f"{len(parts)} results"
     named = "; ".join(dict.fromkeys(part.title for part in parts))
     best = parts[0].scores.top(1)
@@ -124,7 +125,7 @@ def _grouped(parts: Sequence[Part]) -> list[list[Part]]:
     return list(groups.values())
 
 
-def _question(group: Sequence[Part]) -> str:
+def _question(group: Sequence[Part]) -> Markup:
     """The prompts of a task and what the model makes of them."""
     scores = group[0].scores
     p = scores.provenance
@@ -139,7 +140,7 @@ def _question(group: Sequence[Part]) -> str:
     return html.section("The question", *blocks, sections.baselines(scores))
 
 
-def _answer(part: Part, name: str, limit: float | None) -> str:
+def _answer(part: Part, name: str, limit: float | None) -> Markup:
     """One result: its figure and its strongest cells."""
     scores = part.scores
     picture, table = (
@@ -200,7 +201,7 @@ def _same_cells(one: Scores, other: Scores) -> bool:
     )
 
 
-def _comparison(one: Part, other: Part, name: str) -> str:
+def _comparison(one: Part, other: Part, name: str) -> Markup:
     said, picture = sections.agreed(one.scores, other.scores, name)
     seconds = " and ".join(
         f"{part.title} took {part.scores.provenance.seconds:.2f} s" for part in (one, other)
@@ -223,7 +224,7 @@ def _of_heads(parts: Sequence[Part], model: Model) -> Part:
     )
 
 
-def _attention(part: Part, model: Model) -> str:
+def _attention(part: Part, model: Model) -> Markup:
     """Where the strongest heads of a result look, on the first example."""
     ranked = part.scores.top(part.scores.mean().raw.size)
     at = [part.scores.cell_dims.index(dim) for dim in ("layer", "head")]
@@ -256,7 +257,7 @@ def _pattern(patterns: Patterns, head: tuple[int, int]) -> go.Figure:
     return patterns.plot(heads=[head], title="").update_layout(height=LOW).update_xaxes(ticks)
 
 
-def _origin(part: Part) -> str:
+def _origin(part: Part) -> Markup:
     """Where a result comes from, and the file that makes it again."""
     blocks = [html.heading(part.name), sections.origin(part.scores)]
     try:
@@ -274,7 +275,7 @@ def _origin(part: Part) -> str:
             ),
             html.code(_text(config)),
         ]
-    return "\n".join(blocks)
+    return Markup("\n").join(blocks)
 
 
 def _text(config: RunConfig) -> str:

@@ -7,6 +7,7 @@ from html import unescape
 from itertools import islice
 
 import numpy as np
+from markupsafe import Markup
 
 from nnattr import plots
 from nnattr.methods.agreement import agreement
@@ -26,7 +27,7 @@ NARROW = 560  # pixels; the same as in the page's style
 DIFFERENCES = ("LogitDiff", "GroupLogitDiff", "GroupLogProbDiff", "GroupProbDiff")
 
 
-def prompts(task: Task) -> str:
+def prompts(task: Task) -> Markup:
     """The first prompts with their answers, the tokens that differ marked, and more to open."""
     rows = [_pair(task, i) for i in range(min(len(task), SHOWN + MORE))]
     shown, hidden = rows[:SHOWN], rows[SHOWN:]
@@ -37,8 +38,8 @@ def prompts(task: Task) -> str:
     return html.pairs(shown) + html.folded(label, html.pairs(hidden))
 
 
-def _pair(task: Task, i: int) -> list[tuple[str, str, str]]:
-    """One example: for each run its name, the prompt as HTML, and the answer it calls for."""
+def _pair(task: Task, i: int) -> list[tuple[str, Markup, str]]:
+    """One example: for each run its name, the prompt, marked, and the answer it calls for."""
     clean = task.clean_tokens.strings[i]
     right, wrong = (_words(side[i]) if side else "" for side in (task.answers, task.wrong_answers))
     if task.twin_tokens is None:
@@ -56,7 +57,7 @@ def _words(group: Sequence[str]) -> str:
     return f"→ {names}" + (", …" if len(group) > WORDS else "") if group else ""
 
 
-def baselines(scores: Scores) -> str:
+def baselines(scores: Scores) -> Markup:
     """The metric of both runs without any patch, as a table."""
     name = scores.provenance.metric.removesuffix("()")
     known = [
@@ -77,7 +78,7 @@ def baselines(scores: Scores) -> str:
 
 def heat(
     scores: Scores, name: str, caption: str, heading: str = "", limit: float | None = None
-) -> str:
+) -> Markup:
     """The scores' own figure without its heading; ``name`` is its id on the page."""
     kind = "narrow" if is_narrow(scores) else ""
     return html.figure(scores.plot(title="", limit=limit), name, caption, heading, kind)
@@ -88,7 +89,7 @@ def is_narrow(scores: Scores) -> bool:
     return scores.plot(title="").to_dict()["layout"]["width"] <= NARROW
 
 
-def strongest(scores: Scores, k: int) -> str:
+def strongest(scores: Scores, k: int) -> Markup:
     """The ``k`` strongest cells with 95 % intervals of their means, as a table."""
     cells = scores.top(k)
     total = scores.mean().raw.size
@@ -125,14 +126,14 @@ def _intervals(scores: Scores, cells: Sequence[Cell]) -> np.ndarray | None:
     return bootstrap_bounds(np.stack(chosen, axis=1), 0.95, RESAMPLES, seed=0)
 
 
-def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, str]:
+def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, Markup]:
     """How two results on the same cells agree: a sentence and a scatter."""
     picture = plots.agreement_scatter(exact, estimate, title="")
     caption = "One point per cell; on the dotted line both methods say the same."
     return f"{agreement(exact, estimate)}.", html.figure(picture, name, caption, kind="narrow")
 
 
-def origin(scores: Scores) -> str:
+def origin(scores: Scores) -> Markup:
     """What a reader needs to make the scores again."""
     p = scores.provenance
     remote = f"{p.jobs} jobs, {p.bytes_sent} bytes sent, {p.bytes_received} received"
