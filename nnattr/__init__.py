@@ -19,6 +19,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from nnattr import drawing
+
 if TYPE_CHECKING:
     from nnattr import metrics, plots, tasks
     from nnattr.arch.spec import QKV, ArchSpec, Place
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     )
     from nnattr.methods.ablation import ablate, ablate_together
     from nnattr.methods.activation_patching import activation_patching
-    from nnattr.methods.agreement import agreement
     from nnattr.methods.attention_patterns import attention_patterns
     from nnattr.methods.attribution_patching import attribution_patching
     from nnattr.methods.capture import capture
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     )
     from nnattr.model.verify import verify
     from nnattr.model.view import Model, load
-    from nnattr.results import HeadScores, Lens, Patterns, Scores
+    from nnattr.results import HeadScores, Lens, Patterns, Scores, agreement, load_result
     from nnattr.tasks import Task
 
 __version__ = version("nnattr")
@@ -89,7 +90,6 @@ _HOME = {
     "ablate": "nnattr.methods.ablation",
     "ablate_together": "nnattr.methods.ablation",
     "activation_patching": "nnattr.methods.activation_patching",
-    "agreement": "nnattr.methods.agreement",
     "attention_patterns": "nnattr.methods.attention_patterns",
     "attention_vs_mlp": "nnattr.methods.direct_logit_attribution",
     "attribution_patching": "nnattr.methods.attribution_patching",
@@ -128,6 +128,8 @@ _HOME = {
     "Lens": "nnattr.results",
     "Patterns": "nnattr.results",
     "Scores": "nnattr.results",
+    "agreement": "nnattr.results",
+    "load_result": "nnattr.results",
     "Task": "nnattr.tasks",
 }
 
@@ -178,6 +180,7 @@ __all__ = [
     "head_weights",
     "inspect_prompt",
     "load",
+    "load_result",
     "logit_lens",
     "metrics",
     "most_frequent_answers",
@@ -203,6 +206,14 @@ def __getattr__(name: str) -> Any:
 
 
 _MODULES = ("metrics", "plots", "tasks")
+
+
+def _figures() -> None:
+    """Load what draws results; importing it fills the table in `nnattr.drawing`."""
+    from nnattr import plots  # noqa: F401
+
+
+drawing.filled_by(_figures)
 
 
 def __dir__() -> list[str]:

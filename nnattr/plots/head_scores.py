@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from nnattr.plots import look, words
-from nnattr.results import HeadScores
+from nnattr.results import HeadScores, measured
 
 WRITTEN = 200  # cells up to which each shows its number
 GAP = 26  # pixels between two maps
@@ -59,7 +59,7 @@ def kinds_figure(found: HeadScores, kind: str | None = None, title: str | None =
 def _trace(values: np.ndarray, spread: np.ndarray, kind: str, cell: float, bar: bool) -> go.Heatmap:
     hover = np.empty(values.shape, dtype=object)
     for layer, head in np.ndindex(values.shape):
-        number = words.measured(float(values[layer, head]), float(spread[layer, head]))
+        number = measured(float(values[layer, head]), float(spread[layer, head]))
         hover[layer, head] = f"<b>L{layer}H{head}</b><br>{kind} {number}"
     written = "%{z:.2f}" if cell >= 30 and values.size <= WRITTEN else None
     return go.Heatmap(

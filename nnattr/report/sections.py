@@ -10,9 +10,8 @@ import numpy as np
 
 from nnattr import page, plots
 from nnattr.demo import NBSP, baseline, measured
-from nnattr.methods.agreement import agreement
 from nnattr.plots import words
-from nnattr.results import Cell, Scores
+from nnattr.results import Cell, Scores, agreement
 from nnattr.results.statistics import bootstrap_bounds
 from nnattr.tasks import Task
 
