@@ -63,6 +63,7 @@ PUBLIC = {
     "head_weights",
     "inspect_prompt",
     "load",
+    "load_result",
     "logit_lens",
     "metrics",
     "most_frequent_answers",
