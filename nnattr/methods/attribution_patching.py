@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from nnattr.backend import Tick
-from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.caches import fork, prefix, resumable
@@ -37,6 +36,7 @@ from nnattr.model.sites import cut, read
 from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 
 
 def attribution_patching(

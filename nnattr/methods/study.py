@@ -18,7 +18,6 @@ from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.fills import Fill
 from nnattr.methods.frame import Frame
-from nnattr.methods.positions import Positions, integers, spots
 from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
@@ -27,6 +26,7 @@ from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.view import Model
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions, integers, spots
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 
