@@ -1,27 +1,23 @@
-"""A real browser for tests: Debian's chromium without a window, spoken to over its own protocol.
+"""A real browser for tests: an installed chromium without a window, driven by choreographer.
 
-The DevTools protocol is JSON over a websocket, so a page's errors, its requests and its size on a
-screen can be asked for without another package.
+choreographer starts the browser, speaks its DevTools protocol and ends it. Tests are not
+coroutines, so a `Tab` runs its loop until a command is answered, and keeps what the page asked for
+and complained of meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import json
-import os
-import shutil
-import subprocess
-import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+import choreographer
+from choreographer.browsers.chromium import Chromium
+
+CHROMIUM = Chromium.find_browser(skip_local=False)
 PATIENCE = 30.0
 
 
@@ -33,35 +29,23 @@ class Tab:
         complaints: errors and warnings of its console, and exceptions of its scripts.
     """
 
-    def __init__(self, socket: Any) -> None:
-        self.socket, self.number = socket, 0
+    def __init__(self, tab: choreographer.Tab, runner: asyncio.Runner) -> None:
+        self.tab, self.runner = tab, runner
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        self.events: list[str] = []
+        tab.subscribe("*", self._heard)
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.tell(f"{domain}.enable")
 
     def tell(self, method: str, **params: Any) -> dict[str, Any]:
         """Send one command and wait for its answer."""
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
-        while True:
-            message = json.loads(self.socket.recv())
-            if message.get("id") == self.number:
-                assert "error" not in message, f"{method}: {message['error']}"
-                return message["result"]
-            self._heard(message)
+        return self._run(self._told(method, **params))
 
     def open(self, path: Path, width: int, height: int = 900) -> Self:
         """Load a file at a size of screen and wait until it is drawn."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.tell("Emulation.setDeviceMetricsOverride", **size)
-        self.events.clear()
-        self.tell("Page.navigate", url=path.resolve().as_uri())
-        until = time.monotonic() + PATIENCE
-        while "Page.loadEventFired" not in self.events:
-            assert time.monotonic() < until, "the page did not load"
-            self.evaluate("0")
+        self._run(self._loaded(path.resolve().as_uri()))
         self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
         return self
 
@@ -95,9 +79,21 @@ class Tab:
         """The page as it would be printed, a PDF."""
         return base64.b64decode(self.tell("Page.printToPDF")["data"])
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        method, params = message.get("method", ""), message.get("params", {})
-        self.events.append(method)
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(asyncio.wait_for(work, PATIENCE))
+
+    async def _told(self, method: str, **params: Any) -> dict[str, Any]:
+        answer = await self.tab.send_command(method, params)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    async def _loaded(self, address: str) -> None:
+        loaded = self.tab.subscribe_once("Page.loadEventFired")
+        await self._told("Page.navigate", url=address)
+        await loaded
+
+    async def _heard(self, message: dict[str, Any]) -> None:
+        method, params = message["method"], message["params"]
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Runtime.exceptionThrown":
@@ -111,42 +107,10 @@ class Tab:
 @contextmanager
 def browser() -> Iterator[Tab]:
     """A tab of a fresh chromium, which ends with the block."""
-    import websocket
-
-    assert CHROMIUM, "no chromium is installed"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        # sandboxes of their own fail in containers; the page is ours
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        options += ["--disable-dev-shm-usage", "--disable-background-networking"]
-        options += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
-        process = subprocess.Popen(
-            [CHROMIUM, *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": folder},
-            start_new_session=True,
-        )
+    with asyncio.Runner() as runner:
+        chromium = choreographer.Browser(CHROMIUM)
+        runner.run(chromium.open())
         try:
-            address = _address(Path(folder) / "DevToolsActivePort", process)
-            socket = websocket.create_connection(address, suppress_origin=True, timeout=PATIENCE)
-            try:
-                yield Tab(socket)
-            finally:
-                socket.close()
+            yield Tab(runner.run(chromium.create_tab()), runner)
         finally:
-            os.killpg(process.pid, 15)
-            process.wait(PATIENCE)
-
-
-def _address(file: Path, process: subprocess.Popen[bytes]) -> str:
-    """Where the first tab of the browser listens."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        assert process.poll() is None, "chromium did not start"
-        if file.exists() and (lines := file.read_text().splitlines()):
-            with urllib.request.urlopen(f"http://127.0.0.1:{lines[0]}/json") as answer:
-                tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
-            if tabs:
-                return tabs[0]["webSocketDebuggerUrl"]
-        time.sleep(0.1)
-    raise AssertionError("chromium said nothing")
+            runner.run(chromium.close())

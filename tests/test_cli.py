@@ -13,26 +13,14 @@ import yaml
 from typer.testing import CliRunner
 
 from nnattr import Scores, cli, teaching
+from nnattr.cli import commands
 from nnattr.config import RunConfig
+from tests.support.command_line import call, is_self_contained
 
 NEEDS_MODEL = pytest.mark.skipif(
     not (teaching.folder("teaching-gpt2") / "model.safetensors").exists(),
     reason="teaching-gpt2 has not been trained",
 )
-
-
-def call(*words: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-def is_self_contained(html: str) -> None:
-    assert html.count("plotly.js v") == 1
-    outside = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
-    assert not re.search(r"https?://", outside)
-    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", html)
-    assert "plot.ly" not in re.sub(r"<script>/\*\*.*?</script>", "", html, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +143,7 @@ def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_must_be_writable", interrupted)
+    monkeypatch.setattr(commands, "_must_be_writable", interrupted)
     assert call("demo", code=130) == ""
 
 

@@ -13,11 +13,11 @@ import yaml
 
 import nnattr
 from nnattr import ResultError, Scores, TaskError
-from nnattr.analysis import again
 from nnattr.errors import NnattrError
 from nnattr.report import Part, report_page
+from nnattr.report.again import again
 from tests.browser import CHROMIUM, Tab, browser
-from tests.test_cli import call, is_self_contained
+from tests.support.command_line import call, is_self_contained
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nnattr import ResultError
 from nnattr.results.statistics import benjamini_hochberg, sign_flip_pvalues, smallest_pvalue
-from tests.test_results import scores
+from tests.support.scores import scores
 
 
 def brute(column: np.ndarray) -> float:

@@ -20,6 +20,7 @@ PUBLIC = {
     "NDIF",
     "QKV",
     "ArchError",
+    "ArgumentError",
     "ArchSpec",
     "BackendError",
     "GroupLogProbDiff",
@@ -81,6 +82,7 @@ PUBLIC = {
 IMPORTERS = {
     "__import__",
     "import_module",
+    "lazy_loader",
     "exec",
     "eval",
     "run_module",
@@ -173,3 +175,10 @@ def test_no_path_of_a_machine_is_in_the_code() -> None:
         text = path.read_text(encoding="utf-8")
         assert "/home/" not in text, path
         assert "/root/" not in text, path
+
+
+def test_what_tests_share_lies_in_no_test() -> None:
+    for path in (ROOT.parent / "tests").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in modules if ".test_" in f".{name}"], path

@@ -6,11 +6,8 @@ takes the job and returns scores of the right shape.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +19,11 @@ from typing import Any
 import torch
 import zstandard
 from nnsight.schema.response import ResponseModel, Status
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 JOB = "job-1"
-MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 def status(state: str, text: str = "", **more: Any) -> str:
@@ -46,19 +45,23 @@ def done(content: bytes) -> bytes:
 
 
 class Line:
-    """The server's end of a websocket."""
+    """The server's end of a websocket, behind a request that asks for one."""
 
-    def __init__(self, write: Callable[[bytes], Any]) -> None:
-        self._write = write
+    def __init__(self, path: str, headers: Headers, write: Callable[[bytes], Any]) -> None:
+        self._protocol, self._write = ServerProtocol(), write
+        self._protocol.send_response(self._protocol.accept(Request(path, headers)))
+        self._flush()
 
     def say(self, message: str | bytes) -> None:
         """Send one message."""
-        content = message.encode() if isinstance(message, str) else message
-        kind = 0x81 if isinstance(message, str) else 0x82
-        size = len(content)
-        short = bytes([kind, size]) if size < 126 else bytes([kind, 126]) + struct.pack("!H", size)
-        head = short if size < 65536 else bytes([kind, 127]) + struct.pack("!Q", size)
-        self._write(head + content)
+        if isinstance(message, str):
+            self._protocol.send_text(message.encode())
+        else:
+            self._protocol.send_binary(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        self._write(b"".join(self._protocol.data_to_send()))
 
 
 @dataclass
@@ -146,14 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         if code != 101:
             self._answer(code, body)
             return
-        key = self.headers["Sec-WebSocket-Key"] + MAGIC
-        self.send_response(101)
-        self.send_header("Upgrade", "websocket")
-        self.send_header("Connection", "Upgrade")
-        accepted = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
-        self.send_header("Sec-WebSocket-Accept", accepted)
-        self.end_headers()
-        line = Line(self.wfile.write)
+        line = Line(self.path, Headers(self.headers.items()), self.wfile.write)
         line.say(json.dumps({"session_id": "session-1"}))
         if self.server.taken.acquire(timeout=20):
             with suppress(OSError):  # the client has had enough

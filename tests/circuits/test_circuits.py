@@ -26,11 +26,9 @@ from nnattr.methods import attention_form, attention_weights, circuit_job
 from nnattr.methods.weights import asked
 from tests.circuits.common import dense, ov, qk
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
+from tests.support.families import ALIBI, NORMED, UNTURNED
 from tests.tiny import FAMILIES, HEADS, tiny_model
 
-NORMED = ("gemma3_text", "olmo2", "olmo3", "olmoe", "qwen3", "qwen3_moe")
-ALIBI = ("bloom", "falcon-serial", "mpt")
-UNTURNED = ("gpt2", "gpt_bigcode", "gpt_neo", "opt")
 HEAD, PREVIOUS = (1, 0), (0, 0)
 
 

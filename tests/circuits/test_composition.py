@@ -11,8 +11,8 @@ import torch
 from nnattr import ArchError, ResultError, TaskError, composition
 from nnattr.methods.composition import random_composition
 from tests.circuits.common import ov, qk
-from tests.circuits.test_circuits import NORMED
 from tests.methods.common import TEACHING, teaching, tiny
+from tests.support.families import NORMED
 from tests.tiny import FAMILIES, HEADS, LAYERS, tiny_model
 
 KINDS: tuple[Any, ...] = ("Q", "K", "V")

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from typer.testing import CliRunner
-
-from nnattr import Scores, cli
+from nnattr import Scores
+from tests.support.command_line import call
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
-
-
-def call(*words: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def test_lens_prints_layers_and_writes_a_page(tmp_path: Path) -> None:

@@ -7,31 +7,15 @@ attention's output bias. It keeps the unembedding's and the norm's biases out; o
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from nnattr import Model, Task, direct_logit_attribution
-from nnattr.teaching import folder
 from tests.methods.common import TEACHING, assert_far, assert_same, even_ioi, teaching
+from tests.support.peers import folded
 
 analysis = pytest.importorskip("transformer_lens.tools.analysis", reason="needs transformer-lens")
-
-
-@cache
-def bridge(name: str) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = TransformerBridge.boot_transformers(str(folder(name)), device="cpu")
-        found.eval()
-        found.enable_compatibility_mode(fold_value_biases=False)
-    return found
 
 
 def ours(name: str) -> tuple[Model, Task]:
@@ -46,7 +30,7 @@ def theirs(name: str, task: Task, unit: str) -> tuple[np.ndarray, list[str]]:
     )
     with torch.no_grad():
         found = analysis.direct_logit_attribution(
-            bridge(name), task.clean_tokens.ids, right, wrong, unit=unit
+            folded(name), task.clean_tokens.ids, right, wrong, unit=unit
         )
     return found.attribution.T.numpy(), list(found.labels)
 

@@ -21,8 +21,9 @@ from nnattr import (
 )
 from nnattr.headkinds import KINDS
 from nnattr.methods.detect_heads import THRESHOLDS, repeated_tokens
-from tests.methods.common import TEACHING, needs_stories, raw_module, stories, teaching, tiny
+from tests.methods.common import TEACHING, raw_module, stories, teaching, tiny
 from tests.oracles import attention
+from tests.support.paths import needs_stories
 from tests.tiny import FAMILIES, tiny_model
 
 PROMPTS = ["w3 w4 w5 w3 w4 w3 w9", "w33 w34 w33", "w40 w41"]

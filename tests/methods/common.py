@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,10 @@ import nnattr
 from nnattr import Model, Scores, Task
 from tests.oracles import metrics, patching
 from tests.oracles.patching import Pair
+from tests.support.paths import STORIES
 from tests.tiny import tiny_model
 
 TEACHING = ("teaching-gpt2", "teaching-llama")
-STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
-needs_stories = pytest.mark.skipif(
-    not STORIES.is_dir(), reason=f"needs the stories260K weights in {STORIES}"
-)
 SITES = ("z", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")
 METHODS: dict[str, Callable[..., Scores]] = {
     "activation": nnattr.activation_patching,
@@ -74,11 +70,6 @@ def ragged_tiny(model: Model) -> Task:
         tokenizer=model.tokenizer,
         spans={"where": [[1, 2], [-1], [0, 3, 5]]},
     )
-
-
-def entropy(logits: Any, batch: Any) -> Any:
-    """A metric of a user's own: how undecided the model is."""
-    return torch.special.entr(logits[:, -1].softmax(-1)).sum(-1)
 
 
 def raw_module(model: Model) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import KL, LogitDiff, LogProb, Loss, MetricError, Prob, Task, activation_patching
+from nnattr import LogitDiff, MetricError, Task, activation_patching
 from tests.methods.common import (
     METHODS,
     SITES,
@@ -21,7 +21,6 @@ from tests.methods.common import (
     assert_far,
     assert_same,
     cells,
-    entropy,
     even_ioi,
     expected,
     limit_tokens,
@@ -34,6 +33,7 @@ from tests.methods.common import (
 )
 from tests.oracles import patching
 from tests.oracles.maps import map_of
+from tests.support.metrics import METRICS, as_list, one_number, per_token
 from tests.tiny import FAMILIES, tiny_model
 
 ENGINES = ("suffix", "full")
@@ -112,16 +112,6 @@ def test_the_engine_that_computes_only_what_changes_is_the_one_tested(name: str,
         for engine in ENGINES
     ]
     assert [arguments["engine"] for arguments in used] == list(ENGINES)
-
-
-METRICS = {
-    "LogitDiff": LogitDiff(),
-    "LogProb": LogProb(),
-    "Prob": Prob(),
-    "KL": KL(),
-    "Loss": Loss(),
-    "entropy": entropy,
-}
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
@@ -230,18 +220,6 @@ def test_the_model_is_left_as_it_was() -> None:
     activation_patching(model, task, LogitDiff(), site="resid_mid")
     again = [h for m in raw_module(model).modules() for h in m._forward_pre_hooks.values()]
     assert len(again) == len(hooks)
-
-
-def one_number(logits: Any, batch: Any) -> Any:
-    return logits[:, -1].mean()
-
-
-def per_token(logits: Any, batch: Any) -> Any:
-    return logits[:, -1]
-
-
-def as_list(logits: Any, batch: Any) -> Any:
-    return logits[:, -1, 0].tolist()
 
 
 @pytest.mark.parametrize("metric", [one_number, per_token, as_list])

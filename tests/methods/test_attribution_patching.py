@@ -30,8 +30,8 @@ from tests.methods.common import (
     teaching,
     tiny,
 )
-from tests.methods.test_activation_patching import METRICS, as_list, one_number, per_token
 from tests.oracles.maps import map_of
+from tests.support.metrics import METRICS, as_list, one_number, per_token
 from tests.tiny import FAMILIES, tiny_module, tiny_tokenizer
 
 

@@ -13,17 +13,16 @@ from nnattr.teaching import folder
 from tests.methods.common import (
     METHODS,
     SITES,
-    STORIES,
     TEACHING,
     assert_far,
     assert_same,
-    entropy,
     even_ioi,
-    needs_stories,
     ragged_ioi,
     stories,
     teaching,
 )
+from tests.support.metrics import entropy
+from tests.support.paths import STORIES, needs_stories
 
 NOBODY = "http://127.0.0.1:9"
 

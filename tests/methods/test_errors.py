@@ -9,7 +9,8 @@ import torch
 
 import nnattr
 from nnattr import ArchError, LogitDiff, MetricError, Task, TaskError
-from tests.methods.common import METHODS, entropy, ragged_ioi, ragged_tiny, teaching, tiny
+from tests.methods.common import METHODS, ragged_ioi, ragged_tiny, teaching, tiny
+from tests.support.metrics import entropy
 from tests.tiny import CONTEXT, FAMILIES, tiny_module, tiny_tokenizer
 
 PARALLEL = ("cohere", "falcon", "gpt_neox", "gptj", "phi", "stablelm-parallel")

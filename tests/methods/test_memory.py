@@ -14,7 +14,7 @@ import nnattr
 from nnattr import LogProb, Scores, Task, TaskError, activation_patching, attribution_patching
 from nnattr.model import engine, memory
 from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
-from tests.methods.test_engine import pair, task
+from tests.support.engine import pair, task
 from tests.tiny import CONFIGS
 
 MEGABYTE = 1_000_000

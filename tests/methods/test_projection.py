@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import nnattr
 from nnattr import LogitDiff
 from nnattr.model.projection import called, last_queries, matrix, projected
-from tests.methods.test_engine import compared, pair, task
+from tests.support.engine import compared, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 
 

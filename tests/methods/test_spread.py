@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import nnattr
 from nnattr import ArchError, LogitDiff, Model
 from tests.methods.common import METHODS, assert_same
-from tests.methods.test_engine import pair, task
+from tests.support.engine import pair, task
 from tests.tiny import tiny_model
 
 

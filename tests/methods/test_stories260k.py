@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 
 from nnattr import LogitDiff, Task, agreement
-from tests.methods.common import (
-    METHODS,
-    SITES,
-    assert_far,
-    assert_same,
-    expected,
-    needs_stories,
-    stories,
-)
+from tests.methods.common import METHODS, SITES, assert_far, assert_same, expected, stories
+from tests.support.paths import needs_stories
 
 pytestmark = needs_stories
 STORY = "Once upon a time, there was a little child named {}. One day,"

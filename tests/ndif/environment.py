@@ -11,15 +11,15 @@ minutes, once.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 PINS = (
     "torch==2.13.0",
@@ -123,20 +123,12 @@ def _made(
     home = cache / f"{kind}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     done = home / "complete"
     cache.mkdir(parents=True, exist_ok=True)
-    with _only_one(home.with_suffix(".lock")):
+    with FileLock(home.with_suffix(".lock")):  # a second process waits until the first is done
         if not done.exists():
             shutil.rmtree(home, ignore_errors=True)
             _install(base, home, wanted, startup)
             done.touch()
     return home / "bin" / "python"
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Hold ``lock``; a second process waits until the first is done."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _install(base: Path, home: Path, wanted: Sequence[str], startup: str) -> None:

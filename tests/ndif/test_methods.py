@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 import nnattr
 from nnattr import BackendError, LogitDiff, Model, Scores, Task
 from nnattr.cli import app
-from tests.methods.common import METHODS, SITES, assert_same, entropy, ragged_ioi
+from tests.methods.common import METHODS, SITES, assert_same, ragged_ioi
 from tests.ndif import processes
 from tests.ndif.environment import STARTUP_FILE, client, version
 from tests.ndif.server import ON_SERVER, Server
+from tests.support.metrics import entropy
 
 ROOT = Path(__file__).parents[2]
 TEACHING = ("teaching-gpt2", "teaching-llama")
@@ -222,7 +223,6 @@ def test_the_checkout_is_not_on_the_server(server: Server) -> None:
     """All of the above was shipped by value."""
     packages = server.bin.parent.glob("lib/python*/site-packages/*nnattr*")
     assert [path.name for path in packages] == [STARTUP_FILE]
-    for pid in processes.runs()[server.mark]:
-        inherited = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        paths = next((line for line in inherited if line.startswith(b"PYTHONPATH=")), b"")
-        assert str(ROOT).encode() not in paths.replace(str(ON_SERVER).encode(), b"")
+    for process in processes.runs()[server.mark]:
+        paths = process.environ().get("PYTHONPATH", "")
+        assert str(ROOT) not in paths.replace(str(ON_SERVER), "")

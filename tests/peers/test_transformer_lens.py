@@ -7,8 +7,6 @@ both see the same BOS.
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,19 +24,18 @@ from nnattr import (
     attribution_patching,
     capture,
 )
-from nnattr.teaching import folder
 from tests.methods.common import (
-    STORIES,
     TEACHING,
     assert_far,
     assert_same,
     even_ioi,
     first_difference,
-    needs_stories,
     raw_module,
     stories,
     teaching,
 )
+from tests.support.paths import needs_stories
+from tests.support.peers import bridge
 
 patching = pytest.importorskip("transformer_lens.patching", reason="needs transformer-lens")
 
@@ -49,19 +46,6 @@ SWEEPS = {
     "attn_out": patching.get_act_patch_attn_out,
     "mlp_out": patching.get_act_patch_mlp_out,
 }
-
-
-@cache
-def bridge(name: str) -> Any:
-    """TransformerLens's view of the same local folder, frozen and in eval mode."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = folder(name) if name in TEACHING else STORIES
-        found = TransformerBridge.boot_transformers(str(path), device="cpu")
-    found.eval()
-    return found
 
 
 def ours(name: str) -> tuple[Model, Task]:

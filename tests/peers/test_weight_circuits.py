@@ -17,8 +17,7 @@ from tests.methods.common import TEACHING, teaching
 
 pytest.importorskip("transformer_lens", reason="needs transformer-lens")
 
-from tests.dla.test_peer import bridge as folded
-from tests.peers.test_transformer_lens import bridge
+from tests.support.peers import bridge, folded
 
 IDS = [4, 77, 500, 1600]
 CASES = [(name, fold) for name in TEACHING for fold in (False, True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +10,12 @@ import pytest
 import nnattr
 from nnattr import Model, Task
 from nnattr.teaching import folder
+from tests.support.paths import GPT2, needs_gpt2
 
 TEACHING = ("teaching-gpt2", "teaching-llama")
-GPT2 = Path(__file__).parents[3] / "shared" / "models" / "gpt2-tokenizer"
 ALL = (
     *TEACHING,
-    pytest.param(
-        "gpt2", marks=pytest.mark.skipif(not GPT2.is_dir(), reason=f"needs the tokenizer {GPT2}")
-    ),
+    pytest.param("gpt2", marks=needs_gpt2),
 )
 
 PROMPTS = (
