@@ -16,7 +16,7 @@ from nnattr.methods.activation_patching import activation_patching
 from nnattr.methods.agreement import Agreement, agreement
 from nnattr.methods.attribution_patching import attribution_patching
 from nnattr.metrics import LogitDiff
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.report.values import baseline, measured
 from nnattr.results import Cell, Scores
 from nnattr.tasks import Task

@@ -38,9 +38,9 @@ from nnattr.model.engine import out_of_reach
 from nnattr.model.fill import fills
 from nnattr.model.layout import units
 from nnattr.model.memory import portions
+from nnattr.model.model import Model
 from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
 from nnattr.model.sites import SITES, SiteName, read, write
-from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions

@@ -24,7 +24,7 @@ from nnattr.metrics import Metric
 from nnattr.model.engine import sweep
 from nnattr.model.layout import PatchSite
 from nnattr.model.memory import portions
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions

@@ -31,9 +31,9 @@ from nnattr.model.caches import fork, prefix, resumable
 from nnattr.model.gathered import gathered
 from nnattr.model.layout import PatchSite
 from nnattr.model.memory import portions
+from nnattr.model.model import Model
 from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
 from nnattr.model.sites import cut, read
-from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions

@@ -42,7 +42,7 @@ from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
 from nnattr.methods.shares import ordered, placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, spots

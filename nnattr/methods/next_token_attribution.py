@@ -34,7 +34,7 @@ from nnattr.methods.decomposition import decomposition, proven
 from nnattr.methods.prompts import fits, listed
 from nnattr.methods.records import record
 from nnattr.methods.shares import placed, shares
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import spots

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from nnattr.backend import Cost
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Provenance
 from nnattr.tasks import Task
 from nnattr.tasks.file import packed

@@ -22,8 +22,8 @@ from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
 from nnattr.model.layout import PatchSite, layout, sizes, units
+from nnattr.model.model import Model
 from nnattr.model.runs import TOKENS_PER_FORWARD
-from nnattr.model.view import Model
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, integers, spots
