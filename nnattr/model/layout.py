@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.arch.spec import ArchSpec
 from nnattr.model.patterns import attention_paths
-from nnattr.model.sites import SiteName, part
+from nnattr.model.sites import SiteName
 from nnattr.model.view import Model
 
 #: What can be patched: the sites that are read and written, and the attention pattern.
@@ -80,7 +80,6 @@ def layout(model: Model, site: PatchSite) -> dict[str, Any]:
         "embed": spec.embed,
         "unembed": spec.unembed,
         "narrow": [f"{paths[-1]}.{path}" for path in _narrow(spec)],
-        "queries": _queries(model, paths[-1]),
         "gelus": gelus,
         "layer_paths": paths,
         "attn": [f"{path}.{attention}" for path in paths],
@@ -142,14 +141,6 @@ def _narrow(spec: ArchSpec) -> list[str]:
     """
     mlp = spec.mlp_proj.rpartition(".")[0] if spec.mlp_proj else spec.mlp_out.path
     return [path for path in (spec.attn_proj, mlp) if path]
-
-
-def _queries(model: Model, path: str) -> tuple[str, Any] | None:
-    """The module that makes a layer's queries, and which part of its output they are."""
-    qkv = model.spec.qkv
-    if qkv is None:
-        return None
-    return f"{path}.{qkv.q}", part(qkv, "q", model.n_heads, model.n_kv_heads, model.d_head)
 
 
 def _gelus(model: Model, path: str) -> list[str]:

@@ -19,7 +19,6 @@ from nnattr.model.abreast import apart, groups, inputs_abreast
 from nnattr.model.caches import borrowed
 from nnattr.model.join import WITHIN, enter, entering, keep
 from nnattr.model.patched import patch
-from nnattr.model.projection import last_queries
 from nnattr.model.runs import inputs, logits_of, one_step
 from nnattr.model.sites import read, write
 
@@ -106,9 +105,6 @@ def go_on(
     last = here.layer == len(ask.layer_paths) - 1
     # the last layer goes on with each row's last position alone
     narrow = ask.narrow if last and ask.last_only and tokens > 1 else []
-    if narrow and ask.queries and not (ask.entry == "inside" and len(here.rows)):
-        path, part = ask.queries
-        last_queries(nn.get(path), part, tokens)
     for path in narrow:
         module = nn.get(path)
         module.input = module.input[:, tokens - 1 :: tokens]
