@@ -26,7 +26,7 @@ from plotly.subplots import make_subplots
 
 import nnattr
 from nnattr import Scores
-from nnattr.demo import Demo, measure
+from nnattr.cli.demo import Demo, measure
 from nnattr.plots import look
 
 FOLDER = Path(__file__).parent / "figures"
@@ -245,7 +245,7 @@ def _airy(figure: go.Figure, room: int = 16) -> go.Figure:
 
 def _aligned() -> nnattr.Task:
     """The pairs of one layout that the demo's positions are measured on."""
-    from nnattr.demo import same_layout
+    from nnattr.cli.demo import same_layout
 
     return same_layout(model().tokenizer, 32, 0)
 

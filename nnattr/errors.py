@@ -8,7 +8,8 @@
     ├── MetricError    a metric cannot be computed or returned the wrong shape
     ├── BackendError   the place where the job ran (or should have run) failed
     │   └── TooLargeError   the job was too large for it, and a smaller one may pass
-    └── ResultError    a result cannot be read, combined or saved
+    ├── ResultError    a result cannot be read, combined or saved
+    └── ArgumentError  an argument is of a wrong type, or not one of the values that are expected
 
 A message says what was given, what was expected and what to do next. Errors of nnsight, NDIF,
 httpx and huggingface_hub are mapped to these at the seam where they arise, with the original as
@@ -44,3 +45,7 @@ class TooLargeError(BackendError):
 
 class ResultError(NnattrError):
     """A result that cannot be read, combined or saved."""
+
+
+class ArgumentError(NnattrError):
+    """An argument of a wrong type, or one that is not among the values that are expected."""

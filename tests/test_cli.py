@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nnattr import Scores, cli, teaching
+from nnattr.cli import commands
 from nnattr.config import RunConfig
 from tests.support.command_line import call, is_self_contained
 
@@ -142,7 +143,7 @@ def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_must_be_writable", interrupted)
+    monkeypatch.setattr(commands, "_must_be_writable", interrupted)
     assert call("demo", code=130) == ""
 
 

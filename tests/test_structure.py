@@ -21,6 +21,7 @@ PUBLIC = {
     "NDIF",
     "QKV",
     "ArchError",
+    "ArgumentError",
     "ArchSpec",
     "BackendError",
     "GroupLogProbDiff",
@@ -63,6 +64,7 @@ PUBLIC = {
     "head_weights",
     "inspect_prompt",
     "load",
+    "load_result",
     "logit_lens",
     "metrics",
     "most_frequent_answers",
@@ -82,6 +84,7 @@ PUBLIC = {
 IMPORTERS = {
     "__import__",
     "import_module",
+    "lazy_loader",
     "exec",
     "eval",
     "run_module",

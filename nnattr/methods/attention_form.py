@@ -20,11 +20,6 @@ from nnattr.model.view import Model
 PROMPT = 12  # tokens of the short prompt that weights are proven on
 
 
-def label(head: tuple[int, int]) -> str:
-    """``L1H4``."""
-    return f"L{head[0]}H{head[1]}"
-
-
 def short_prompt(model: Model) -> torch.Tensor:
     """A few different tokens [1, pos], to prove weights on."""
     return (torch.arange(1, PROMPT + 1) * 37 % model.config.vocab_size)[None]

@@ -35,19 +35,19 @@ def attention_parts_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
         **payload: ``prompts``, ids [1, pos] each; ``head``, its number in the layer of ``form``;
             ``reads``, (key, path, side) of the parts in forward order; ``parts``, (key, factor) of
             those that stay whole; ``splits`` of those that fall apart into heads (see
-            `nnattr.methods.components.Plan`); ``pairs``, names of components, or how many of the
-            first prompt's strongest pairs to return whole.
+            `nnattr.methods.components.Plan`); ``names`` of all components; ``pairs``,
+            names of components, or how many of the first prompt's strongest pairs to return whole.
 
     Returns:
-        ``examples``, for each prompt what `take_apart` gives; ``components``, their names.
+        ``examples``, for each prompt what `take_apart` gives.
     """
     found = []
     for done, ids in enumerate(payload["prompts"]):
         found.append(one_prompt(nn, payload, ids))
-        names = found[0]["names"]
+        names = payload["names"]
         payload["pairs"] = [(names[i], names[j]) for i, j in found[0]["pairs"]]  # the same for all
         tick(done + 1, len(payload["prompts"]))
-    return {"examples": found, "components": found[0]["names"]}
+    return {"examples": found}
 
 
 def one_prompt(nn: Any, ask: dict[str, Any], ids: Tensor) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def take_apart(
     """The head's q and k by component, and its scores by pair of components, inside the trace.
 
     Returns:
-        ``names`` of the components; ``query`` and ``key`` [component, pos], the lengths of the
+        ``query`` and ``key`` [component, pos], the lengths of the
         parts; ``spread`` [query component, key component], the standard deviation of the pair's
         scores over the entries that are seen; ``pairs`` and ``scores`` [pair, query_pos, key_pos],
         and ``total`` [query_pos, key_pos], NaN where a key comes after its query; ``pattern``
         [query_pos, key_pos]; ``proof``.
     """
     form, head = ask["form"], ask["head"]
-    names, vectors = components(nn, ask, parts, seen["stream"])
+    vectors = components(nn, ask, parts, seen["stream"])
     stream = seen["stream"].float()
     proof: dict[str, Any] = {"eps": torch.finfo(seen["z"].dtype).eps}
     proof["stream"] = float((vectors.sum(0) - stream[0]).abs().max() / stream.abs().max())
@@ -94,8 +94,7 @@ def take_apart(
         both[name] = turned(torch.cat([entering @ matrix, constant]), chosen(how["kind"], turns))
     total = both["q"].sum(0) @ both["k"].sum(0).T * how["scale"]
     spread = torch.stack([spreads(q, both["k"], how["scale"]) for q in both["q"]])
-    names = [*names, "bias"]
-    pairs = wanted(ask["pairs"], names, spread)
+    pairs = wanted(ask["pairs"], ask["names"], spread)
     maps = [both["q"][i] @ both["k"][j].T * how["scale"] for i, j in pairs]
     future = torch.ones_like(total, dtype=torch.bool).triu(1)
     scores = torch.stack([*maps, total]).masked_fill(future, float("nan")).cpu()
@@ -105,7 +104,6 @@ def take_apart(
     made = attention[0] @ v
     proof["sum"] = float((made - z).abs().max() / seen["z"].abs().max())
     return {
-        "names": names,
         "query": both["q"].norm(dim=-1).cpu(),
         "key": both["k"].norm(dim=-1).cpu(),
         "spread": spread.cpu(),
@@ -117,17 +115,14 @@ def take_apart(
     }
 
 
-def components(
-    nn: Any, ask: dict[str, Any], parts: dict[str, Tensor], like: Tensor
-) -> tuple[list[str], Tensor]:
-    """What the residual stream is the sum of: names, and vectors [component, pos, d_model]."""
+def components(nn: Any, ask: dict[str, Any], parts: dict[str, Tensor], like: Tensor) -> Tensor:
+    """What the residual stream is the sum of: vectors [component, pos, d_model]."""
     if "pos_embed" in parts:
         parts["embed"] = parts["embed"] - parts["pos_embed"]
     splits = {one["part"]: one for one in ask["splits"]}
-    names, vectors = [], []
+    vectors = []
     for key, factor in ask["parts"]:
         if key not in splits:
-            names.append(key)
             vectors.append(factor * parts[key].expand(like.shape))
             continue
         one = splits[key]
@@ -138,12 +133,9 @@ def components(
         results = torch.einsum(
             "ephd,hdm->ephm", inner.unflatten(-1, (heads, -1)), weight.unflatten(0, (heads, -1))
         )
-        layer = key.split(" ")[0]
-        names += [f"{layer}H{number}" for number in range(heads)]
         vectors += list((factor * apply(per_unit(post), results)).unbind(2))
-        names.append(f"{key} bias")
         vectors.append((factor * (apply(post, own) + post["bias"])).expand(like.shape))
-    return names, torch.cat([vector.to(like.device) for vector in vectors])
+    return torch.cat([vector.to(like.device) for vector in vectors])
 
 
 def spreads(q: Tensor, k: Tensor, scale: float) -> Tensor:

@@ -30,14 +30,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.graph import Part
 from nnattr.methods.heads import Heads, chosen
 from nnattr.methods.prompts import Prompts, asked, keeps_last
+from nnattr.methods.records import as_task, record
 from nnattr.methods.weights import linear_map
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
 from nnattr.model.view import Model
-from nnattr.results import Patterns, cell_label
+from nnattr.results import Patterns
 from nnattr.tokens import Tokens
 
 FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a time
@@ -91,9 +93,14 @@ def attention_patterns(
         "values": _value_places(model) if weighted else None,
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }
-    values = accepted(model, model.run(patterns_job, payload, label="attention patterns").values)
+    outcome = model.run(patterns_job, payload, label="attention patterns")
+    values = accepted(model, outcome.values)
     found = values["patterns"][:, [order.index(head) for head in picked]]
-    return Patterns(_labelled(found, tokens, picked), tokens.strings, texts, weighted, model.name)
+    data = _labelled(found, tokens, picked).to_dataset(name="values")
+    given = {"heads": [list(head) for head in picked], "weighted": weighted, "run": run}
+    task = as_task(prompts, texts, tokens)
+    made = record(model, task, method="attention_patterns", arguments=given, outcome=outcome)
+    return Patterns(data, made, tuple(map(tuple, tokens.strings)), tuple(texts), weighted)
 
 
 def patterns_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -155,7 +162,7 @@ def _labelled(found: Tensor, tokens: Tokens, heads: list[tuple[int, int]]) -> xr
     for row, pad in enumerate(tokens.padding):
         length = found.shape[-1] - pad
         values[row, :, :length, :length] = found[row, :, pad:, pad:]
-    labels = [cell_label({"layer": layer, "head": head}) for layer, head in heads]
+    labels = [str(Part("head", *head)) for head in heads]
     return xr.DataArray(
         values.numpy(),
         dims=("example", "head", "query_pos", "key_pos"),

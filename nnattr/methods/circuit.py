@@ -11,7 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from nnattr.errors import ArchError, ResultError
-from nnattr.methods.attention_form import label, layer_form, require, short_prompt
+from nnattr.graph import Part
+from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.circuit_job import circuit_job
 from nnattr.methods.components import logit_constants, position_table
 from nnattr.model.view import Model
@@ -199,8 +200,8 @@ def _refuse(circuit: Circuit, proof: dict[str, Any]) -> None:
             "where a head looks. OV circuits and composition exist."
         )
     if circuit.distance and "none" in proof["kinds"]:
+        head = Part("head", *circuit.left.end[1][0])
         raise ArchError(
-            f"distance is {circuit.distance}, and {label(circuit.left.end[1][0])} of {model.name} "
-            "is not turned by position (it is not rotary): its QK circuit is the same at every "
-            "distance. Leave distance out."
+            f"distance is {circuit.distance}, and {head} of {model.name} is not turned by position "
+            "(it is not rotary): its QK circuit is the same at every distance. Leave distance out."
         )

@@ -39,7 +39,8 @@ import torch
 import xarray as xr
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.attention_form import label, layer_form
+from nnattr.graph import Part
+from nnattr.methods.attention_form import layer_form
 from nnattr.methods.circuit import Circuit, Side
 from nnattr.methods.components import position_table
 from nnattr.methods.heads import Head, chosen
@@ -74,8 +75,8 @@ def ov_circuit(
     """
     own = _heads(model, heads)
     through = () if via is None else (_earlier(model, via, own),)
-    name = f"OV circuit of {' + '.join(map(label, own))}"
-    name += "".join(f" via {label(head)}" for head in through)
+    name = f"OV circuit of {_names(own)}"
+    name += "".join(f" via {Part('head', *head)}" for head in through)
     return Circuit(
         model,
         name,
@@ -117,9 +118,9 @@ def qk_circuit(
             f"distance is {distance}; a key stands at or before its query, so 0 or more."
         )
     through = [() if via is None else (_earlier(model, via, own),) for via in (query_via, key_via)]
-    name = f"QK circuit of {label(own[0])}"
+    name = f"QK circuit of {_names(own)}"
     for what, heads in zip(("query", "key"), through, strict=True):
-        name += "".join(f", {what} via {label(one)}" for one in heads)
+        name += "".join(f", {what} via {Part('head', *one)}" for one in heads)
     query, key = (
         Side("embed", heads, (end, own)) for end, heads in zip("qk", through, strict=True)
     )
@@ -156,7 +157,7 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr
             "circuit between positions. If it is rotary, see qk_circuit(..., distance=...)."
         )
     query, key = (Side("positions", (), (end, own)) for end in "qk")
-    name = f"position circuit of {label(own[0])}"
+    name = f"position circuit of {_names(own)}"
     circuit = Circuit(model, name, query, key, fold_norm=fold_norm)
     scores = circuit.ask("block", {"rows": None, "columns": None}, scaled=True)
     past = torch.ones_like(scores, dtype=torch.bool).tril()
@@ -176,6 +177,10 @@ def _heads(model: Model, given: Any) -> tuple[tuple[int, int], ...]:
     return tuple(chosen(model, [given] if single else given, 0))
 
 
+def _names(heads: Sequence[tuple[int, int]]) -> str:
+    return " + ".join(str(Part("head", *head)) for head in heads)
+
+
 def _head(model: Model, given: Head) -> tuple[tuple[int, int]]:
     """The one head that attends."""
     (found,) = chosen(model, [given], 0)
@@ -187,7 +192,7 @@ def _earlier(model: Model, via: Head, heads: Sequence[tuple[int, int]]) -> tuple
     (found,) = _head(model, via)
     if any(found[0] >= layer for layer, _ in heads):
         raise ArchError(
-            f"{label(found)} is not in a layer before {' + '.join(map(label, heads))}; a head can "
-            "only read what heads of earlier layers wrote."
+            f"{Part('head', *found)} is not in a layer before {_names(heads)}; a head can only "
+            "read what heads of earlier layers wrote."
         )
     return found

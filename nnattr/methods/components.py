@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nnattr.arch.spec import Place
 from nnattr.errors import ArchError, TaskError
+from nnattr.graph import Part, parse
 from nnattr.model import sites
 from nnattr.model.view import Model
 
@@ -19,7 +20,8 @@ class Plan:
     """What a job is to read, in plain values.
 
     Attributes:
-        reads: (name, path, side) in forward order; the last is the final residual stream.
+        reads: (name, path, side) in forward order; the last is the final residual stream, if it
+            is of the whole model.
         parts: (name, factor) of what is weighed whole.
         splits: of every layer whose attention or MLP is split, what `decompose.split` needs.
     """
@@ -33,25 +35,30 @@ def points(model: Model) -> Plan:
     """The residual stream itself: before each layer, between attention and MLP, and at the end."""
     reads = []
     for layer in range(model.n_layers):
-        reads.append(_read(f"L{layer} pre", sites.place(model.spec, "resid_pre", layer)))
+        reads.append(_read(Part("pre", layer), sites.place(model.spec, "resid_pre", layer)))
         if not model.spec.parallel:
-            reads.append(_read(f"L{layer} mid", sites.place(model.spec, "resid_mid", layer)))
+            reads.append(_read(Part("mid", layer), sites.place(model.spec, "resid_mid", layer)))
     reads.append(_final(model))
     return Plan(tuple(reads), tuple((name, 1.0) for name, *_ in reads), ())
 
 
-def components(model: Model, unit: Unit, layers: Sequence[int]) -> Plan:
-    """What is added up to the final residual stream; ``layers`` are split into heads or neurons."""
+def components(
+    model: Model, unit: Unit, layers: Sequence[int], *, before: int | None = None
+) -> Plan:
+    """What is added up to the residual stream that enters layer ``before``, or to the final one.
+
+    ``layers`` are split into heads or neurons.
+    """
     spec, config = model.spec, model.config
     scale = 1.0 if spec.residual_scale is None else getattr(config, spec.residual_scale)
     table = position_table(model)
     reads = [] if table is None else [("pos_embed", table, "output")]
-    reads.append(_read("embed", sites.place(spec, "resid_pre", 0)))
+    reads.append(_read(Part("embed"), sites.place(spec, "resid_pre", 0)))
     parts = [("embed", 1.0), *([] if table is None else [("pos_embed", 1.0)])]
     splits = []
-    for layer in range(model.n_layers):
+    for layer in range(model.n_layers if before is None else before):
         for kind in ("attn", "mlp"):
-            name = f"L{layer} {kind}"
+            name = Part(kind, layer).label
             split = layer in layers and kind == ("attn" if unit == "head" else "mlp")
             path, side, _ = sites.place(spec, f"{kind}_out", layer)  # type: ignore[arg-type]
             if split:
@@ -69,8 +76,15 @@ def components(model: Model, unit: Unit, layers: Sequence[int]) -> Plan:
                 )
             reads.append((name, path, side))
             parts.append((name, scale))
-    reads.append(_final(model))
+    if before is None:
+        reads.append(_final(model))
     return Plan(tuple(reads), tuple(parts), tuple(splits))
+
+
+def bias(split: str) -> str:
+    """The component that a split attention or MLP layer has beside its heads or neurons."""
+    part = parse(split)
+    return Part(f"{part.kind} bias", part.layer).label
 
 
 def chosen_layers(model: Model, unit: Unit, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -140,8 +154,8 @@ def _is_norm_behind(model: Model, place: str, projection: str) -> bool:
 
 
 def _final(model: Model) -> tuple[str, str, str]:
-    return _read("final", sites.place(model.spec, "resid_post", model.n_layers - 1))
+    return _read(Part("final"), sites.place(model.spec, "resid_post", model.n_layers - 1))
 
 
-def _read(name: str, place: Place) -> tuple[str, str, str]:
-    return name, place.path, place.side
+def _read(part: Part, place: Place) -> tuple[str, str, str]:
+    return part.label, place.path, place.side

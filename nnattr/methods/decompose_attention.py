@@ -29,11 +29,13 @@ import torch
 import xarray as xr
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.attention_form import label, layer_form, require
+from nnattr.graph import Part, parse
+from nnattr.methods.attention_form import layer_form, require
 from nnattr.methods.attention_parts import attention_parts_job
-from nnattr.methods.components import Plan, components
+from nnattr.methods.components import Plan, bias, components
 from nnattr.methods.heads import Head, chosen
 from nnattr.methods.prompts import fits, listed, prepared
+from nnattr.methods.records import as_task, record
 from nnattr.model.view import Model
 from nnattr.results import AttentionParts
 from nnattr.tasks import Task
@@ -66,9 +68,9 @@ def decompose_attention(
         TaskError: prompts that cannot be used, or an unknown component.
     """
     ((layer, number),) = chosen(model, [head], 0)
-    name = label((layer, number))
+    name = Part("head", layer, number)
     form = layer_form(model, layer, scores=True)
-    plan = _below(model, layer)
+    plan = components(model, "head", range(layer), before=layer)
     names = _names(model, plan)
     kept = pairs if isinstance(pairs, int) else [_known(pair, names) for pair in pairs]
     tokens = _tokens(model, prompts)
@@ -79,45 +81,41 @@ def decompose_attention(
         "reads": list(plan.reads),
         "parts": list(plan.parts),
         "splits": list(plan.splits),
+        "names": names,
         "pairs": kept,
     }
-    values = model.run(attention_parts_job, payload, label=f"attention of {name}").values
+    outcome = model.run(attention_parts_job, payload, label=f"attention of {name}")
+    values = outcome.values
     for example in values["examples"]:
         _proven(model, (layer, number), example["proof"])
-    data = _dataset(values["examples"], values["components"])
+    data = _dataset(values["examples"], names)
     strings = tuple(tuple(row) for row in tokens.strings)
-    return AttentionParts(data, strings, (layer, number), model.name)
-
-
-def _below(model: Model, layer: int) -> Plan:
-    """What the stream that ``layer`` reads is made of, its attention layers split into heads."""
-    whole = components(model, "head", range(layer))
-
-    def before(name: str) -> bool:
-        first = name.split(" ")[0]
-        return "embed" in first or (first != "final" and int(first[1:]) < layer)
-
-    return Plan(
-        tuple(read for read in whole.reads if before(read[0])),
-        tuple(part for part in whole.parts if before(part[0])),
-        tuple(one for one in whole.splits if before(one["part"])),
-    )
+    given = {"head": [layer, number], "pairs": kept if isinstance(kept, int) else list(kept)}
+    texts = prompts.clean if isinstance(prompts, Task) else listed("prompts", prompts)
+    task = as_task(prompts, texts, tokens)
+    made = record(model, task, method="decompose_attention", arguments=given, outcome=outcome)
+    return AttentionParts(data, made, strings, (layer, number))
 
 
 def _names(model: Model, plan: Plan) -> list[str]:
-    """The components, as `nnattr.methods.attention_parts.components` names them."""
+    """The components, in the order in which `nnattr.methods.attention_parts` makes them."""
     split = {one["part"] for one in plan.splits}
     names = []
     for name, _ in plan.parts:
-        heads = [f"{name.split(' ')[0]}H{number}" for number in range(model.n_heads)]
-        names += [*heads, f"{name} bias"] if name in split else [name]
-    return [*names, "bias"]
+        if name not in split:
+            names.append(name)
+            continue
+        layer = parse(name).layer
+        names += [Part("head", layer, number).label for number in range(model.n_heads)]
+        names.append(bias(name))
+    return [*names, Part("bias").label]
 
 
 def _known(pair: Any, names: Sequence[str]) -> tuple[str, str]:
     if len(pair) != 2 or not set(pair) <= set(names):
         raise TaskError(
-            f"{pair!r} is no pair of components; expected two (query first) of {', '.join(names)}."
+            f"{pair!r} is not a pair of components; expected two (query first) of "
+            f"{', '.join(names)}."
         )
     return str(pair[0]), str(pair[1])
 
@@ -143,7 +141,8 @@ def _proven(model: Model, head: tuple[int, int], proof: dict[str, Any]) -> None:
         raise ArchError(
             f"The parts that nnattr finds in {model.name} ({model.architecture}) do not add up: "
             f"the residual stream differs by {proof['stream']:.1e} of its size and what "
-            f"{label(head)} puts out by {proof['sum']:.1e}, and at most {tolerance:.0e} is allowed."
+            f"{Part('head', *head)} puts out by {proof['sum']:.1e}, and at most {tolerance:.0e} is "
+            "allowed."
         )
 
 

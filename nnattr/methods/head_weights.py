@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnattr.graph import Part
 from nnattr.linalg import FactoredMatrix
 from nnattr.methods.attention_form import (
-    label,
     layer_form,
     require,
     short_prompt,
@@ -71,7 +71,7 @@ def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWe
     ``d_model * d_head`` numbers.
     """
     ((layer, number),) = chosen(model, [head], 0)
-    name = label((layer, number))
+    name = Part("head", layer, number)
     payload = {
         "ids": short_prompt(model),
         "layers": {layer: layer_form(model, layer, scores=True)},

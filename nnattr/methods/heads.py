@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from nnattr.errors import ArchError, ResultError
+from nnattr.graph import parse
 from nnattr.model.view import Model
 from nnattr.results import Scores
 
@@ -14,8 +14,6 @@ from nnattr.results import Scores
 Head: TypeAlias = tuple[int, int] | str
 #: Heads one by one, the ``"all"``, or scores whose strongest heads are meant.
 Heads: TypeAlias = Sequence[Head] | Scores | str
-
-NAME = re.compile(r"(?:[aL])?(\d+)(?:\.h?|H)(\d+)")
 
 
 def chosen(model: Model, heads: Heads, k: int) -> list[tuple[int, int]]:
@@ -64,15 +62,9 @@ def _strongest(scores: Scores, k: int) -> list[tuple[int, int]]:
 
 
 def _parsed(head: Head) -> tuple[int, int]:
-    if isinstance(head, str):
-        match = NAME.fullmatch(head)
-        if match is None:
-            raise ArchError(
-                f"{head!r} names no head; expected (9, 6), '9.6', 'L9H6', 'a9.h6' or 'all'."
-            )
-        return int(match[1]), int(match[2])
-    try:
-        layer, number = head
-        return int(layer), int(number)
-    except (TypeError, ValueError) as error:
-        raise ArchError(f"{head!r} is no head; expected a pair (layer, head).") from error
+    part = parse(head)
+    if part.kind != "head" or part.port is not None:
+        raise ArchError(f"{head!r} is not a head; expected (9, 6), '9.6', 'L9H6' or 'a9.h6'.")
+    assert part.layer is not None
+    assert part.number is not None
+    return part.layer, part.number

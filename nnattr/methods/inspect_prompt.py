@@ -9,7 +9,6 @@ later token's probability is that *after* the earlier ones, whether or not the m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from nnattr.errors import TaskError
 from nnattr.methods.prompts import listed, prepared
 from nnattr.methods.readout import model_inputs, top_tokens
 from nnattr.model.view import Model
+from nnattr.templates import fill
 from nnattr.tokens import prompt_ids
 
 if TYPE_CHECKING:
@@ -81,19 +81,15 @@ class Inspection:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        tables = []
-        for step in self.steps:
-            caption = escape(_headline(step.answer)) if step.answer else "Next token"
-            rows = "".join(
-                f"<tr{_bold(guess is step.answer)}><td>{guess.rank}</td>"
-                f"<td><code>{escape(repr(guess.token))}</code></td><td>{guess.logit:.2f}</td>"
-                f"<td>{guess.probability:.2%}</td></tr>"
-                for guess in _rows(step)
-            )
-            head = "<tr><th>rank</th><th>token</th><th>logit</th><th>probability</th></tr>"
-            tables.append(f"<table><caption>{caption}</caption>{head}{rows}</table>")
-        shown = escape(" ".join(map(repr, self.prompt)))
-        return f"<p>Prompt: <code>{shown}</code></p>{''.join(tables)}"
+        tables = [
+            {
+                "caption": _headline(step.answer) if step.answer else "Next token",
+                "rows": [(repr(guess.token), guess, guess is step.answer) for guess in _rows(step)],
+            }
+            for step in self.steps
+        ]
+        prompt = " ".join(map(repr, self.prompt))
+        return fill("results/inspection.html.jinja", prompt=prompt, tables=tables)
 
 
 def inspect_prompt(
@@ -184,7 +180,3 @@ def _rows(step: Step) -> list[Guess]:
 
 def _headline(answer: Guess) -> str:
     return f"{answer.token!r} has rank {answer.rank} with probability {answer.probability:.2%}"
-
-
-def _bold(mark: bool) -> str:
-    return " style='font-weight:bold'" if mark else ""

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.axes import ORDER
-from nnattr.methods.components import Plan, Unit, logit_constants
+from nnattr.methods.components import Plan, Unit, bias, logit_constants
 from nnattr.methods.positions import Positions
 from nnattr.model.view import Model
 from nnattr.tasks import Task
@@ -37,7 +37,7 @@ def shares(
         values[f"bias {name}"] if name in split else values["parts"][:, at : at + 1]
         for at, name in enumerate(names)
     ]
-    labels = [f"{name} bias" if name in split else name for name in names]
+    labels = [bias(name) if name in split else name for name in names]
     rest = _by_component([*others, *constants], [*labels, *ends])
     return _by_unit(torch.stack([values[f"units {name}"] for name in split], 1), layers, unit), rest
 

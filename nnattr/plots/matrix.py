@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from nnattr.errors import ResultError
+from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.plots.heat import Grid
 from nnattr.results import AttentionParts, Composition
@@ -88,7 +89,6 @@ def attention_figure(
     limit: float | None = None,
 ) -> go.Figure:
     """One view of a decomposed head; see `AttentionParts.plot`."""
-    layer, head = parts.head
     heads, unit = ATTENTION[what]
     tokens = parts.tokens[example]
     grid = grid_of(values, unit)
@@ -104,7 +104,7 @@ def attention_figure(
     ]
     grid = replace(grid, rows=sides[0], columns=sides[1])
     pair = words.safe(str(values["pair"].item())) if what == "scores" else ""
-    first = f"L{layer}H{head}: {heads}{pair}" if title is None else title
+    first = f"{Part('head', *parts.head)}: {heads}{pair}" if title is None else title
     second = words.safe(parts.model) + ("" if what == "spread" else f" · prompt {example}")
     return _figure(grid, look.limit_of(grid.values, limit), unit, first, second)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from nnattr.errors import ResultError
+from nnattr.graph import Part, parse
 from nnattr.plots.bars import bars
 from nnattr.plots.heat import heatmap
-from nnattr.results import Scores, cell_label
+from nnattr.results import Scores
 
 
 def parts(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:
@@ -43,19 +42,10 @@ def _listed(scores: Scores) -> Scores:
     unit = next(dim for dim in mean.cell_dims if dim in ("head", "neuron"))
     cells = mean.raw.stack(component=("layer", unit))
     names = [
-        cell_label({"layer": int(layer), unit: int(number)})
-        for layer, number in cells["component"].to_numpy()
+        Part(str(unit), layer, number).label for layer, number in cells["component"].to_numpy()
     ]
     cells = cells.drop_vars(["component", "layer", unit]).assign_coords(component=names)
     both = xr.concat([mean.rest, cells], "component").transpose("component", ...)
     labels = [str(name) for name in both["component"].to_numpy()]
-    order = sorted(range(len(labels)), key=lambda i: _place(labels[i]))
-    return replace(mean, raw=both.isel(component=np.array(order)), error=None)
-
-
-def _place(name: str) -> tuple[float, int]:
-    """Where a part comes in the model: embeddings, then layer by layer, then the final bias."""
-    if not name.startswith("L"):
-        return (-1 if "embed" in name else float("inf")), 0
-    layer = name[1:].split(" ")[0].split("H")[0].split("N")[0]
-    return int(layer), ("H" not in name) + ("mlp" in name and "N" not in name)
+    order = sorted(range(len(labels)), key=lambda i: parse(labels[i]))
+    return mean.with_arrays(raw=both.isel(component=np.array(order)), error=None, rest=None)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import Patterns
 
@@ -33,7 +34,7 @@ def patterns_figure(
     """
     shown = patterns.heads if heads is None else [tuple(head) for head in heads]
     maps = [patterns.of(*head, example=example).to_numpy() for head in shown]
-    names = [f"L{layer}H{head}" for layer, head in shown]
+    names = [str(Part("head", layer, head)) for layer, head in shown]
     labels = [
         f"{words.token_label(text)} <span style='color:#8a8f98'>{i}</span>"
         for i, text in enumerate(patterns.tokens[example])

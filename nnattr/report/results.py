@@ -11,18 +11,18 @@ from typing import Any
 
 import plotly.graph_objects as go
 import yaml
+from markupsafe import Markup
 
 import nnattr
-from nnattr import page
-from nnattr.analysis import again, backend_of
 from nnattr.config import RunConfig
 from nnattr.errors import NnattrError, ResultError
 from nnattr.methods.attention_patterns import attention_patterns
 from nnattr.model.view import Model
 from nnattr.plots import words
 from nnattr.plots.look import limit_of
-from nnattr.report import sections
-from nnattr.results import Patterns, Scores
+from nnattr.report import html, sections
+from nnattr.report.again import again, backend_of
+from nnattr.results import Patterns, Scores, cell_label
 
 TOP = 10
 LOOKING = 4  # heads whose attention is shown
@@ -89,9 +89,9 @@ def report_page(parts: Sequence[Part], model: Model | None = None) -> str:
         *(_answer(part, f"scores{i}", limits[i]) for i, part in enumerate(parts)),
         *(_comparison(*pair, f"agreement{i}") for i, pair in enumerate(_comparable(parts))),
         *looked_at,
-        page.section("How this was made", *(_origin(part) for part in parts)),
+        html.section("How this was made", *(_origin(part) for part in parts)),
     ]
-    return page.document(_title(parts), _lead(parts), blocks)
+    return html.document(_title(parts), _lead(parts), blocks)
 
 
 def _title(parts: Sequence[Part]) -> str:
@@ -104,7 +104,7 @@ def _title(parts: Sequence[Part]) -> str:
     return f"Attribution in {', '.join(models)}"
 
 
-def _lead(parts: Sequence[Part]) -> str:
+def _lead(parts: Sequence[Part]) -> Markup:
     count = "One result" if len(parts) == 1 else f"{len(parts)} results"
     named = "; ".join(dict.fromkeys(part.title for part in parts))
     best = parts[0].scores.top(1)
@@ -112,7 +112,7 @@ def _lead(parts: Sequence[Part]) -> str:
     if best:
         facts[f"is the strongest cell ({parts[0].title.lower()})"] = best[0].label
         facts[f"is its {unescape(words.unit(parts[0].scores))}"] = f"{best[0].value:+.3f}"
-    return page.paragraph(f"{count}: {named}. Point at a figure for values.", "lead") + page.facts(
+    return html.paragraph(f"{count}: {named}. Point at a figure for values.", "lead") + html.facts(
         facts
     )
 
@@ -125,22 +125,22 @@ def _grouped(parts: Sequence[Part]) -> list[list[Part]]:
     return list(groups.values())
 
 
-def _question(group: Sequence[Part]) -> str:
+def _question(group: Sequence[Part]) -> Markup:
     """The prompts of a task and what the model makes of them."""
     scores = group[0].scores
     p = scores.provenance
     n = scores.baselines.sizes["example"]
-    blocks = [page.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}.")]
+    blocks = [html.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}.")]
     if p.examples is None:
         blocks.append(
-            page.paragraph("The file is of an older nnattr and does not hold the prompts.")
+            html.paragraph("The file is of an older nnattr and does not hold the prompts.")
         )
     else:
         blocks.append(sections.prompts(scores.task))
-    return page.section("The question", *blocks, sections.baselines(scores))
+    return html.section("The question", *blocks, sections.baselines(scores))
 
 
-def _answer(part: Part, name: str, limit: float | None) -> str:
+def _answer(part: Part, name: str, limit: float | None) -> Markup:
     """One result: its figure and its strongest cells."""
     scores = part.scores
     picture, table = (
@@ -149,11 +149,11 @@ def _answer(part: Part, name: str, limit: float | None) -> str:
     )
     narrow = sections.is_narrow(scores)
     said = unescape(words.subtitle(scores))
-    return page.section(
+    return html.section(
         part.title,
-        page.paragraph(f"{said[:1].upper()}{said[1:]} · {part.name}", "soft"),
-        page.paragraph(f"{_scale(scores)} {READING.get(scores.provenance.method, '')}".strip()),
-        *([page.side_by_side(picture, table)] if narrow else [picture, table]),
+        html.paragraph(f"{said[:1].upper()}{said[1:]} · {part.name}", "soft"),
+        html.paragraph(f"{_scale(scores)} {READING.get(scores.provenance.method, '')}".strip()),
+        *([html.side_by_side(picture, table)] if narrow else [picture, table]),
     )
 
 
@@ -201,13 +201,13 @@ def _same_cells(one: Scores, other: Scores) -> bool:
     )
 
 
-def _comparison(one: Part, other: Part, name: str) -> str:
+def _comparison(one: Part, other: Part, name: str) -> Markup:
     said, picture = sections.agreed(one.scores, other.scores, name)
     seconds = " and ".join(
         f"{part.title} took {part.scores.provenance.seconds:.2f} s" for part in (one, other)
     )
-    return page.section(
-        "Do they agree?", page.paragraph(f"{one.name} and {other.name}: {said} {seconds}."), picture
+    return html.section(
+        "Do they agree?", html.paragraph(f"{one.name} and {other.name}: {said} {seconds}."), picture
     )
 
 
@@ -224,22 +224,27 @@ def _of_heads(parts: Sequence[Part], model: Model) -> Part:
     )
 
 
-def _attention(part: Part, model: Model) -> str:
+def _attention(part: Part, model: Model) -> Markup:
     """Where the strongest heads of a result look, on the first example."""
     ranked = part.scores.top(part.scores.mean().raw.size)
     at = [part.scores.cell_dims.index(dim) for dim in ("layer", "head")]
     heads = list(dict.fromkeys(tuple(cell.index[i] for i in at) for cell in ranked))[:LOOKING]
     patterns = attention_patterns(model, part.scores.task[:1], heads)
-    return page.section(
+    return html.section(
         "Where the strongest heads look",
-        page.paragraph(
+        html.paragraph(
             f"The {len(heads)} strongest heads of {part.name} on the first clean prompt. Rows "
             "look, columns are looked at; what comes later cannot be seen. Attention says where a "
             "head reads, not what it makes of it."
         ),
-        page.side_by_side(
+        html.side_by_side(
             *(
-                page.figure(_pattern(patterns, head), f"looks{i}", "", f"L{head[0]}H{head[1]}")
+                html.figure(
+                    _pattern(patterns, head),
+                    f"looks{i}",
+                    "",
+                    cell_label({"layer": head[0], "head": head[1]}),
+                )
                 for i, head in enumerate(heads)
             )
         ),
@@ -252,25 +257,25 @@ def _pattern(patterns: Patterns, head: tuple[int, int]) -> go.Figure:
     return patterns.plot(heads=[head], title="").update_layout(height=LOW).update_xaxes(ticks)
 
 
-def _origin(part: Part) -> str:
+def _origin(part: Part) -> Markup:
     """Where a result comes from, and the file that makes it again."""
-    blocks = [page.heading(part.name), sections.origin(part.scores)]
+    blocks = [html.heading(part.name), sections.origin(part.scores)]
     try:
         config = part.config or again(part.scores, part.name)
     except NnattrError as error:
         blocks += [
-            page.paragraph(f"To make it again, use Python: {error}"),
-            page.code(_python(part)),
+            html.paragraph(f"To make it again, use Python: {error}"),
+            html.code(_python(part)),
         ]
     else:
         file = f"{part.name.removesuffix('.safetensors')}.yaml"
         blocks += [
-            page.paragraph(
+            html.paragraph(
                 f"To make it again, save this as {file} and say: nnattr run {file}", "next"
             ),
-            page.code(_text(config)),
+            html.code(_text(config)),
         ]
-    return "\n".join(blocks)
+    return Markup("\n").join(blocks)
 
 
 def _text(config: RunConfig) -> str:

@@ -7,12 +7,13 @@ from html import unescape
 from itertools import islice
 
 import numpy as np
+from markupsafe import Markup
 
-from nnattr import page, plots
-from nnattr.demo import NBSP, baseline, measured
-from nnattr.methods.agreement import agreement
+from nnattr import plots
 from nnattr.plots import words
-from nnattr.results import Cell, Scores
+from nnattr.report import html
+from nnattr.report.values import NBSP, baseline, measured
+from nnattr.results import Cell, Scores, agreement
 from nnattr.results.statistics import bootstrap_bounds
 from nnattr.tasks import Task
 
@@ -25,27 +26,27 @@ NARROW = 560  # pixels; the same as in the page's style
 DIFFERENCES = ("LogitDiff", "GroupLogitDiff", "GroupLogProbDiff", "GroupProbDiff")
 
 
-def prompts(task: Task) -> str:
+def prompts(task: Task) -> Markup:
     """The first prompts with their answers, the tokens that differ marked, and more to open."""
     rows = [_pair(task, i) for i in range(min(len(task), SHOWN + MORE))]
     shown, hidden = rows[:SHOWN], rows[SHOWN:]
     if not hidden:
-        return page.pairs(shown)
+        return html.pairs(shown)
     unseen = len(task) - len(rows)
     label = f"{len(hidden)} more" + (f" (and {unseen} that are not on this page)" if unseen else "")
-    return page.pairs(shown) + page.folded(label, page.pairs(hidden))
+    return html.pairs(shown) + html.folded(label, html.pairs(hidden))
 
 
-def _pair(task: Task, i: int) -> list[tuple[str, str, str]]:
-    """One example: for each run its name, the prompt as HTML, and the answer it calls for."""
+def _pair(task: Task, i: int) -> list[tuple[str, Markup, str]]:
+    """One example: for each run its name, the prompt, marked, and the answer it calls for."""
     clean = task.clean_tokens.strings[i]
     right, wrong = (_words(side[i]) if side else "" for side in (task.answers, task.wrong_answers))
     if task.twin_tokens is None:
-        return [("prompt", page.marked(clean, clean), right)]
+        return [("prompt", html.marked(clean, clean), right)]
     other = task.twin_tokens.strings[i]
     return [
-        ("clean", page.marked(clean, other), right),
-        ("corrupted", page.marked(other, clean), wrong),
+        ("clean", html.marked(clean, other), right),
+        ("corrupted", html.marked(other, clean), wrong),
     ]
 
 
@@ -55,7 +56,7 @@ def _words(group: Sequence[str]) -> str:
     return f"→ {names}" + (", …" if len(group) > WORDS else "") if group else ""
 
 
-def baselines(scores: Scores) -> str:
+def baselines(scores: Scores) -> Markup:
     """The metric of both runs without any patch, as a table."""
     name = scores.provenance.metric.removesuffix("()")
     known = [
@@ -71,15 +72,15 @@ def baselines(scores: Scores) -> str:
         (run, *((f"{share:.0%}",) if prefers else ()), measured(mean, error))
         for run, share, mean, error in found
     ]
-    return page.table(caption, header, rows)
+    return html.table(caption, header, rows)
 
 
 def heat(
     scores: Scores, name: str, caption: str, heading: str = "", limit: float | None = None
-) -> str:
+) -> Markup:
     """The scores' own figure without its heading; ``name`` is its id on the page."""
     kind = "narrow" if is_narrow(scores) else ""
-    return page.figure(scores.plot(title="", limit=limit), name, caption, heading, kind)
+    return html.figure(scores.plot(title="", limit=limit), name, caption, heading, kind)
 
 
 def is_narrow(scores: Scores) -> bool:
@@ -87,14 +88,14 @@ def is_narrow(scores: Scores) -> bool:
     return scores.plot(title="").to_dict()["layout"]["width"] <= NARROW
 
 
-def strongest(scores: Scores, k: int) -> str:
+def strongest(scores: Scores, k: int) -> Markup:
     """The ``k`` strongest cells with 95 % intervals of their means, as a table."""
     cells = scores.top(k)
     total = scores.mean().raw.size
     label = f"The {len(cells)} strongest of {total} cells, by {unescape(words.unit(scores))}"
     bounds = _intervals(scores, cells)
     if bounds is None:
-        return page.table(label, ("cell", "value"), [(c.label, f"{c.value:+.3f}") for c in cells])
+        return html.table(label, ("cell", "value"), [(c.label, f"{c.value:+.3f}") for c in cells])
     n = scores.raw.sizes["example"]
     caption = (
         f"{label}. The intervals (95 %, bootstrap over the {n} examples) speak of these examples, "
@@ -109,7 +110,7 @@ def strongest(scores: Scores, k: int) -> str:
         )
         for cell, low, high in zip(cells, *bounds, strict=True)
     ]
-    return page.table(caption, ("cell", "value", "95 % interval", "standard error"), rows)
+    return html.table(caption, ("cell", "value", "95 % interval", "standard error"), rows)
 
 
 def _intervals(scores: Scores, cells: Sequence[Cell]) -> np.ndarray | None:
@@ -124,14 +125,14 @@ def _intervals(scores: Scores, cells: Sequence[Cell]) -> np.ndarray | None:
     return bootstrap_bounds(np.stack(chosen, axis=1), 0.95, RESAMPLES, seed=0)
 
 
-def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, str]:
+def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, Markup]:
     """How two results on the same cells agree: a sentence and a scatter."""
     picture = plots.agreement_scatter(exact, estimate, title="")
     caption = "One point per cell; on the dotted line both methods say the same."
-    return f"{agreement(exact, estimate)}.", page.figure(picture, name, caption, kind="narrow")
+    return f"{agreement(exact, estimate)}.", html.figure(picture, name, caption, kind="narrow")
 
 
-def origin(scores: Scores) -> str:
+def origin(scores: Scores) -> Markup:
     """What a reader needs to make the scores again."""
     p = scores.provenance
     remote = f"{p.jobs} jobs, {p.bytes_sent} bytes sent, {p.bytes_received} received"
@@ -149,4 +150,4 @@ def origin(scores: Scores) -> str:
         "Server": remote if p.jobs else "",
         "Versions": ", ".join(f"{name} {version}" for name, version in p.versions.items()),
     }
-    return page.definitions({name: value for name, value in entries.items() if value})
+    return html.definitions({name: value for name, value in entries.items() if value})

@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from nnattr import headkinds
+from nnattr.graph import Part
 from nnattr.teaching.batches import ordinary_ids
 
 Head = tuple[int, int]
@@ -45,9 +46,9 @@ def attention_scores(
     )
     return {
         "induction_head_score": induction.max().item(),
-        "induction_head": label(largest(induction)),
+        "induction_head": str(Part("head", *largest(induction))),
         "previous_token_head_score": previous.max().item(),
-        "previous_token_head": label(largest(previous)),
+        "previous_token_head": str(Part("head", *largest(previous))),
     }
 
 
@@ -55,11 +56,6 @@ def largest(scores: Tensor) -> Head:
     """(layer, head) of the largest score."""
     layer, head = divmod(int(scores.argmax()), scores.shape[1])
     return layer, head
-
-
-def label(head: Head) -> str:
-    """The usual name of a head: L2H5."""
-    return f"L{head[0]}H{head[1]}"
 
 
 def output_projections(model: Any) -> list[nn.Module]:
@@ -106,5 +102,7 @@ def strongest_heads(
     order = sorted(effects, key=lambda head: abs(effects[head]), reverse=True)[:count]
     return {
         "ioi_strongest_head_effect": abs(effects[order[0]]),
-        "ioi_strongest_heads": ", ".join(f"{label(head)} {effects[head]:+.2f}" for head in order),
+        "ioi_strongest_heads": ", ".join(
+            f"{Part('head', *one)} {effects[one]:+.2f}" for one in order
+        ),
     }

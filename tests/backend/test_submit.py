@@ -25,7 +25,7 @@ RESPONSE = f"/response/{JOB}"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnattr.backend.ndif.PAUSE", 0.01)
-    monkeypatch.setattr("nnattr.methods.submit.PATIENCE", (0.01, 0.02))
+    monkeypatch.setattr("nnattr.calls.submit.PATIENCE", (0.01, 0.02))
 
 
 def submit(script: Script, **options: object) -> nnattr.Job:
@@ -76,7 +76,7 @@ def test_a_job_that_failed() -> None:
 
 
 def test_a_job_that_the_server_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnattr.methods.submit.LOST", 0.05)
+    monkeypatch.setattr("nnattr.calls.submit.LOST", 0.05)
     with serving(Script()) as script, pytest.raises(BackendError, match=f"not know job {JOB}"):
         submit(script).result()
 

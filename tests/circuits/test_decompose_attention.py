@@ -190,7 +190,7 @@ def test_the_figures() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     model = tiny("gpt2")
-    with pytest.raises(TaskError, match="is no pair of components"):
+    with pytest.raises(TaskError, match="is not a pair of components"):
         decompose_attention(model, PROMPTS, (1, 0), pairs=[("embed", "L1H0")])
     with pytest.raises(ArchError, match="has no head"):
         decompose_attention(model, PROMPTS, (7, 0))

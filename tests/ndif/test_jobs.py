@@ -19,9 +19,12 @@ import torch
 
 import nnattr
 from nnattr import NDIF, BackendError, LogitDiff, Model, Scores, Task, teaching
+from nnattr.calls.registry import METHODS
 from tests.methods.common import assert_same
 from tests.ndif import processes
 from tests.ndif.server import Server
+from tests.numbers import arrays
+from tests.support.calls import example
 
 ROOT = Path(__file__).parents[2]
 NAME = "teaching-llama"
@@ -59,6 +62,20 @@ def test_several_jobs_in_flight(server: Server) -> None:
     here = nnattr.attribution_patching(local(), task(), LogitDiff())
     assert_same(estimate.result(timeout=300).raw, here.raw)
     assert estimate.status() == "COMPLETED"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_submitted(server: Server, name: str, tmp_path: Path) -> None:
+    """Sent, written, read again, fetched: the numbers of a call that waited here."""
+    given = example(name, remote(server), task())
+    row = METHODS[name]
+    path = nnattr.submit(row.function, **given).save(tmp_path / "job.json")
+    fetched = nnattr.Job.load(path, model=remote(server)).result(timeout=300)
+    here = row.function(**{**given, "model": local()})
+    ours, theirs = arrays(fetched), arrays(here)
+    assert ours.keys() == theirs.keys()
+    for key, array in ours.items():
+        np.testing.assert_allclose(array, theirs[key], atol=1e-5, err_msg=f"{name} {key}")
 
 
 def test_a_job_survives_its_client(server: Server, tmp_path: Path) -> None:
@@ -168,7 +185,7 @@ def test_the_time_is_over(server: Server) -> None:
 def test_a_job_that_the_server_does_not_know(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnattr.methods.submit.LOST", 1.0)
+    monkeypatch.setattr("nnattr.calls.submit.LOST", 1.0)
     job = nnattr.submit(nnattr.attribution_patching, remote(server), task(), LogitDiff())
     lost = replace(job, ticket=job.ticket._replace(job_id="00000000"))
     assert lost.status() == "UNKNOWN"

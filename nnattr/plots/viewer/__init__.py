@@ -1,6 +1,6 @@
 """A page to explore attention patterns with: one file, no network, a mouse or a keyboard.
 
-The page holds its data, its style and a small script (`viewer.css`, `viewer.js`, beside this file).
+The page holds its data, its style and a small script (`viewer.*`, beside this file).
 Whatever comes from a model or a tokenizer is data there: it is shown as text, never read as HTML,
 and the page's own policy forbids it to load anything.
 """
@@ -8,59 +8,18 @@ and the page's own policy forbids it to load anything.
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
 from nnattr.errors import ResultError
 from nnattr.results import Patterns
+from nnattr.templates import fill
 
 WIDEST = 16  # heads of a layer that stand in one row
 STEPS = 65535  # a value is kept as a share of the largest, in 16 bits
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<p class="lead">$lead</p>
-<p class="control"><label for="prompt">Prompt</label> <select id="prompt"></select></p>
-<section aria-labelledby="heads-title">
-<h2 id="heads-title">Heads</h2>
-<div id="heads" role="radiogroup" aria-labelledby="heads-title"></div>
-</section>
-<section aria-labelledby="tokens-title">
-<h2 id="tokens-title"><span id="head-name"></span>: point at a token</h2>
-<p class="key"><span class="swatch looks"></span> what it looks at
-<span class="swatch seen"></span> what looks at it
-<span class="hint">Click, or press Enter, to hold it; Escape lets go. Colours follow the square
-root, so that small values show.</span></p>
-<div id="tokens" role="toolbar" aria-labelledby="tokens-title"></div>
-<div class="detail">
-<canvas id="map" role="img"></canvas>
-<div id="said" aria-live="polite"></div>
-</div>
-</section>
-</main>
-<script type="application/json" id="data">$data</script>
-<script>$script</script>
-</body>
-</html>
-""")
 
 
 @dataclass(frozen=True)
@@ -86,10 +45,7 @@ class Viewer:
         return Path(path)
 
     def _repr_html_(self) -> str:
-        return (
-            f'<iframe srcdoc="{escape(self.html)}" title="attention patterns" '
-            'style="width: 100%; height: 60rem; border: 0"></iframe>'
-        )
+        return fill("plots/viewer/frame.html.jinja", page=self.html)
 
     def __repr__(self) -> str:
         return f"Viewer({len(self.html) / 1e6:.1f} MB; .save(path) writes it)"
@@ -100,8 +56,6 @@ def viewer(patterns: Patterns, title: str | None = None) -> Viewer:
 
     Its size is about 2.7 bytes for each head, query and key at or before the query.
     """
-    here = files("nnattr.plots.viewer")
-    style, script = ((here / f"viewer.{kind}").read_text("utf-8") for kind in ("css", "js"))
     kind = "Value-weighted attention" if patterns.weighted else "Attention"
     lead = (
         "How long a vector each head writes because of each earlier token: the attention times "
@@ -110,15 +64,13 @@ def viewer(patterns: Patterns, title: str | None = None) -> Viewer:
         else "How much each head attends to each earlier token. Attention is not attribution: a "
         "large weight says what is read, not that it matters."
     )
-    return Viewer(
-        PAGE.substitute(
-            title=escape(title or f"{kind} of {patterns.model}"),
-            lead=escape(lead),
-            style=style,
-            script=script,
-            data=_inside_script(json.dumps(_data(patterns))),
-        )
+    page = fill(
+        "plots/viewer/viewer.html.jinja",
+        title=title or f"{kind} of {patterns.model}",
+        lead=lead,
+        data=_data(patterns),
     )
+    return Viewer(page)
 
 
 def _data(patterns: Patterns) -> dict[str, Any]:
@@ -146,8 +98,3 @@ def _columns(heads: list[tuple[int, int]]) -> int:
     layers = list(dict.fromkeys(layer for layer, _ in heads))
     whole = [(layer, head) for layer in layers for head in range(wide)]
     return wide if heads == whole and wide <= WIDEST else 0
-
-
-def _inside_script(text: str) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return text.replace("<", "\\u003c")

@@ -1,7 +1,7 @@
 """The main job from end to end: which heads make a model identify the indirect object?
 
 `measure` asks the question twice, exactly and by the first-order estimate; `summary` writes the
-answer for a terminal. `nnattr.report` writes it as a page.
+answer for a terminal, `demo_page` writes it as a page.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nnattr import tasks
 from nnattr.methods.activation_patching import activation_patching
-from nnattr.methods.agreement import Agreement, agreement
 from nnattr.methods.attribution_patching import attribution_patching
 from nnattr.metrics import LogitDiff
 from nnattr.model.view import Model
-from nnattr.results import Cell, Scores
+from nnattr.report.values import baseline, measured
+from nnattr.results import Agreement, Cell, Scores, agreement
 from nnattr.tasks import Task
 
 TOP = 8
 WIDTH = 80
-NBSP = "\N{NO-BREAK SPACE}"  # keeps a number with its sign or unit at the end of a line
 
 
 @dataclass(frozen=True)
@@ -99,18 +96,6 @@ def same_layout(tokenizer: Any, n: int, seed: int) -> Task:
     for i, tokens in enumerate(task.clean_tokens.strings):
         groups[tokens[0], len(tokens), *(rows[i] for rows in task.spans.values())].append(i)
     return task[max(groups.values(), key=len)[:n]]
-
-
-def baseline(scores: Scores, run: str) -> tuple[float, float, float]:
-    """Of one run: the share of prompts that prefer the answer, the metric's mean and its error."""
-    values = scores.baselines.sel(run=run).to_numpy()
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float((values > 0).mean()), float(values.mean()), float(error)
-
-
-def measured(value: float, error: float, digits: int = 3) -> str:
-    """A value with its standard error, if that is known."""
-    return f"{value:+.{digits}f}" + (f" ±{NBSP}{error:.{digits}f}" if np.isfinite(error) else "")
 
 
 def summary(demo: Demo) -> str:

@@ -1,8 +1,7 @@
-"""One analysis as a file describes it: from a `RunConfig` to `Scores`, to text, and back."""
+"""One analysis as a file describes it: from a `RunConfig` to `Scores`, and to text."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +9,11 @@ from typing import Any
 from nnattr import tasks
 from nnattr.config import RunConfig, TaskConfig
 from nnattr.errors import MetricError, NnattrError, TaskError
-from nnattr.methods.activation_patching import activation_patching
-from nnattr.methods.attribution_patching import attribution_patching
-from nnattr.methods.direct_logit_attribution import direct_logit_attribution
 from nnattr.metrics import METRICS, Metric
 from nnattr.model.view import load
-from nnattr.results import Provenance, Scores
+from nnattr.report.again import METHODS
+from nnattr.results import Scores
 
-METHODS: dict[str, Callable[..., Scores]] = {
-    "activation_patching": activation_patching,
-    "attribution_patching": attribution_patching,
-    "direct_logit_attribution": direct_logit_attribution,
-}
 #: The ways to describe a task, by the fields that show which one is meant.
 WAYS = ("name", "table", "file", "clean")
 
@@ -128,57 +120,6 @@ def described(scores: Scores, top: int) -> str:
             f"{p.seconds:.2f} s",
         ]
     )
-
-
-def again(scores: Scores, path: str) -> RunConfig:
-    """The file with which ``nnattr run`` makes the scores again.
-
-    Args:
-        scores: any that a method of a file made.
-        path: where they are saved: their task is read from there.
-
-    Raises:
-        NnattrError: no file can say it: the method or the metric is not one that a file can name,
-            or the scores do not hold their task.
-    """
-    p = scores.provenance
-    if p.method not in METHODS:
-        raise NnattrError(f"`nnattr run` does not know the method {p.method}.")
-    if p.examples is None:
-        raise NnattrError(f"The scores do not hold their task, {p.task}.")
-    metric, metric_arguments = _named(p.metric)
-    known = inspect.signature(METHODS[p.method]).parameters
-    given = {key: value for key, value in p.arguments.items() if key in known and value is not None}
-    fields = {key: given.pop(key) for key in list(given) if key in RunConfig.model_fields}
-    return RunConfig.model_validate(
-        {
-            "model": p.model,
-            "revision": p.revision,
-            "backend": backend_of(p),
-            "dtype": p.dtype.removeprefix("torch."),
-            "task": {"file": path},
-            "method": p.method,
-            "metric": metric,
-            "metric_arguments": metric_arguments,
-            "options": given,
-            **fields,
-        }
-    )
-
-
-def backend_of(provenance: Provenance) -> str:
-    """The backend as ``load`` takes it: ``ndif (http://host)`` is the address alone."""
-    return provenance.backend.partition(" (")[2].rstrip(")") or provenance.backend
-
-
-def _named(metric: str) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments of a metric as provenance writes it: ``LogProb()``."""
-    call = ast.parse(metric, mode="eval").body if metric.endswith(")") else None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise NnattrError(f"The metric {metric} is a function of your own, which no file can name.")
-    if call.func.id not in METRICS:
-        raise NnattrError(f"The metric {metric} is none that a file can name.")
-    return call.func.id, {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
 
 
 def _check(config: TaskConfig) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from nnattr import page
-from nnattr.demo import NBSP, TOP, Demo, baseline, measured
+from markupsafe import Markup
+
+from nnattr.cli.demo import TOP, Demo
 from nnattr.plots.look import limit_of
-from nnattr.report import sections
+from nnattr.report import html, sections
+from nnattr.report.values import NBSP, baseline, measured
 
 
 def demo_page(demo: Demo) -> str:
     """The whole page as HTML."""
-    lead = page.paragraph(
+    lead = html.paragraph(
         "After “When Mary and John went to the store, John gave a drink to”, a language model "
         "that keeps track of who is who continues with “Mary”. This page asks which attention "
         f"heads of {demo.model.name} do that, twice: exactly, by patching one head at a time, and "
@@ -18,16 +20,16 @@ def demo_page(demo: Demo) -> str:
         "lead",
     )
     parts = (_task, _baselines, _heads, _agreement, _positions, _made)
-    return page.document(
+    return html.document(
         "Which heads identify the indirect object?",
         lead + _facts(demo),
         [write(demo) for write in parts],
     )
 
 
-def _facts(demo: Demo) -> str:
+def _facts(demo: Demo) -> Markup:
     best = demo.ranked[0][0]
-    return page.facts(
+    return html.facts(
         {
             "of the clean prompts prefer the right name": f"{baseline(demo.exact, 'clean')[0]:.0%}",
             f"of the logit difference moves with head {best.label} alone": f"{best.value:.0%}",
@@ -40,10 +42,10 @@ def _facts(demo: Demo) -> str:
     )
 
 
-def _task(demo: Demo) -> str:
-    return page.section(
+def _task(demo: Demo) -> Markup:
+    return html.section(
         "The question",
-        page.paragraph(
+        html.paragraph(
             f"{len(demo.task)} pairs of prompts. The two of a pair differ in one name, which makes "
             "the other name the right continuation. The first ones:"
         ),
@@ -51,24 +53,24 @@ def _task(demo: Demo) -> str:
     )
 
 
-def _baselines(demo: Demo) -> str:
+def _baselines(demo: Demo) -> Markup:
     gap = baseline(demo.exact, "clean")[1] - baseline(demo.exact, "corrupted")[1]
-    return page.section(
+    return html.section(
         "Does the model do the task?",
-        page.paragraph(
+        html.paragraph(
             "The logit difference is the logit of the clean prompt's answer minus that of the "
             "other name: positive where the model prefers the former."
         ),
         sections.baselines(demo.exact),
-        page.paragraph(
+        html.paragraph(
             f"From the corrupted to the clean run it moves by {gap:+.2f}. Scores below are shares "
             "of that: 0 changes nothing, 1 brings all of it back."
         ),
-        *([page.paragraph(demo.warning)] if demo.warning else []),
+        *([html.paragraph(demo.warning)] if demo.warning else []),
     )
 
 
-def _heads(demo: Demo) -> str:
+def _heads(demo: Demo) -> Markup:
     means = [scores.mean().values.to_numpy() for scores in (demo.exact, demo.estimate)]
     limit = max(limit_of(values, None) for values in means)
     maps = [
@@ -93,15 +95,15 @@ def _heads(demo: Demo) -> str:
         )
         for rank, (one, other) in enumerate(demo.ranked, 1)
     ]
-    return page.section(
+    return html.section(
         "Which heads?",
-        page.paragraph(
+        html.paragraph(
             "The corrupted prompt is run with the output of one head, at all positions, taken from "
             "the clean run. Blue heads move the model toward the clean prompt's answer, red ones "
             "away from it."
         ),
-        page.side_by_side(*maps),
-        page.table(
+        html.side_by_side(*maps),
+        html.table(
             f"The {TOP} strongest heads by each method (± standard error over the pairs)",
             ("", "exact", "score", "estimate", "score"),
             rows,
@@ -109,12 +111,12 @@ def _heads(demo: Demo) -> str:
     )
 
 
-def _agreement(demo: Demo) -> str:
+def _agreement(demo: Demo) -> Markup:
     said, picture = sections.agreed(demo.exact, demo.estimate, "agreement")
     exact, estimate = demo.exact.provenance.seconds, demo.estimate.provenance.seconds
-    return page.section(
+    return html.section(
         "Do the two agree?",
-        page.paragraph(
+        html.paragraph(
             f"{said} Activation patching took {exact:.2f}{NBSP}s and attribution patching "
             f"{estimate:.2f}{NBSP}s. The estimate follows the slope at the corrupted run, so it is "
             "off where the model bends between the two runs."
@@ -123,12 +125,12 @@ def _agreement(demo: Demo) -> str:
     )
 
 
-def _positions(demo: Demo) -> str:
+def _positions(demo: Demo) -> Markup:
     scores = demo.by_position
     pairs = scores.baselines.sizes["example"]
-    return page.section(
+    return html.section(
         "Where in the prompt?",
-        page.paragraph(
+        html.paragraph(
             "The same patch for the residual stream before each layer, one position at a time, on "
             f"{pairs} pairs that share one template. It shows where the information that decides "
             "the answer is, layer by layer."
@@ -142,7 +144,7 @@ def _positions(demo: Demo) -> str:
     )
 
 
-def _made(demo: Demo) -> str:
+def _made(demo: Demo) -> Markup:
     n, seed = len(demo.task), demo.seed
     again = "\n".join(
         (
@@ -155,4 +157,4 @@ def _made(demo: Demo) -> str:
             "exact.plot().show()",
         )
     )
-    return page.section("How this was made", sections.origin(demo.exact), page.code(again))
+    return html.section("How this was made", sections.origin(demo.exact), html.code(again))

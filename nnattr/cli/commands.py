@@ -105,9 +105,9 @@ def demo(
 ) -> None:
     """Find the heads that identify the indirect object, exactly and by estimate."""
     _must_be_writable(output)
-    from nnattr.demo import measure, summary
+    from nnattr.cli.demo import measure, summary
+    from nnattr.cli.demo_page import demo_page
     from nnattr.model.view import load
-    from nnattr.report import demo_page
 
     found = measure(load(model, backend=backend), n, seed)
     typer.echo(summary(found))
@@ -137,7 +137,7 @@ def run(
     for path in (settings.output, plot):
         if path is not None:
             _must_be_writable(Path(path))
-    from nnattr.analysis import analyse, described
+    from nnattr.cli.run import analyse, described
 
     scores = analyse(settings)
     typer.echo(described(scores, settings.top))

@@ -1,0 +1,67 @@
+"""The public names, each imported from where it lives when it is first used.
+
+`nnattr/__init__.py` reads this file, and so do type checkers: it is the one list of public names.
+"""
+
+from . import metrics as metrics
+from . import plots as plots
+from . import tasks as tasks
+from .arch.spec import QKV as QKV
+from .arch.spec import ArchSpec as ArchSpec
+from .arch.spec import Place as Place
+from .backend import NDIF as NDIF
+from .backend import Local as Local
+from .backend import Simulated as Simulated
+from .calls.submit import Job as Job
+from .calls.submit import submit as submit
+from .errors import ArchError as ArchError
+from .errors import ArgumentError as ArgumentError
+from .errors import BackendError as BackendError
+from .errors import MetricError as MetricError
+from .errors import NnattrError as NnattrError
+from .errors import ResultError as ResultError
+from .errors import TaskError as TaskError
+from .methods.ablation import ablate as ablate
+from .methods.ablation import ablate_together as ablate_together
+from .methods.activation_patching import activation_patching as activation_patching
+from .methods.attention_patterns import attention_patterns as attention_patterns
+from .methods.attribution_patching import attribution_patching as attribution_patching
+from .methods.capture import capture as capture
+from .methods.circuits import ov_circuit as ov_circuit
+from .methods.circuits import position_pattern as position_pattern
+from .methods.circuits import qk_circuit as qk_circuit
+from .methods.compare_runs import compare_runs as compare_runs
+from .methods.composition import composition as composition
+from .methods.copying import copying_score as copying_score
+from .methods.copying import name_mover_score as name_mover_score
+from .methods.decompose_attention import decompose_attention as decompose_attention
+from .methods.detect_heads import detect_heads as detect_heads
+from .methods.direct_logit_attribution import attention_vs_mlp as attention_vs_mlp
+from .methods.direct_logit_attribution import direct_logit_attribution as direct_logit_attribution
+from .methods.generate import generate as generate
+from .methods.head_weights import head_weights as head_weights
+from .methods.inspect_prompt import inspect_prompt as inspect_prompt
+from .methods.logit_lens import logit_lens as logit_lens
+from .methods.most_frequent_answers import most_frequent_answers as most_frequent_answers
+from .methods.next_token_attribution import next_token_attribution as next_token_attribution
+from .metrics import KL as KL
+from .metrics import GroupLogitDiff as GroupLogitDiff
+from .metrics import GroupLogProbDiff as GroupLogProbDiff
+from .metrics import GroupProbDiff as GroupProbDiff
+from .metrics import LogitDiff as LogitDiff
+from .metrics import LogProb as LogProb
+from .metrics import Loss as Loss
+from .metrics import Prob as Prob
+from .metrics import SequenceLogProb as SequenceLogProb
+from .model.verify import verify as verify
+from .model.view import Model as Model
+from .model.view import load as load
+from .results import HeadScores as HeadScores
+from .results import Lens as Lens
+from .results import Patterns as Patterns
+from .results import Scores as Scores
+from .results import agreement as agreement
+from .results import load_result as load_result
+from .tasks import Task as Task
+
+__version__: str

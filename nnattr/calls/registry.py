@@ -1,0 +1,232 @@
+"""The methods: one row each, from which the command line, `submit`, reports and docs take theirs.
+
+A row is a function that asks a model something and returns a result. To add a method, write its
+file in `nnattr.methods`, and its row here; the public list (``nnattr/__init__.pyi``) has its name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from nnattr.errors import ArgumentError
+from nnattr.methods import (
+    ablation,
+    activation_patching,
+    attention_patterns,
+    attribution_patching,
+    capture,
+    compare_runs,
+    composition,
+    copying,
+    decompose_attention,
+    detect_heads,
+    direct_logit_attribution,
+    generate,
+    head_weights,
+    inspect_prompt,
+    logit_lens,
+    most_frequent_answers,
+    next_token_attribution,
+)
+
+Kind: TypeAlias = Literal["patching", "direct", "attention", "weights", "behaviour"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: how people call it, after ``nnattr.``.
+        function: the public function; its first argument is the model.
+        kind: the kind of question.
+        question: what it answers, in a few words.
+        reading: what to keep in mind when reading its numbers; reports say it.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    kind: Kind
+    question: str
+    reading: str = ""
+
+    @property
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """What it takes after the model, by name."""
+        return dict(list(inspect.signature(self.function).parameters.items())[1:])
+
+    @property
+    def takes_task(self) -> bool:
+        """Whether it needs a task, rather than prompts or nothing."""
+        return "task" in self.arguments
+
+    @property
+    def takes_metric(self) -> bool:
+        """Whether a metric is read."""
+        return "metric" in self.arguments
+
+
+ROWS = (
+    Method(
+        "activation_patching",
+        activation_patching.activation_patching,
+        "patching",
+        "Which parts carry the difference between two runs?",
+        "Every cell is measured: a run in which this cell alone is replaced by that of the other "
+        "run.",
+    ),
+    Method(
+        "attribution_patching",
+        attribution_patching.attribution_patching,
+        "patching",
+        "The same, estimated for all parts from one backward pass.",
+        "A first-order estimate of activation patching, all cells from one backward pass. It is "
+        "off where the model bends between the two runs: check the strongest cells exactly.",
+    ),
+    Method(
+        "ablate",
+        ablation.ablate,
+        "patching",
+        "Which parts does the behaviour need?",
+        "Every cell is measured: a run in which this cell alone is taken out. Later parts may make "
+        "up for what is missing, so a small number need not mean a small part.",
+    ),
+    Method(
+        "ablate_together",
+        ablation.ablate_together,
+        "patching",
+        "What is left without a set of parts, or with it alone?",
+        "One run for each example, with all the named parts taken out at once.",
+    ),
+    Method(
+        "direct_logit_attribution",
+        direct_logit_attribution.direct_logit_attribution,
+        "direct",
+        "What does each part write straight toward the answer?",
+        "What each part writes straight toward the answer. Parts that act through later layers do "
+        "not show here.",
+    ),
+    Method(
+        "next_token_attribution",
+        next_token_attribution.next_token_attribution,
+        "direct",
+        "What does each part write toward the token that follows, at every position?",
+        "What each part writes straight toward the token that follows. Parts that act through "
+        "later layers do not show here.",
+    ),
+    Method(
+        "logit_lens",
+        logit_lens.logit_lens,
+        "direct",
+        "What would the model say if it ended at each layer?",
+        "Early layers need not be written in the basis of the last one.",
+    ),
+    Method(
+        "attention_patterns",
+        attention_patterns.attention_patterns,
+        "attention",
+        "Where does each head look?",
+        "Attention says where a head reads, not what it makes of it.",
+    ),
+    Method(
+        "detect_heads",
+        detect_heads.detect_heads,
+        "attention",
+        "Which heads are induction heads, previous-token heads, ...?",
+        "A kind is read off where a head looks on these prompts.",
+    ),
+    Method(
+        "copying_score",
+        copying.copying_score,
+        "attention",
+        "Which heads raise the token that they look at?",
+        "A score says that a head's output names what it reads, not that it is used.",
+    ),
+    Method(
+        "name_mover_score",
+        copying.name_mover_score,
+        "attention",
+        "Which heads look at a name and copy it?",
+        "A score says that a head's output names what it reads, not that it is used.",
+    ),
+    Method(
+        "decompose_attention",
+        decompose_attention.decompose_attention,
+        "attention",
+        "What do a head's queries and keys get from each part before it?",
+        "Shares of attention scores before the softmax.",
+    ),
+    Method(
+        "composition",
+        composition.composition,
+        "weights",
+        "Which heads read what other heads write?",
+        "A norm of products of weights, against what random matrices would give: it says what "
+        "could be used, not what is.",
+    ),
+    Method(
+        "head_weights",
+        head_weights.head_weights,
+        "weights",
+        "What are a head's matrices?",
+        "The weights as they act.",
+    ),
+    Method(
+        "inspect_prompt",
+        inspect_prompt.inspect_prompt,
+        "behaviour",
+        "What does the model say after a prompt, and where does the answer stand?",
+    ),
+    Method(
+        "generate",
+        generate.generate,
+        "behaviour",
+        "How does the model go on?",
+    ),
+    Method(
+        "compare_runs",
+        compare_runs.compare_runs,
+        "behaviour",
+        "How far apart are the model's predictions on two sets of prompts?",
+    ),
+    Method(
+        "most_frequent_answers",
+        most_frequent_answers.most_frequent_answers,
+        "behaviour",
+        "Which first words does the model answer with?",
+    ),
+    Method(
+        "capture",
+        capture.capture,
+        "behaviour",
+        "What are the activations at a site?",
+    ),
+)
+#: The rows by name.
+METHODS: dict[str, Method] = {row.name: row for row in ROWS}
+
+
+def named(name: str) -> Method:
+    """The row of a method by its name.
+
+    Raises:
+        ArgumentError: there is no such method.
+    """
+    if name not in METHODS:
+        raise ArgumentError(f"There is no method {name!r}; expected one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def row_of(function: Callable[..., Any]) -> Method:
+    """The row of a public function.
+
+    Raises:
+        ArgumentError: it is not a method.
+    """
+    for row in ROWS:
+        if row.function is function:
+            return row
+    raise ArgumentError(f"{function!r} is not a method; expected one of {', '.join(METHODS)}.")

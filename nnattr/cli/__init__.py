@@ -1,0 +1,7 @@
+"""The command line: ``nnattr demo | run | report | lens | dla | doctor | models``."""
+
+from __future__ import annotations
+
+from nnattr.cli.commands import app, main
+
+__all__ = ["app", "main"]
