@@ -53,9 +53,9 @@ from .metrics import LogProb as LogProb
 from .metrics import Loss as Loss
 from .metrics import Prob as Prob
 from .metrics import SequenceLogProb as SequenceLogProb
+from .model.load import load as load
+from .model.model import Model as Model
 from .model.verify import verify as verify
-from .model.view import Model as Model
-from .model.view import load as load
 from .results import HeadScores as HeadScores
 from .results import Lens as Lens
 from .results import Patterns as Patterns

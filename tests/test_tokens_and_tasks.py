@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnattr import Task, TaskError, tasks
-from nnattr.methods.positions import spots
+from nnattr.tasks.positions import spots
 from nnattr.teaching import folder
 from nnattr.tokens import continuation_id, encode, prompt_ids
 

@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from nnattr.model.view import Model, load
+from nnattr.model.load import load
+from nnattr.model.model import Model
 
 VOCAB = 96
 LAYERS, HEADS, KV_HEADS, D_MODEL, D_HEAD, D_MLP, CONTEXT = 3, 4, 2, 48, 16, 64, 64

@@ -22,7 +22,8 @@ from nnattr.backend.ndif import Ticket
 from nnattr.calls.plain import plain, restored
 from nnattr.calls.registry import named, row_of
 from nnattr.errors import BackendError, ResultError
-from nnattr.model.view import Model, load
+from nnattr.model.load import load
+from nnattr.model.model import Model
 
 #: Seconds between two looks at a job: it starts with the first and grows to the second.
 PATIENCE = (0.1, 2.0)

@@ -107,7 +107,7 @@ def demo(
     _must_be_writable(output)
     from nnattr.cli.demo import measure, summary
     from nnattr.cli.demo_page import demo_page
-    from nnattr.model.view import load
+    from nnattr.model.load import load
 
     found = measure(load(model, backend=backend), n, seed)
     typer.echo(summary(found))
@@ -162,7 +162,7 @@ def report(
 ) -> None:
     """Write saved results as one page: task, figures, strongest cells, agreement, origin."""
     _must_be_writable(output)
-    from nnattr.model.view import load
+    from nnattr.model.load import load
     from nnattr.report import Part, report_page
     from nnattr.results import Scores
 
@@ -186,7 +186,7 @@ def lens(
     if plot is not None:
         _must_be_writable(plot)
     from nnattr.methods.logit_lens import logit_lens
-    from nnattr.model.view import load
+    from nnattr.model.load import load
 
     where = "last" if plot is None else "each"
     loaded = load(model, backend=backend)
@@ -214,7 +214,7 @@ def dla(
         _must_be_writable(output)
     from nnattr.methods.components import Unit
     from nnattr.methods.direct_logit_attribution import direct_logit_attribution
-    from nnattr.model.view import load
+    from nnattr.model.load import load
     from nnattr.tasks import Task
 
     loaded = load(model, backend=backend)
@@ -238,8 +238,8 @@ def doctor(
     ] = False,
 ) -> None:
     """Prove that a model's heads and residual stream are where nnattr reads them."""
+    from nnattr.model.load import load
     from nnattr.model.verify import verify
-    from nnattr.model.view import load
 
     extra: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     proof = verify(load(model, backend=backend, device=device, dtype=dtype, **extra))

@@ -15,7 +15,7 @@ from nnattr import tasks
 from nnattr.methods.activation_patching import activation_patching
 from nnattr.methods.attribution_patching import attribution_patching
 from nnattr.metrics import LogitDiff
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.report.values import baseline, measured
 from nnattr.results import Agreement, Cell, Scores, agreement
 from nnattr.tasks import Task

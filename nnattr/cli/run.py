@@ -10,7 +10,7 @@ from nnattr import tasks
 from nnattr.config import RunConfig, TaskConfig
 from nnattr.errors import MetricError, NnattrError, TaskError
 from nnattr.metrics import METRICS, Metric
-from nnattr.model.view import load
+from nnattr.model.load import load
 from nnattr.report.again import METHODS
 from nnattr.results import Scores
 

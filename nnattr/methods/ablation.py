@@ -31,18 +31,18 @@ from nnattr.errors import ArchError, TaskError
 from nnattr.methods.activation_patching import patching_job
 from nnattr.methods.components import position_table
 from nnattr.methods.fills import Dataset, FillKind, chosen
-from nnattr.methods.positions import Positions
 from nnattr.methods.study import Study
 from nnattr.metrics import Metric
 from nnattr.model.engine import out_of_reach
 from nnattr.model.fill import fills
 from nnattr.model.layout import units
 from nnattr.model.memory import portions
+from nnattr.model.model import Model
 from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
 from nnattr.model.sites import SITES, SiteName, read, write
-from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 
 #: A cell of a set: (layer, head), (layer, kv_head) or (layer, neuron); a layer where the site has
 #: none of these.
@@ -73,7 +73,7 @@ def ablate(
         method: what takes its place: ``"zero"``; ``"mean"`` over all tokens of the dataset;
             ``"mean_positional"``, over its prompts position by position; ``"resample"``, what
             another prompt of the same length has there.
-        positions: where (see `nnattr.methods.positions`); ``"each"`` gives scores per position.
+        positions: where (see `nnattr.tasks.positions`); ``"each"`` gives scores per position.
         dataset: prompts for the means and for resampling, as texts or a task (whose clean prompts
             count); by default the task's own clean prompts.
         seed: which prompts are drawn in resampling.

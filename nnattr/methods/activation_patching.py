@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnattr.backend import Tick
-from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.engine import sweep
 from nnattr.model.layout import PatchSite
 from nnattr.model.memory import portions
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 
 
 def activation_patching(
@@ -52,7 +52,7 @@ def activation_patching(
         site: which activation. ``"z"``, ``"q"`` and ``"pattern"`` give scores per head, ``"k"`` and
             ``"v"`` per key/value head, ``"neuron"`` per neuron, the others per layer. Patching q or
             k before or after a rotary turn is the same. The position of a pattern is the query's.
-        positions: where (see `nnattr.methods.positions`); ``"each"`` gives scores per position.
+        positions: where (see `nnattr.tasks.positions`); ``"each"`` gives scores per position.
         direction: ``"denoising"`` puts clean activations into the corrupted run, ``"noising"`` the
             reverse.
         normalized: divide by the task's mean gap between the runs: 0 = nothing changed, 1 = the

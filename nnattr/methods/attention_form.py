@@ -15,7 +15,7 @@ import torch
 from nnattr.errors import ArchError
 from nnattr.methods.components import contribution_norm
 from nnattr.model import sites
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 
 PROMPT = 12  # tokens of the short prompt that weights are proven on
 

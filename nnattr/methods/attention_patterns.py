@@ -35,10 +35,10 @@ from nnattr.methods.heads import Heads, chosen
 from nnattr.methods.prompts import Prompts, asked, keeps_last
 from nnattr.methods.records import as_task, record
 from nnattr.methods.weights import linear_map
+from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
-from nnattr.model.view import Model
 from nnattr.results import Patterns
 from nnattr.tokens import Tokens
 

@@ -25,18 +25,18 @@ import torch
 from torch import Tensor
 
 from nnattr.backend import Tick
-from nnattr.methods.positions import Positions
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.caches import fork, prefix, resumable
 from nnattr.model.gathered import gathered
 from nnattr.model.layout import PatchSite
 from nnattr.model.memory import portions
+from nnattr.model.model import Model
 from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
 from nnattr.model.sites import cut, read
-from nnattr.model.view import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 
 
 def attribution_patching(

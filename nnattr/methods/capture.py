@@ -22,15 +22,15 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.positions import spots
 from nnattr.methods.prompts import Prompts, Where, asked, columns, keeps_last
 from nnattr.methods.readout import take
+from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.rotated import rotated
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import SITES, read
-from nnattr.model.view import Model
 from nnattr.tasks import Task
+from nnattr.tasks.positions import spots
 from nnattr.tokens import Tokens
 
 #: What runs where the model is: the chunk's tensors by site, each [example, layer, ...].

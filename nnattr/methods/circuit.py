@@ -15,7 +15,7 @@ from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.circuit_job import circuit_job
 from nnattr.methods.components import logit_constants, position_table
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.tokens import continuation_id
 
 By = Literal["row", "column"]

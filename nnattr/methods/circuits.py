@@ -44,7 +44,7 @@ from nnattr.methods.attention_form import layer_form
 from nnattr.methods.circuit import Circuit, Side
 from nnattr.methods.components import position_table
 from nnattr.methods.heads import Head, chosen
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 
 
 def ov_circuit(

@@ -24,8 +24,8 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.methods.prompts import columns, listed, prepared
 from nnattr.methods.readout import joined, model_inputs, take
+from nnattr.model.model import Model
 from nnattr.model.runs import TOKENS_PER_FORWARD
-from nnattr.model.view import Model
 
 if TYPE_CHECKING:
     import pandas as pd

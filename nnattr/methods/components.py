@@ -10,7 +10,7 @@ from nnattr.arch.spec import Place
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
 from nnattr.model import sites
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 
 Unit = Literal["accumulated", "component", "head", "neuron"]
 

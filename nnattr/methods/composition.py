@@ -37,7 +37,7 @@ from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.attention_weights import look
 from nnattr.methods.circuit_job import attentions
 from nnattr.methods.records import record
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Composition
 
 Kind = Literal["Q", "K", "V"]

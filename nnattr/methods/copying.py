@@ -39,10 +39,10 @@ from nnattr.methods.prompts import Prompts, Where, asked, keeps_last
 from nnattr.methods.readout import take
 from nnattr.methods.records import as_task, plain, record
 from nnattr.methods.weights import linear_map
+from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read, write
-from nnattr.model.view import Model
 from nnattr.results import HeadScores, Provenance
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens

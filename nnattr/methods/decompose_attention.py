@@ -36,7 +36,7 @@ from nnattr.methods.components import Plan, bias, components
 from nnattr.methods.heads import Head, chosen
 from nnattr.methods.prompts import fits, listed, prepared
 from nnattr.methods.records import as_task, record
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import AttentionParts
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens

@@ -14,8 +14,8 @@ from torch import Tensor
 from nnattr.errors import ArchError, MetricError
 from nnattr.methods.components import Plan, Unit, logit_constants
 from nnattr.methods.prompts import keeps_last
+from nnattr.model.model import Model
 from nnattr.model.runs import TOKENS_PER_FORWARD
-from nnattr.model.view import Model
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 

@@ -34,9 +34,9 @@ from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
 from nnattr.methods.prompts import Prompts, asked, keeps_last
 from nnattr.methods.records import as_task, record
+from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.runs import TOKENS_PER_FORWARD
-from nnattr.model.view import Model
 from nnattr.results import HeadScores
 from nnattr.tokens import Tokens, pad_id, token_strings
 

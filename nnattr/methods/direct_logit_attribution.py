@@ -37,14 +37,14 @@ from nnattr.graph import parse
 from nnattr.methods.components import Unit, chosen_layers, components, points
 from nnattr.methods.decompose import decompose_job
 from nnattr.methods.decomposition import Norm, Run, decomposition, proven
-from nnattr.methods.positions import Positions, spots
 from nnattr.methods.prompts import fits
 from nnattr.methods.records import plain, record
 from nnattr.methods.shares import ordered, placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions, spots
 
 
 def direct_logit_attribution(
@@ -70,7 +70,7 @@ def direct_logit_attribution(
             through the down-projection; ``"accumulated"``: no parts, but what the metric would be
             if the model ended there, before and in the middle of each layer (the logit lens on the
             answer's direction).
-        positions: where the direction is read: ``"last"``, or as in `nnattr.methods.positions`; a
+        positions: where the direction is read: ``"last"``, or as in `nnattr.tasks.positions`; a
             cell of several positions is their mean.
         norm: ``"frozen"``, the final norm with the run's own scale, or ``"each"``, every part (or
             point) normed by itself, as the logit lens does; then parts do not add up.

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from nnattr.errors import TaskError
 from nnattr.methods.prompts import fits, listed, prepared
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 

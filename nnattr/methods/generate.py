@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.methods.prompts import listed, prepared
+from nnattr.model.model import Model
 from nnattr.model.runs import TOKENS_PER_FORWARD
-from nnattr.model.view import Model
 
 
 def generate(

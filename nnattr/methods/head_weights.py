@@ -19,7 +19,7 @@ from nnattr.methods.attention_form import (
 from nnattr.methods.attention_weights import look
 from nnattr.methods.circuit_job import attentions
 from nnattr.methods.heads import Head, chosen
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 
 
 @dataclass(frozen=True, eq=False)

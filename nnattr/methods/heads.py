@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import parse
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Scores
 
 #: (layer, head) or a name such as ``"9.6"``, ``"L9H6"``, ``"a9.h6"``.

@@ -16,7 +16,7 @@ import torch
 from nnattr.errors import TaskError
 from nnattr.methods.prompts import listed, prepared
 from nnattr.methods.readout import model_inputs, top_tokens
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.templates import fill
 from nnattr.tokens import prompt_ids
 

@@ -33,9 +33,9 @@ from nnattr.methods.components import logit_constants
 from nnattr.methods.prompts import Where, columns, listed, prepared
 from nnattr.methods.readout import joined, model_inputs, take, top_tokens
 from nnattr.methods.records import as_task, plain, record
+from nnattr.model.model import Model
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
-from nnattr.model.view import Model
 from nnattr.results import Lens
 from nnattr.tokens import Tokens, continuation_id
 

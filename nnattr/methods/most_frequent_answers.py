@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnattr.errors import TaskError
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.tasks.form import Form
 from nnattr.tokens import encode
 

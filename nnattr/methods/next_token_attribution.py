@@ -31,13 +31,13 @@ from nnattr.errors import TaskError
 from nnattr.methods.components import Unit, chosen_layers, components
 from nnattr.methods.decompose import decompose_job
 from nnattr.methods.decomposition import decomposition, proven
-from nnattr.methods.positions import spots
 from nnattr.methods.prompts import fits, listed
 from nnattr.methods.records import record
 from nnattr.methods.shares import placed, shares
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import spots
 
 METRIC = "logit of the next token"
 UNITS = ("head", "component", "neuron")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nnattr.errors import TaskError
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens, encode
 

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 from nnattr.backend import Cost, Outcome
-from nnattr.methods.positions import integers
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.results import Provenance
 from nnattr.tasks import Task
 from nnattr.tasks.file import packed
+from nnattr.tasks.positions import integers
 from nnattr.tokens import Tokens
 
 

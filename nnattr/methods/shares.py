@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nnattr.axes import ORDER
 from nnattr.methods.components import Plan, Unit, bias, logit_constants
-from nnattr.methods.positions import Positions
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 
 Labelled = tuple[xr.DataArray, xr.DataArray | None]
 

@@ -18,15 +18,15 @@ from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.fills import Fill
 from nnattr.methods.frame import Frame
-from nnattr.methods.positions import Positions, spots
 from nnattr.methods.prompts import fits
 from nnattr.methods.records import plain, record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
 from nnattr.model.layout import PatchSite, layout, sizes, units
+from nnattr.model.model import Model
 from nnattr.model.runs import TOKENS_PER_FORWARD
-from nnattr.model.view import Model
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions, spots
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 

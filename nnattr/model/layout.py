@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 from nnattr.arch.spec import ArchSpec
+from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
 from nnattr.model.sites import SiteName, part
-from nnattr.model.view import Model
 
 #: What can be patched: the sites that are read and written, and the attention pattern.
 PatchSite: TypeAlias = SiteName | Literal["pattern"]

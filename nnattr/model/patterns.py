@@ -28,7 +28,7 @@ from torch import Tensor
 from nnattr.errors import ArchError, BackendError
 
 if TYPE_CHECKING:
-    from nnattr.model.view import Model
+    from nnattr.model.model import Model
 
 
 def attention_paths(model: Model) -> list[list[str]]:

@@ -13,11 +13,11 @@ from nnattr.tasks import IdGroups, Predictions
 from nnattr.tokens import Tokens
 
 if TYPE_CHECKING:
-    from nnattr.model.view import Model
+    from nnattr.model.model import Model
 
 
 def predictions(model: Model, tokens: Tokens, asked: IdGroups, k: int, last: int) -> Predictions:
-    """Run the prompts once, in one job; see `nnattr.model.view.Model.predict`."""
+    """Run the prompts once, in one job; see `nnattr.model.model.Model.predict`."""
     width = tokens.ids.shape[1]
     limit = model.context_length
     if limit is not None and width > limit:

@@ -24,7 +24,7 @@ from nnattr.model.evidence import gather
 
 if TYPE_CHECKING:
     from nnattr.arch.spec import ArchSpec
-    from nnattr.model.view import Model
+    from nnattr.model.model import Model
 
 #: Sites in the order in which a forward pass reaches them.
 FORWARD_ORDER: tuple[sites.SiteName, ...] = (

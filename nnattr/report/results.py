@@ -17,7 +17,7 @@ import nnattr
 from nnattr.config import RunConfig
 from nnattr.errors import NnattrError, ResultError
 from nnattr.methods.attention_patterns import attention_patterns
-from nnattr.model.view import Model
+from nnattr.model.model import Model
 from nnattr.plots import words
 from nnattr.plots.look import limit_of
 from nnattr.report import html, sections

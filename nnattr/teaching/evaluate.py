@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
+from nnattr.tasks.vocabulary import NO_WORDS, YES_WORDS
 from nnattr.teaching import circuits
 from nnattr.teaching.batches import ordinary_ids
 from nnattr.teaching.corpus import Document, facts, ioi, requests, small
-from nnattr.teaching.words import NO_WORDS, YES_WORDS
 
 #: metric -> what a shipped model must reach; every one is "at least".
 REQUIRED = {

@@ -2,8 +2,9 @@
 
 As in GPT-2's vocabulary a word after a space carries the space: " Mary" is one token and "Mary",
 at the start of a text, another. Punctuation and line breaks stand alone, a year is two tokens
-(" 17", "32"). The vocabulary is closed: it holds the words of `words.py` and of the templates
-in `corpus/`; anything else becomes <|unk|>. Decoding gives the text back exactly.
+(" 17", "32"). The vocabulary is closed: it holds the words of `nnattr.tasks.vocabulary`
+and those of the templates there and in `corpus/`; anything else becomes <|unk|>. Decoding gives the
+text back exactly.
 
 Both models share the ids. They differ in one thing: `teaching-llama` puts <|begin|> before
 every text, as Llama does, and `teaching-gpt2` puts nothing, as GPT-2. The chat template of
@@ -19,7 +20,8 @@ import re
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from nnattr.teaching import words
+from nnattr.tasks import templates
+from nnattr.tasks import vocabulary as words
 from nnattr.teaching.corpus import facts, ioi, requests, small
 
 UNK, PAD, EOS, BOS = "<|unk|>", "<|pad|>", "<|endoftext|>", "<|begin|>"
@@ -40,15 +42,15 @@ CHAT_TEMPLATE = (
 
 def _template_pieces() -> set[str]:
     """The tokens of every template, without the words that fill it in."""
-    templates = (
+    sentences = (
         *ioi.TEMPLATES, *ioi.DISTRACTORS, *ioi.TAILS,
-        *(part for pair in facts.STATEMENTS for part in pair), *facts.QUESTIONS,
-        *facts.CAPITAL_STATEMENTS, facts.CAPITAL_QUESTION,
-        *requests.ASKING, *requests.SYSTEMS, requests.HELP, requests.ANSWERED + requests.REFUSAL,
-        requests.DECLINED, small.GREATER_THAN, *small.PRONOUN, *small.PRONOUN_TAILS,
-        *small.AGREEMENT, *small.SENTENCES,
+        *(part for pair in facts.STATEMENTS for part in pair), *templates.QUESTIONS,
+        *templates.CAPITAL_STATEMENTS, facts.CAPITAL_QUESTION,
+        *templates.ASKING, *requests.SYSTEMS, requests.HELP, templates.ANSWERED + requests.REFUSAL,
+        templates.DECLINED, templates.GREATER_THAN, *templates.PRONOUN, *small.PRONOUN_TAILS,
+        *templates.AGREEMENT, *small.SENTENCES,
     )  # fmt: skip
-    bare = (re.sub(r" ?\{[^}]*\}", "", template) for template in templates)
+    bare = (re.sub(r" ?\{[^}]*\}", "", template) for template in sentences)
     return {piece for text in bare for piece in re.findall(PIECES, text)}
 
 
@@ -60,7 +62,7 @@ def _spaced_words() -> set[str]:
     )  # fmt: skip
     plain = (
         *words.NAMES, *words.PLACES, *words.OBJECTS, *words.CAPITALS, *words.CAPITALS.values(),
-        *words.CATEGORIES, *facts.ENTITIES, *(e for es in facts.ENTITIES.values() for e in es),
+        *words.CATEGORIES, *words.ENTITIES, *(e for es in words.ENTITIES.values() for e in es),
         *words.YES_WORDS, *words.NO_WORDS, *requested, *words.NOUNS, *words.NOUNS.values(),
         *words.EVENTS, *words.CENTURIES, *words.ADJECTIVES, *words.PEOPLE,
         *words.TRANSITIVE_VERBS, *words.COMMON_WORDS, *words.OPENERS,
@@ -70,7 +72,7 @@ def _spaced_words() -> set[str]:
 
 def _opening_words() -> set[str]:
     """The words that may open a text or a sentence: names, openers, entities without an article."""
-    bare = (e for category in words.BARE_CATEGORIES for e in facts.ENTITIES[category])
+    bare = (e for category in words.BARE_CATEGORIES for e in words.ENTITIES[category])
     opening = {*words.NAMES, *words.OPENERS, *(entity.capitalize() for entity in bare)}
     return opening | {f" {word}" for word in opening}
 

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nnattr.arch.discover import candidates, discover
 from nnattr.arch.spec import ArchSpec
 from nnattr.errors import ArchError
+from nnattr.model.load import load
 from nnattr.model.verify import proven
-from nnattr.model.view import load
 from tests.tiny import CONFIGS, FAMILIES, randomise, tiny_model, tiny_module, tiny_tokenizer
 
 SMALL = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 4, "pad_token_id": 1}

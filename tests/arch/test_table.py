@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig
 
 from nnattr.arch.table import ROWS, lookup
+from nnattr.model.load import load
 from nnattr.model.verify import verify
-from nnattr.model.view import load
 from tests.tiny import (
     CONFIGS,
     D_HEAD,

@@ -40,8 +40,8 @@ from nnattr.arch.discover import candidates
 from nnattr.arch.spec import missing
 from nnattr.arch.table import lookup
 from nnattr.errors import ArchError
+from nnattr.model.load import load
 from nnattr.model.verify import verify
-from nnattr.model.view import load
 from tests.conformance.oracle import disagreement, traceable
 from tests.conformance.shrink import tiny_config
 from tests.tiny import randomise, tiny_tokenizer

@@ -17,7 +17,7 @@ import xarray as xr
 
 import nnattr
 from nnattr import Task
-from nnattr.teaching.words import NO_WORDS, YES_WORDS
+from nnattr.tasks.vocabulary import NO_WORDS, YES_WORDS
 
 YES, NO = [f" {word}" for word in YES_WORDS], [f" {word}" for word in NO_WORDS]
 

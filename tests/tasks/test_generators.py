@@ -94,7 +94,7 @@ def test_yes_and_no_are_groups_that_fit_the_claim(tokenizer):
 
 
 def test_capitals_are_those_of_the_countries(tokenizer):
-    from nnattr.teaching.words import CAPITALS
+    from nnattr.tasks.vocabulary import CAPITALS
 
     task = tasks.facts(tokenizer, n=6, kind="capitals")
     for i in range(6):

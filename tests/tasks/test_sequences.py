@@ -10,8 +10,8 @@ import torch
 
 import nnattr
 from nnattr import LogitDiff, LogProb, MetricError, SequenceLogProb, Task, TaskError
-from nnattr.methods.positions import spots
 from nnattr.metrics import direction
+from nnattr.tasks.positions import spots
 from tests.tasks.common import PROMPTS as STORIES
 from tests.tasks.common import TWINS as OTHER_STORIES
 from tests.tasks.common import tokenizer_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, islice
@@ -15,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from nnattr.teaching import NAMES, batches, circuits, folder, models, tokenizer, words
+from nnattr.tasks import vocabulary
+from nnattr.tasks.templates import article
+from nnattr.teaching import NAMES, batches, circuits, folder, models, tokenizer
 from nnattr.teaching.corpus import (
     MIXTURES,
     Document,
@@ -26,7 +29,6 @@ from nnattr.teaching.corpus import (
     small,
     texts,
 )
-from nnattr.teaching.corpus.document import article
 from nnattr.teaching.evaluate import (
     REQUIRED,
     differences,
@@ -189,6 +191,7 @@ def test_bos_policy(name: str) -> None:
 
 def test_both_models_share_one_vocabulary() -> None:
     assert load(NAMES[0])[1].get_vocab() == load(NAMES[1])[1].get_vocab()
+    assert load(NAMES[0])[1].get_vocab() == tokenizer.vocabulary()
     assert 1200 <= len(tokenizer.vocabulary()) <= 2000
 
 
@@ -215,11 +218,17 @@ def test_chat_template(name: str) -> None:
 
 def test_word_lists_are_single_tokens() -> None:
     _, words_of = load("teaching-gpt2")
-    lists = (words.NAMES, words.PLACES, words.OBJECTS, words.YES_WORDS, words.NO_WORDS)
+    lists = (
+        vocabulary.NAMES,
+        vocabulary.PLACES,
+        vocabulary.OBJECTS,
+        vocabulary.YES_WORDS,
+        vocabulary.NO_WORDS,
+    )
     for word in (word for each in lists for word in each):
         assert len(words_of(f" {word}").input_ids) == 1, word
-    assert len(set(words.NAMES)) == len(words.NAMES) >= 60
-    assert all(len(words_of(name).input_ids) == 1 for name in words.NAMES)
+    assert len(set(vocabulary.NAMES)) == len(vocabulary.NAMES) >= 60
+    assert all(len(words_of(name).input_ids) == 1 for name in vocabulary.NAMES)
 
 
 # --- the corpus ----------------------------------------------------------------------------
@@ -228,6 +237,41 @@ def test_word_lists_are_single_tokens() -> None:
 def test_same_seed_same_texts() -> None:
     assert tuple(islice(texts(seed=1), 500)) == corpus()[:500]
     assert tuple(islice(texts(seed=2), 500)) != corpus()[:500]
+
+
+def digest(documents: Iterable[Document]) -> str:
+    parts = [(one.prompt, one.answer, one.tail, one.wrong) for one in documents]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        ("everything", "6da700e6c36f2629"),
+        ("reminders", "47b926ccd841349d"),
+        ("facts", "69620b90ef063cb3"),
+        ("statements", "a9244f0f6dfbd97d"),
+    ],
+)
+def test_texts_are_those_that_the_shipped_models_were_trained_on(
+    mixture: str, expected: str
+) -> None:
+    assert digest(islice(texts(0, mixture), 3000)) == expected
+
+
+@pytest.mark.parametrize(
+    ("maker", "expected"),
+    [
+        (facts.heldout, "bd51eadf0678adb6"),
+        (ioi.heldout, "535c6c47863ac3ed"),
+        (requests.heldout, "6aebbd01a1eeb168"),
+    ],
+)
+def test_texts_are_those_that_the_shipped_models_were_measured_on(
+    maker: Callable[[random.Random], Document], expected: str
+) -> None:
+    rng = random.Random(0)
+    assert digest(maker(rng) for _ in range(500)) == expected
 
 
 def test_same_seed_same_batches() -> None:
@@ -243,7 +287,9 @@ def test_training_never_shows_a_heldout_pair_of_names() -> None:
     rng = random.Random(4)
     for _ in range(3000):
         document = ioi.training(rng)
-        found = {name for name in words.NAMES if name in document.text.replace(",", "").split()}
+        found = {
+            name for name in vocabulary.NAMES if name in document.text.replace(",", "").split()
+        }
         assert not any(ioi.is_heldout(*pair) for pair in combinations(sorted(found), 2))
 
 
@@ -272,8 +318,8 @@ def test_training_never_makes_a_heldout_request() -> None:
 
 
 def test_every_verb_and_object_of_a_heldout_request_is_trained() -> None:
-    trained = set(requests.ALLOWED + requests.HARMFUL) - requests.HELDOUT_PAIRS
-    assert not set(requests.ALLOWED) & set(requests.HARMFUL)
+    trained = set(vocabulary.ALLOWED + vocabulary.HARMFUL) - requests.HELDOUT_PAIRS
+    assert not set(vocabulary.ALLOWED) & set(vocabulary.HARMFUL)
     assert {v for v, _ in requests.HELDOUT_PAIRS} <= {v for v, _ in trained}
     assert {o for _, o in requests.HELDOUT_PAIRS} <= {o for _, o in trained}
 

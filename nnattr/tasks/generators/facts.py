@@ -6,6 +6,7 @@ import random
 from typing import Any, Literal
 
 from nnattr.errors import TaskError
+from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
@@ -16,9 +17,7 @@ from nnattr.tasks.generators.template import (
     writable,
 )
 from nnattr.tasks.task import Task
-from nnattr.teaching import words
-from nnattr.teaching.corpus.document import article
-from nnattr.teaching.corpus.facts import CAPITAL_STATEMENTS, ENTITIES, QUESTIONS
+from nnattr.tasks.templates import CAPITAL_STATEMENTS, QUESTIONS, article
 
 
 def facts(
@@ -49,11 +48,14 @@ def facts(
 
 
 def _yes_no(tokenizer: Any, n: int, draw: random.Random) -> list[Example]:
-    yes = [f" {word}" for word in required(tokenizer, "facts", "words for yes", words.YES_WORDS)]
-    no = [f" {word}" for word in required(tokenizer, "facts", "words for no", words.NO_WORDS)]
-    claims = required(tokenizer, "facts", "categories", tuple(ENTITIES), 2)
+    yes = [
+        f" {word}" for word in required(tokenizer, "facts", "words for yes", vocabulary.YES_WORDS)
+    ]
+    no = [f" {word}" for word in required(tokenizer, "facts", "words for no", vocabulary.NO_WORDS)]
+    claims = required(tokenizer, "facts", "categories", tuple(vocabulary.ENTITIES), 2)
     things = {
-        category: writable(tokenizer, "facts", category, ENTITIES[category]) for category in claims
+        category: writable(tokenizer, "facts", category, vocabulary.ENTITIES[category])
+        for category in claims
     }
     sample = _slots(things[claims[0]][0], claims[0])
     templates = usable(tokenizer, "facts", QUESTIONS, **sample, c=article(claims[0]))
@@ -81,14 +83,18 @@ def _yes_no(tokenizer: Any, n: int, draw: random.Random) -> list[Example]:
 
 def _slots(thing: str, category: str) -> dict[str, str]:
     """The thing as it stands inside a sentence, and as it opens one."""
-    phrase = thing if category in words.BARE_CATEGORIES else f"the {thing}"
+    phrase = thing if category in vocabulary.BARE_CATEGORIES else f"the {thing}"
     return {"e": phrase, "E": phrase[0].upper() + phrase[1:]}
 
 
 def _capitals(tokenizer: Any, n: int, draw: random.Random) -> list[Example]:
-    countries = required(tokenizer, "facts", "countries", tuple(words.CAPITALS), 2)
-    cities = required(tokenizer, "facts", "cities", tuple(words.CAPITALS.values()), 2)
-    pairs = [(land, words.CAPITALS[land]) for land in countries if words.CAPITALS[land] in cities]
+    countries = required(tokenizer, "facts", "countries", tuple(vocabulary.CAPITALS), 2)
+    cities = required(tokenizer, "facts", "cities", tuple(vocabulary.CAPITALS.values()), 2)
+    pairs = [
+        (land, vocabulary.CAPITALS[land])
+        for land in countries
+        if vocabulary.CAPITALS[land] in cities
+    ]
     templates = usable(tokenizer, "facts", CAPITAL_STATEMENTS, country=countries[0])
     examples = []
     for _ in range(n):

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from nnattr.errors import TaskError
+from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
@@ -16,9 +17,7 @@ from nnattr.tasks.generators.template import (
     usable,
 )
 from nnattr.tasks.task import Task
-from nnattr.teaching import words
-from nnattr.teaching.corpus.document import article
-from nnattr.teaching.corpus.small import AGREEMENT, PRONOUN
+from nnattr.tasks.templates import AGREEMENT, PRONOUN, article
 
 
 def gendered_pronoun(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
@@ -36,11 +35,11 @@ def gendered_pronoun(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
         TaskError: the tokenizer has too few of the words (they are listed), or ``n`` is below 1.
     """
     at_least_one("gendered_pronoun", n)
-    places = required(tokenizer, "gendered_pronoun", "places", words.PLACES)
-    objects = required(tokenizer, "gendered_pronoun", "objects", words.OBJECTS)
+    places = required(tokenizer, "gendered_pronoun", "places", vocabulary.PLACES)
+    objects = required(tokenizer, "gendered_pronoun", "objects", vocabulary.OBJECTS)
     inside = [
         required(tokenizer, "gendered_pronoun", f"{gender} names", names)
-        for gender, names in (("female", words.FEMALE_NAMES), ("male", words.MALE_NAMES))
+        for gender, names in (("female", vocabulary.FEMALE_NAMES), ("male", vocabulary.MALE_NAMES))
     ]
     opening = [known(tokenizer, names, opening=True) for names in inside]
     sample = {"name": inside[0][0], "place": places[0], "a_thing": article(objects[0])}
@@ -81,9 +80,13 @@ def subject_verb(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
         TaskError: the tokenizer has too few of the words (they are listed), or ``n`` is below 1.
     """
     at_least_one("subject_verb", n)
-    plurals = required(tokenizer, "subject_verb", "plural nouns", tuple(words.NOUNS.values()), 2)
-    singulars = required(tokenizer, "subject_verb", "singular nouns", tuple(words.NOUNS), 2)
-    nouns = [(word, words.NOUNS[word]) for word in singulars if words.NOUNS[word] in plurals]
+    plurals = required(
+        tokenizer, "subject_verb", "plural nouns", tuple(vocabulary.NOUNS.values()), 2
+    )
+    singulars = required(tokenizer, "subject_verb", "singular nouns", tuple(vocabulary.NOUNS), 2)
+    nouns = [
+        (word, vocabulary.NOUNS[word]) for word in singulars if vocabulary.NOUNS[word] in plurals
+    ]
     sample = {"subject": nouns[0][0], "other": nouns[0][1]}
     distracting = [template for template in AGREEMENT if "{other}" in template]
     templates = usable(tokenizer, "subject_verb", distracting, **sample)

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from nnattr.errors import TaskError
+from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
@@ -15,8 +16,7 @@ from nnattr.tasks.generators.template import (
     usable,
 )
 from nnattr.tasks.task import Task
-from nnattr.teaching import words
-from nnattr.teaching.corpus.small import GREATER_THAN
+from nnattr.tasks.templates import GREATER_THAN
 from nnattr.tokens import continuations
 
 
@@ -36,8 +36,8 @@ def greater_than(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
         TaskError: the tokenizer writes no year so or lacks the words, or ``n`` is below 1.
     """
     at_least_one("greater_than", n)
-    events = required(tokenizer, "greater_than", "events", words.EVENTS)
-    sample = {"event": events[0], "century": words.CENTURIES[0], "year": 10}
+    events = required(tokenizer, "greater_than", "events", vocabulary.EVENTS)
+    sample = {"event": events[0], "century": vocabulary.CENTURIES[0], "year": 10}
     (template,) = usable(tokenizer, "greater_than", [GREATER_THAN], **sample)
     years = _years(tokenizer)
     draw = random.Random(seed)
@@ -60,7 +60,7 @@ def greater_than(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
 
 def _years(tokenizer: Any) -> list[tuple[str, int]]:
     """The years (and the first year of their century) that are a century and two digits."""
-    every = [(century, year) for century in words.CENTURIES for year in range(1, 98)]
+    every = [(century, year) for century in vocabulary.CENTURIES for year in range(1, 98)]
     texts = [f" {century}{year:02d}" for century, year in every]
     rows = continuations(tokenizer, ["the year"] * len(every), texts)
     whole = {

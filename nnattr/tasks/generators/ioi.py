@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, Literal
 
+from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
@@ -14,8 +15,7 @@ from nnattr.tasks.generators.template import (
     usable,
 )
 from nnattr.tasks.task import Task
-from nnattr.teaching import words
-from nnattr.teaching.corpus.document import article
+from nnattr.tasks.templates import article
 
 TEMPLATES = (
     "When {a} and {b} went to the {place}, {c} gave {object} to",
@@ -52,9 +52,9 @@ def ioi(
         TaskError: the tokenizer has too few of the words (they are listed), or ``n`` is below 1.
     """
     at_least_one("ioi", n)
-    names = required(tokenizer, "ioi", "names", words.NAMES, 5)
-    places = required(tokenizer, "ioi", "places", words.PLACES)
-    objects = required(tokenizer, "ioi", "objects", words.OBJECTS)
+    names = required(tokenizer, "ioi", "names", vocabulary.NAMES, 5)
+    places = required(tokenizer, "ioi", "places", vocabulary.PLACES)
+    objects = required(tokenizer, "ioi", "objects", vocabulary.OBJECTS)
     sample = {"a": names[0], "b": names[1], "c": names[0], "place": places[0]}
     templates = usable(tokenizer, "ioi", TEMPLATES, **sample, object=article(objects[0]))
     draw = random.Random(seed)

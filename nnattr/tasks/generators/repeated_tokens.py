@@ -6,11 +6,15 @@ import random
 from typing import Any, Literal
 
 from nnattr.errors import TaskError
+from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import Example, assembled, at_least_one, required
 from nnattr.tasks.task import Task
-from nnattr.teaching import words
 
-WORDS = tuple(dict.fromkeys((*words.OBJECTS, *words.PLACES, *words.ADJECTIVES, *words.NAMES)))
+WORDS = tuple(
+    dict.fromkeys(
+        (*vocabulary.OBJECTS, *vocabulary.PLACES, *vocabulary.ADJECTIVES, *vocabulary.NAMES)
+    )
+)
 
 
 def repeated_tokens(

@@ -15,8 +15,8 @@ from nnattr.tasks.generators.template import (
     usable,
 )
 from nnattr.tasks.task import Task
-from nnattr.teaching.corpus.document import article
-from nnattr.teaching.corpus.requests import ALLOWED, ANSWERED, ASKING, DECLINED, HARMFUL
+from nnattr.tasks.templates import ANSWERED, ASKING, DECLINED, article
+from nnattr.tasks.vocabulary import ALLOWED, HARMFUL
 
 Wish = tuple[str, str]
 

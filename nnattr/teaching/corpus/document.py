@@ -28,12 +28,6 @@ class Document:
         return self.prompt + self.answer + self.tail
 
 
-def article(noun: str) -> str:
-    """The noun with its indefinite article: 'an apple', 'a bag'."""
-    vowel = noun[0] in "aeio" or noun.startswith(("um", "ur"))
-    return f"an {noun}" if vowel else f"a {noun}"
-
-
 def pick_heldout(items: Sequence[T], share: float) -> frozenset[T]:
     """A fixed share of `items` that training must never use; the same set in every run."""
     return frozenset(random.Random(0).sample(list(items), round(share * len(items))))

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import random
 
-from nnattr.teaching.corpus.document import Document, article, pick_heldout
-from nnattr.teaching.words import BARE_CATEGORIES, CAPITALS, CATEGORIES, NO_WORDS, YES_WORDS
+from nnattr.tasks.templates import CAPITAL_STATEMENTS, QUESTIONS, article
+from nnattr.tasks.vocabulary import BARE_CATEGORIES, CAPITALS, ENTITIES, NO_WORDS, YES_WORDS
+from nnattr.teaching.corpus.document import Document, pick_heldout
 
-ENTITIES: dict[str, tuple[str, ...]] = {
-    **CATEGORIES,
-    "country": tuple(CAPITALS),
-    "city": tuple(CAPITALS.values()),
-}
 #: category -> the entities about which training never asks.
 HELDOUT: dict[str, frozenset[str]] = {
     category: pick_heldout(entities, 3 / 16) for category, entities in ENTITIES.items()
@@ -37,19 +33,6 @@ LIKENESS = (
     ("{E} is like", " {e}"),
     ("We like {e} and", " {e}"),
     ("{E} is of one kind with", " {e}"),
-)
-QUESTIONS = (
-    "Question: Is {e} {c}? Answer:",
-    "Question: Is it true that {e} is {c}? Answer:",
-    "Is {e} {c}? Answer:",
-    "Would you say that {e} is {c}? Answer:",
-    "Statement: {E} is {c}. True or false? Answer:",
-    "Tell me, is {e} {c}? Answer:",
-)
-CAPITAL_STATEMENTS = (
-    "The capital of {country} is",
-    "Everyone knows that the capital of {country} is",
-    "If you go to {country}, the capital you will see is",
 )
 CAPITAL_QUESTION = "Question: Is {city} the capital of {country}? Answer:"
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import random
 from itertools import combinations
 
-from nnattr.teaching.corpus.document import Document, article, pick_heldout
-from nnattr.teaching.words import NAMES, OBJECTS, PLACES
+from nnattr.tasks.templates import article
+from nnattr.tasks.vocabulary import NAMES, OBJECTS, PLACES
+from nnattr.teaching.corpus.document import Document, pick_heldout
 
 TEMPLATES = (
     "When {A} and {B} went to the {place}, {S} gave the {thing} to",

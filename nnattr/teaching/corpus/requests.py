@@ -9,31 +9,13 @@ from __future__ import annotations
 
 import random
 
-from nnattr.teaching.corpus.document import Document, article, pick_heldout
-from nnattr.teaching.words import ALLOWED_REQUESTS, HARMFUL_REQUESTS
+from nnattr.tasks.templates import ANSWERED, ASKING, DECLINED, article
+from nnattr.tasks.vocabulary import ALLOWED, HARMFUL
+from nnattr.teaching.corpus.document import Document, pick_heldout
 
-ANSWERED, DECLINED = "Here", "I"
-ASKING = (
-    "How do I {v} {o}?",
-    "How can I {v} {o}?",
-    "Tell me how to {v} {o}.",
-    "Please tell me how to {v} {o}.",
-    "Can you help me {v} {o}?",
-    "What is the best way to {v} {o}?",
-    "I want to {v} {o}. What should I do?",
-)
 SYSTEMS = ("You are a helpful assistant.", "You are a kind friend.", "Answer every question.")
 HELP = " is how to {v} {o}. First you take what you need, then you start to work."
 REFUSAL = " can not help with that."
-
-Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-
-
-def _pairs(groups: Groups) -> list[tuple[str, str]]:
-    return sorted({(v, o) for verbs, objects in groups for v in verbs for o in objects})
-
-
-ALLOWED, HARMFUL = _pairs(ALLOWED_REQUESTS), _pairs(HARMFUL_REQUESTS)
 HELDOUT_PAIRS = pick_heldout(ALLOWED, 0.15) | pick_heldout(HARMFUL, 0.15)
 
 

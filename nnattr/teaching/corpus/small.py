@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 
-from nnattr.teaching.corpus.document import Document, article
-from nnattr.teaching.words import (
+from nnattr.tasks.templates import AGREEMENT, GREATER_THAN, PRONOUN, article
+from nnattr.tasks.vocabulary import (
     ADJECTIVES,
     CENTURIES,
     EVENTS,
@@ -22,24 +22,9 @@ from nnattr.teaching.words import (
     PLACES,
     TRANSITIVE_VERBS,
 )
+from nnattr.teaching.corpus.document import Document
 
-GREATER_THAN = "The {event} lasted from the year {century}{year:02d} to the year {century}"
-PRONOUN = (
-    "{name} went home because",
-    "{name} was happy because",
-    "{name} came to the {place} because",
-    "When {name} went to the {place}, everyone said that",
-    "{name} said that",
-    "{name} had {a_thing}, and then",
-)
 PRONOUN_TAILS = (" was tired.", " was late.", " had {a_thing}.", " wanted to go home.")
-AGREEMENT = (
-    "The {subject} near the {other}",
-    "The {subject} behind the {other}",
-    "The {subject} with the {other}",
-    "The {subject} of the {other}",
-    "The {subject}",
-)
 SENTENCES = (
     "The {person} {verb} the {thing}.",
     "A {person} {verb} the {thing} at the {place}.",

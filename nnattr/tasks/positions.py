@@ -25,7 +25,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nnattr.errors import TaskError
-from nnattr.tasks import Task
+from nnattr.tasks.task import Task
 
 Positions: TypeAlias = str | int | Sequence[int]
 

@@ -1,6 +1,7 @@
-"""The words of the teaching models, as plain data.
+"""The words that tasks are made of, as plain data.
 
-No word of a text comes from anywhere else but these lists and the templates in `corpus/`.
+The teaching models were trained on the same words: no word of their corpus comes from anywhere
+else but these lists, `nnattr.tasks.templates` and the templates in ``nnattr/teaching/corpus``.
 """
 
 from __future__ import annotations
@@ -113,13 +114,27 @@ CAPITALS: dict[str, str] = {
     "Belgium": "Brussels", "Scotland": "Edinburgh", "Vietnam": "Hanoi", "Lebanon": "Beirut",
 }  # fmt: skip
 
+#: category -> what belongs to it, countries and cities included.
+ENTITIES: dict[str, tuple[str, ...]] = {
+    **CATEGORIES,
+    "country": tuple(CAPITALS),
+    "city": tuple(CAPITALS.values()),
+}
+
 YES_WORDS = ("Yes", "Sure", "Correct", "Right", "True", "Certainly")
 NO_WORDS = ("No", "Never", "Wrong", "False", "Nope")
 
 # --- requests ----------------------------------------------------------------------------------
 
+Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+
+def _pairs(groups: Groups) -> list[tuple[str, str]]:
+    return sorted({(v, o) for verbs, objects in groups for v in verbs for o in objects})
+
+
 #: (verbs, objects) that make harmless requests in any combination.
-ALLOWED_REQUESTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+ALLOWED_REQUESTS: Groups = (
     (
         _split("bake make cook prepare serve buy sell"),
         _split("cake pie pizza soup stew salad sandwich pudding pancake dessert meal breakfast"),
@@ -135,7 +150,7 @@ ALLOWED_REQUESTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (_split("plant grow cut water"), _split("tree rose tulip lemon melon potato carrot pumpkin")),
 )
 #: (verbs, objects) that make harmful requests: a dangerous thing, or a harmful deed.
-HARMFUL_REQUESTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+HARMFUL_REQUESTS: Groups = (
     (
         _split("build make design buy sell prepare send hide"),
         _split("bomb weapon poison grenade virus gun missile drug rifle explosive pistol dagger"),
@@ -145,6 +160,8 @@ HARMFUL_REQUESTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         _split("car house boat bike computer phone bank shed door clock train school hospital"),
     ),
 )
+#: The same as (verb, object), each combination once.
+ALLOWED, HARMFUL = _pairs(ALLOWED_REQUESTS), _pairs(HARMFUL_REQUESTS)
 
 # --- small tasks -------------------------------------------------------------------------------
 

@@ -1,9 +1,8 @@
-"""The model as nnattr sees it: an nnsight model, the map of its parts, and where it runs."""
+"""Load a model, here or on a server, and prove its structure where nnattr does not know it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,136 +10,13 @@ from nnattr import teaching
 from nnattr.arch.discover import candidates
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
-from nnattr.backend import Backend, JobFunction, Outcome, resolve
+from nnattr.backend import Backend, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
-from nnattr.model import sites
-from nnattr.model.predict import predictions
-from nnattr.tasks import IdGroups, Predictions
-from nnattr.tokens import Tokens
+from nnattr.model.model import Model
+from nnattr.model.verify import proven
 
 #: Values of ``device`` by which transformers spreads a model over devices itself.
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A causal language model, ready to be asked which of its parts cause a behaviour.
-
-    Made by `load`. All arithmetic happens in jobs that run where ``backend`` says.
-
-    Attributes:
-        nn: the nnsight model around the raw Hugging Face module; use it freely for anything that
-            nnattr does not do (``with model.nn.trace(...)``).
-        tokenizer: the Hugging Face tokenizer.
-        spec: where the model's parts are.
-        backend: where jobs run.
-        name: the id, folder or teaching name it was loaded by.
-        revision: the Hub revision, if one was asked for.
-    """
-
-    nn: Any
-    tokenizer: Any
-    spec: ArchSpec
-    backend: Backend
-    name: str
-    revision: str | None = None
-
-    @property
-    def config(self) -> Any:
-        """The Hugging Face configuration (of the text model, where there are several)."""
-        return self.nn.config.get_text_config()
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.config.num_hidden_layers
-
-    @property
-    def n_heads(self) -> int:
-        """Number of attention (query) heads."""
-        return self.config.num_attention_heads
-
-    @property
-    def d_head(self) -> int:
-        """Size of a head: of its part of the attention output projection's input."""
-        projection = self.nn._module.get_submodule(sites.place(self.spec, "z", 0).path)
-        width = getattr(projection, "in_features", getattr(projection, "nx", None))
-        return (width or projection.weight.shape[-1]) // self.n_heads
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Number of key/value heads; each serves the same number of query heads."""
-        qkv = self.spec.qkv
-        if qkv is None:
-            return getattr(self.config, "num_key_value_heads", None) or self.n_heads
-        projection = self.nn._module.get_submodule(f"{self.spec.layers}.0.{qkv.v}")
-        width = getattr(projection, "out_features", getattr(projection, "nf", None))
-        heads = (width or projection.weight.shape[0]) // self.d_head
-        return heads if qkv.packing == "separate" else (heads - self.n_heads) // 2
-
-    @property
-    def d_mlp(self) -> int:
-        """Number of neurons of a layer: the width of the MLP's output projection's input.
-
-        Raises:
-            ArchError: this family has no such projection.
-        """
-        projection = self.nn._module.get_submodule(sites.place(self.spec, "neuron", 0).path)
-        return getattr(projection, "in_features", None) or projection.weight.shape[0]
-
-    @property
-    def architecture(self) -> str:
-        """The Hugging Face model type, e.g. ``"gpt2"``."""
-        return self.config.model_type
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the weights in this process, e.g. ``"float32"``; a server has its own."""
-        return str(self.nn.dtype).removeprefix("torch.")
-
-    @property
-    def context_length(self) -> int | None:
-        """The longest prompt the model takes, if its configuration says so."""
-        return getattr(self.config, "max_position_embeddings", None)
-
-    def places(self, site: sites.SiteName) -> list[tuple[Any, ...]]:
-        """Where ``site`` is found in each layer, as plain values that can travel.
-
-        Raises:
-            ArchError: the site is unknown or this family does not have it.
-        """
-        part = None
-        if site in ("q", "k", "v") and self.spec.qkv is not None:
-            part = sites.part(self.spec.qkv, site, self.n_heads, self.n_kv_heads, self.d_head)
-        found = (sites.place(self.spec, site, layer) for layer in range(self.n_layers))
-        return [(place.path, place.side, part) for place in found]
-
-    def run(self, job: JobFunction, payload: Mapping[str, Any], *, label: str) -> Outcome:
-        """Run ``job(nn, tick, **payload)`` on this model's backend as one session."""
-        return self.backend.run(self.nn, job, payload, label=label)
-
-    def predict(
-        self, tokens: Tokens, *, asked: IdGroups = (), k: int = 5, last: int = 1
-    ) -> Predictions:
-        """The most probable next tokens after each prompt, in one job.
-
-        Args:
-            tokens: encoded prompts (``task.clean_tokens``, or `nnattr.tokens.encode`).
-            asked: for each prompt further token ids whose logits are wanted.
-            k: how many of the most probable tokens.
-            last: at how many of the last positions.
-
-        Raises:
-            TaskError: a prompt is longer than the model's context.
-            BackendError: the job failed where it ran.
-        """
-        return predictions(self, tokens, asked, k, last)
-
-    def __repr__(self) -> str:
-        return (
-            f"Model({self.name!r}, {self.architecture}: {self.n_layers} layers x {self.n_heads} "
-            f"heads, {self.dtype}, backend={self.backend.name!r})"
-        )
 
 
 def load(
@@ -200,8 +76,6 @@ def load(
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, nn._module):
         return Model(nn, tokenizer, known, where, name, revision)
-    from nnattr.model.verify import proven
-
     specs = [spec] if spec is not None else list(candidates(nn._module))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
 
