@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from nnattr.drawing import DRAWERS
+from nnattr.drawing import Drawers
 from nnattr.errors import ResultError
 from nnattr.plots.bars import bars
 from nnattr.plots.head_scores import kinds_figure, loss_figure
@@ -63,15 +63,14 @@ def plot(scores: Scores, *, title: str | None = None, limit: float | None = None
     return drawers[len(dims)](scores, title=title, limit=limit)
 
 
-DRAWERS.update(
-    {
-        (AttentionParts, "plot"): attention_figure,
-        (Composition, "plot"): composition_figure,
-        (HeadScores, "loss"): loss_figure,
-        (HeadScores, "plot"): kinds_figure,
-        (Lens, "plot"): lens_figure,
-        (Patterns, "plot"): patterns_figure,
-        (Patterns, "viewer"): viewer,
-        (Scores, "plot"): plot,
-    }
-)
+#: What draws each type of result: the rows that `nnattr.drawing` hands to results.
+FIGURES: Drawers = {
+    (AttentionParts, "plot"): attention_figure,
+    (Composition, "plot"): composition_figure,
+    (HeadScores, "loss"): loss_figure,
+    (HeadScores, "plot"): kinds_figure,
+    (Lens, "plot"): lens_figure,
+    (Patterns, "plot"): patterns_figure,
+    (Patterns, "viewer"): viewer,
+    (Scores, "plot"): plot,
+}
