@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nnattr.graph import Part
 from nnattr.methods.heads import Heads, chosen
-from nnattr.methods.prompts import Prompts, asked, keeps_last
+from nnattr.methods.prompts import Prompts, asked
 from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
@@ -88,7 +88,7 @@ def attention_patterns(
         "prompts": tokens.tensors,
         "paths": attention_paths(model),
         "heads": wanted,
-        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "values": _value_places(model) if weighted else None,
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }

@@ -22,7 +22,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.prompts import Prompts, Where, asked, columns, keeps_last
+from nnattr.methods.prompts import Prompts, Where, asked, columns
 from nnattr.methods.readout import take
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
@@ -315,7 +315,7 @@ def _payload(
             if name in names
         ],
         "inside": [attention_paths(model)[layer] for layer in layers],
-        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "rows": max(1, min(TOKENS_PER_FORWARD // width, math.ceil(FLOATS / size))),
         "layers": layers,
         "heads": wanted,

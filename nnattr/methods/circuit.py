@@ -158,7 +158,7 @@ class Circuit:
         scores = {layer for side in sides for layer, _ in side.end[1] if side.end[0] in ("q", "k")}
         layers = sorted({layer for layer, _ in heads})
         table = position_table(model)
-        module = None if table is None else model.nn._module.get_submodule(table)
+        module = None if table is None else model.module.get_submodule(table)
         multiplier, cap = logit_constants(model)
         return {
             "ids": short_prompt(model),

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.methods.capture import at_positions
-from nnattr.methods.prompts import Prompts, Where, asked, keeps_last
+from nnattr.methods.prompts import Prompts, Where, asked
 from nnattr.methods.readout import take
 from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
@@ -225,7 +225,7 @@ def _payload(model: Model, tokens: Tokens, at: Tensor, k: int, negative: bool) -
         "k": k,
         "paths": attention_paths(model),
         "looked_at": None,
-        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }
 

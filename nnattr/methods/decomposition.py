@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nnattr.errors import ArchError, MetricError
 from nnattr.methods.components import Plan, Unit, logit_constants
-from nnattr.methods.prompts import keeps_last
 from nnattr.model.model import Model
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
@@ -67,7 +66,7 @@ def decomposition(
         "capped": cap is not None,
         "whole": unit != "accumulated",
         "each": norm == "each",
-        "keeps": keeps_last(model),
+        "keeps": model.accepts("logits_to_keep"),
         "rows": max(1, min(TOKENS_PER_FORWARD // task.width, FLOATS // held)),
     }
 
