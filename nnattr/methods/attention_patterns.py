@@ -31,11 +31,11 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.graph import Part
-from nnattr.methods.heads import Heads, chosen
-from nnattr.methods.prompts import Prompts, asked
 from nnattr.methods.weights import linear_map
+from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.prompts import Prompts, asked
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
 from nnattr.results import Patterns

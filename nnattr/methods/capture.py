@@ -22,10 +22,10 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.prompts import Prompts, Where, asked, columns
 from nnattr.methods.readout import take
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.prompts import Prompts, Where, asked, columns
 from nnattr.model.rotated import rotated
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import SITES, read

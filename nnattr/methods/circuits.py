@@ -43,7 +43,7 @@ from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form
 from nnattr.methods.circuit import Circuit, Side
 from nnattr.methods.components import position_table
-from nnattr.methods.heads import Head, chosen
+from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 
 

@@ -35,11 +35,11 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.methods.capture import at_positions
-from nnattr.methods.prompts import Prompts, Where, asked
 from nnattr.methods.readout import take
 from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.prompts import Prompts, Where, asked
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read, write
 from nnattr.results import HeadScores

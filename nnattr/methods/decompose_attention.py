@@ -33,9 +33,9 @@ from nnattr.graph import Part, parse
 from nnattr.methods.attention_form import layer_form, require
 from nnattr.methods.attention_parts import attention_parts_job
 from nnattr.methods.components import Plan, bias, components
-from nnattr.methods.heads import Head, chosen
-from nnattr.methods.prompts import fits, listed, prepared
+from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
+from nnattr.model.prompts import fits, listed, prepared
 from nnattr.results import AttentionParts
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
-from nnattr.methods.prompts import Prompts, asked
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.prompts import Prompts, asked
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.results import HeadScores
 from nnattr.tokens import Tokens, pad_id, token_strings

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nnattr.errors import TaskError
-from nnattr.methods.prompts import listed, prepared
 from nnattr.model.model import Model
+from nnattr.model.prompts import listed, prepared
 from nnattr.model.runs import TOKENS_PER_FORWARD
 
 

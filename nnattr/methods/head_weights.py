@@ -18,7 +18,7 @@ from nnattr.methods.attention_form import (
 )
 from nnattr.methods.attention_weights import look
 from nnattr.methods.circuit_job import attentions
-from nnattr.methods.heads import Head, chosen
+from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 
 

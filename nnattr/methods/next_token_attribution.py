@@ -31,10 +31,10 @@ from nnattr.errors import TaskError
 from nnattr.methods.components import Unit, chosen_layers, components
 from nnattr.methods.decompose import decompose_job
 from nnattr.methods.decomposition import decomposition, proven
-from nnattr.methods.prompts import fits, listed
 from nnattr.methods.records import record
 from nnattr.methods.shares import placed, shares
 from nnattr.model.model import Model
+from nnattr.model.prompts import fits, listed
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import spots

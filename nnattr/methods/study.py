@@ -18,11 +18,11 @@ from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.fills import Fill
 from nnattr.methods.frame import Frame
-from nnattr.methods.prompts import fits
 from nnattr.methods.records import record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
 from nnattr.model.layout import PatchSite, layout, sizes, units
 from nnattr.model.model import Model
+from nnattr.model.prompts import fits
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
