@@ -24,7 +24,7 @@ from nnattr import (
     attention_vs_mlp,
     direct_logit_attribution,
 )
-from nnattr.methods.frozen_norm import apply, frozen, pull
+from nnattr.maps.norm import apply, frozen, pull
 from nnattr.methods.weights import asked, linear_map
 from tests.methods.common import (
     TEACHING,
