@@ -2,14 +2,21 @@
 PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN = .venv/bin/python -m
+# families of tiny models that the dear tests run over: core, or all (as CI does)
+FAMILIES ?= core
 
-.PHONY: demo test test-ndif check conformance bench format docs figures notebooks
+.PHONY: demo quick test test-ndif check conformance bench format docs figures notebooks
 
 demo: .venv/installed
 	.venv/bin/nnattr demo
 
+# a bit of everything in under a minute of processor time: between two edits
+quick: .venv/installed-dev
+	$(RUN) pytest tests -m quick
+
+# a process for each processor, each with one thread
 test: .venv/installed-dev
-	$(RUN) pytest tests
+	$(RUN) pytest tests -n logical --maxprocesses 8 --dist worksteal --families=$(FAMILIES)
 
 # a real NDIF server on this machine; says what is missing (Python >= 3.12, redis-server) and fails
 test-ndif: .venv/installed-dev

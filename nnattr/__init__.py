@@ -21,6 +21,8 @@ from typing import Any
 
 import lazy_loader
 
+from nnattr import drawing
+
 __version__ = version("nnattr")
 
 _attribute, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
@@ -30,6 +32,14 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"nnattr has no {name!r}; it has {', '.join(__all__)}")
     return _attribute(name)
+
+
+def _figures() -> None:
+    """Load what draws results; importing it fills the table in `nnattr.drawing`."""
+    from nnattr import plots  # noqa: F401
+
+
+drawing.filled_by(_figures)
 
 
 def __dir__() -> list[str]:

@@ -24,7 +24,6 @@ from .errors import TaskError as TaskError
 from .methods.ablation import ablate as ablate
 from .methods.ablation import ablate_together as ablate_together
 from .methods.activation_patching import activation_patching as activation_patching
-from .methods.agreement import agreement as agreement
 from .methods.attention_patterns import attention_patterns as attention_patterns
 from .methods.attribution_patching import attribution_patching as attribution_patching
 from .methods.capture import capture as capture
@@ -61,6 +60,8 @@ from .results import HeadScores as HeadScores
 from .results import Lens as Lens
 from .results import Patterns as Patterns
 from .results import Scores as Scores
+from .results import agreement as agreement
+from .results import load_result as load_result
 from .tasks import Task as Task
 
 __version__: str

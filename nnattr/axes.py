@@ -2,6 +2,9 @@
 
 ==========  =====================================================================================
 example     one clean/corrupted pair of the task
+kind        one of several kinds of something (of heads: ``previous``, ``induction``)
+sender      a part of the model that writes what another one reads, by its name: ``L0H7``
+receiver    a part of the model that reads it
 component   a named part of the residual stream (``embed``, ``L3 attn``) or point of it (``L3 pre``)
 layer       decoder layer, from 0
 head        attention head (query head); a head's output is its slice of the projection's input
@@ -26,6 +29,9 @@ from torch import Tensor
 #: The order in which a result's dimensions stand, always.
 ORDER = (
     "example",
+    "kind",
+    "sender",
+    "receiver",
     "component",
     "layer",
     "head",

@@ -42,7 +42,7 @@ def make(*dims: str, n: int = 5, sizes: dict[str, int] = SIZES, **arguments: Any
         task="pairs",
         task_hash="0",
     )
-    return Scores(raw, baselines, 2.0, provenance)
+    return Scores.from_arrays(raw, baselines, 2.0, provenance)
 
 
 def test_heat_map_of_heads():
@@ -105,7 +105,7 @@ def test_the_same_token_twice_keeps_two_positions():
 def test_text_from_a_tokenizer_is_shown_as_it_is():
     scores = make("layer", "pos", positions="each")
     odd = ["<|end|>", "\n", " ", "$$x$$", "&amp;", "a" * 40, " b"]
-    scores = Scores(
+    scores = Scores.from_arrays(
         scores.raw.assign_coords(token=("pos", odd)), scores.baselines, 1.0, scores.provenance
     )
     ticks = scores.plot().layout.xaxis.ticktext
@@ -188,7 +188,7 @@ def test_sizes_from_small_to_large(layers: int, heads: int):
 
 def test_agreement_scatter():
     exact = make("layer", "head")
-    estimate = Scores(exact.raw * 0.9, exact.baselines, 2.0, exact.provenance)
+    estimate = exact.with_arrays(raw=exact.raw * 0.9)
     figure = plots.agreement_scatter(exact, estimate)
     (points,) = figure.data
     np.testing.assert_allclose(points.x, exact.mean().values.to_numpy().ravel())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -30,7 +32,7 @@ def test_cells_missing_in_some_examples_are_averaged_over_the_rest():
     holes = s.raw.copy()
     holes[:3, 0, 0] = np.nan
     holes[:, 1, 1] = np.nan
-    got = Scores(holes, s.baselines, 1.0, PROVENANCE)
+    got = Scores.from_arrays(holes, s.baselines, 1.0, PROVENANCE)
     np.testing.assert_allclose(got.mean().values[0, 0], s.raw[3:, 0, 0].mean(), rtol=1e-6)
     assert np.isnan(got.mean().values[1, 1])
     assert (1, 1) not in got.top(100).indices
@@ -107,7 +109,7 @@ def test_files_that_are_not_results_are_refused(tmp_path):
     broken.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ResultError, match="not a complete nnattr result"):
         Scores.load(broken)
-    broken.write_bytes(whole.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'))
+    broken.write_bytes(whole.replace(b'\\"schema\\": 3', b'\\"schema\\": 9'))
     with pytest.raises(ResultError, match="schema 9"):
         Scores.load(broken)
     broken.write_bytes(
@@ -131,6 +133,6 @@ def test_files_that_are_not_results_are_refused(tmp_path):
 def test_dimensions_stand_in_the_glossarys_order():
     s = scores()
     with pytest.raises(ResultError, match="order"):
-        Scores(s.raw.transpose("head", "layer", "example"), s.baselines, 1.0, PROVENANCE)
+        s.with_arrays(raw=s.raw.transpose("head", "layer", "example"))
     with pytest.raises(ResultError, match="scale of 0"):
-        Scores(s.raw, s.baselines, 0.0, PROVENANCE)
+        replace(s, scale=0.0)

@@ -11,6 +11,7 @@ import grimp
 import pytest
 
 import nnattr
+from tests.support.quick import QUICK
 
 ROOT = Path(nnattr.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -63,6 +64,7 @@ PUBLIC = {
     "head_weights",
     "inspect_prompt",
     "load",
+    "load_result",
     "logit_lens",
     "metrics",
     "most_frequent_answers",
@@ -182,3 +184,10 @@ def test_what_tests_share_lies_in_no_test() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         assert not [name for name in modules if ".test_" in f".{name}"], path
+
+
+def test_what_is_called_quick_is_there() -> None:
+    files = {path.stem: path for path in (ROOT.parent / "tests").rglob("test_*.py")}
+    for name in QUICK:
+        file, _, function = name.partition("::")
+        assert f"def {function}" in files[file].read_text(encoding="utf-8"), name

@@ -216,7 +216,7 @@ class Job:
         return self.backend.fetch(self.ticket, label=_label(self.method))
 
 
-def submit(method: Callable[..., Any], *args: Any, **arguments: Any) -> Job:
+def submit(method: Callable[..., Any], /, *args: Any, **arguments: Any) -> Job:
     """Send a call to the model's server and come back at once.
 
     ``submit(activation_patching, model, task, metric, site="z")`` takes what the method takes, but

@@ -13,12 +13,11 @@ from typing import Any
 
 from nnattr import tasks
 from nnattr.methods.activation_patching import activation_patching
-from nnattr.methods.agreement import Agreement, agreement
 from nnattr.methods.attribution_patching import attribution_patching
 from nnattr.metrics import LogitDiff
 from nnattr.model.model import Model
 from nnattr.report.values import baseline, measured
-from nnattr.results import Cell, Scores
+from nnattr.results import Agreement, Cell, Scores, agreement
 from nnattr.tasks import Task
 
 TOP = 8

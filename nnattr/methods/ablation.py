@@ -19,7 +19,6 @@ arXiv:2307.15771.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
@@ -183,7 +182,7 @@ def _study(
 
 def _of_clean_run(scores: Scores) -> Scores:
     """The scores with the one baseline that an ablation has."""
-    return replace(scores, baselines=scores.baselines.sel(run=["clean"]))
+    return scores.with_arrays(baselines=scores.baselines.sel(run=["clean"]))
 
 
 def _one_number(study: Study, extra: dict[str, Any], outcome: Any) -> Scores:
@@ -205,7 +204,7 @@ def _one_number(study: Study, extra: dict[str, Any], outcome: Any) -> Scores:
     )
     frame.refuse(outcome.values)
     scores = frame.scores(outcome.values, outcome.cost)
-    return replace(scores, raw=scores.raw.isel(layer=0, drop=True))
+    return scores.with_arrays(raw=scores.raw.isel(layer=0, drop=True))
 
 
 def _plain(part: Part) -> Any:

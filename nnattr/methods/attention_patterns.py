@@ -31,6 +31,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.graph import Part
+from nnattr.methods.records import as_task, record
 from nnattr.methods.weights import linear_map
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
@@ -92,9 +93,14 @@ def attention_patterns(
         "values": _value_places(model) if weighted else None,
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }
-    values = accepted(model, model.run(patterns_job, payload, label="attention patterns").values)
+    outcome = model.run(patterns_job, payload, label="attention patterns")
+    values = accepted(model, outcome.values)
     found = values["patterns"][:, [order.index(head) for head in picked]]
-    return Patterns(_labelled(found, tokens, picked), tokens.strings, texts, weighted, model.name)
+    data = _labelled(found, tokens, picked).to_dataset(name="values")
+    given = {"heads": [list(head) for head in picked], "weighted": weighted, "run": run}
+    task = as_task(prompts, texts, tokens)
+    made = record(model, task, method="attention_patterns", arguments=given, outcome=outcome)
+    return Patterns(data, made, tuple(map(tuple, tokens.strings)), tuple(texts), weighted)
 
 
 def patterns_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nnattr import storage
 from nnattr.backend import Cost
 from nnattr.errors import BackendError, ResultError
 from nnattr.methods.frame import Frame
@@ -83,29 +83,18 @@ class Store:
         Raises:
             ResultError: it cannot be written.
         """
-        from safetensors.torch import save_file
-
-        path = self.folder / f"layer-{layer}.safetensors"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        tensors = {key: part.values[key].contiguous() for key in TENSORS}
+        tensors = {key: part.values[key] for key in TENSORS}
         plain = {key: value for key, value in part.values.items() if key not in tensors}
-        header = json.dumps({"cost": asdict(part.cost), "plain": plain})
-        try:
-            save_file(tensors, str(partial), metadata={"nnattr": header})
-            os.replace(partial, path)
-        except Exception as error:
-            raise ResultError(f"The part {str(path)!r} could not be written: {error}") from error
+        header = {"cost": asdict(part.cost), "plain": plain}
+        storage.write(self.folder / f"layer-{layer}.safetensors", tensors, header)
 
     def _part(self, path: Path) -> Part:
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads(file.metadata()["nnattr"])
-                values: dict[str, Any] = {key: file.get_tensor(key) for key in TENSORS}
+            tensors, header = storage.read(path)
+            values = {key: tensors[key] for key in TENSORS}
             part = Part(values | header["plain"], Cost(**header["cost"]))
             self.frame.refuse(part.values, min(part.layers, self.frame.layers - _layer(path)))
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError, BackendError) as error:
+        except (ResultError, KeyError, TypeError, ValueError, BackendError) as error:
             raise ResultError(
                 f"{path} is not a finished part of this study; delete it to compute it again."
             ) from error

@@ -36,6 +36,7 @@ from nnattr.linalg import product_norm, triangle
 from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.attention_weights import look
 from nnattr.methods.circuit_job import attentions
+from nnattr.methods.records import record
 from nnattr.model.model import Model
 from nnattr.results import Composition
 
@@ -79,7 +80,8 @@ def composition(
         "scaled": False,
         "factors": FACTORS[kind],
     }
-    found = model.run(composition_job, payload, label=f"{kind}-composition").values
+    outcome = model.run(composition_job, payload, label=f"{kind}-composition")
+    found = outcome.values
     require(model, found["proof"])
     names = [str(Part("head", layer, head)) for layer in layers for head in range(model.n_heads)]
     scores = found["scores"].reshape(len(names), len(names)).numpy()
@@ -87,10 +89,12 @@ def composition(
         scores[: -model.n_heads, model.n_heads :],
         dims=("sender", "receiver"),
         coords={"sender": names[: -model.n_heads], "receiver": names[model.n_heads :]},
-        name=f"{kind}-composition",
+        name="values",
     )
     mean, spread = random_composition(model.config.hidden_size, model.d_head, samples, seed)
-    return Composition(kind, values, mean, spread, fold_norm, model.name)
+    given = {"kind": kind, "fold_norm": fold_norm, "samples": samples, "seed": seed}
+    made = record(model, None, method="composition", arguments=given, outcome=outcome)
+    return Composition(values.to_dataset(), made, kind, mean, spread, fold_norm)
 
 
 def random_composition(

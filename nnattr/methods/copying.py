@@ -36,13 +36,14 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.methods.capture import at_positions
 from nnattr.methods.readout import take
+from nnattr.methods.records import as_task, plain, record
 from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.prompts import Prompts, Where, asked
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read, write
-from nnattr.results import HeadScores
+from nnattr.results import HeadScores, Provenance
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 
@@ -81,9 +82,18 @@ def copying_score(
     texts, tokens = asked(model, prompts, run)
     at, present = at_positions(prompts, texts, tokens, positions)
     payload = _payload(model, tokens, at, k, negative)
-    values = accepted(model, model.run(copying_job, payload, label="copying score").values)
+    outcome = model.run(copying_job, payload, label="copying score")
+    values = accepted(model, outcome.values)
     known = values["copied"].masked_fill(~present[:, None, None], float("nan"))
-    return _result(model, tokens, {"copying": known.nanmean(-1)}, threshold)
+    given = {"positions": plain(positions), "k": k, "negative": negative, "threshold": threshold}
+    made = record(
+        model,
+        as_task(prompts, texts, tokens),
+        method="copying_score",
+        arguments={**given, "run": run},
+        outcome=outcome,
+    )
+    return _result(model, tokens, {"copying": known.nanmean(-1)}, threshold, made)
 
 
 def name_mover_score(
@@ -113,14 +123,17 @@ def name_mover_score(
     last = where.shape[1] - 1 - where.int().flip(1).argmax(1)
     payload = _payload(model, tokens, last[:, None], k, negative)
     payload["looked_at"] = where
-    values = accepted(model, model.run(copying_job, payload, label="name mover score").values)
+    outcome = model.run(copying_job, payload, label="name mover score")
+    values = accepted(model, outcome.values)
     copied = values["copied"][..., 0]
     kinds = {
         "name mover": copied * values["attention"],
         "attention": values["attention"],
         "copying": copied,
     }
-    return _result(model, tokens, kinds, threshold)
+    given = {"k": k, "negative": negative, "threshold": threshold}
+    made = record(model, task, method="name_mover_score", arguments=given, outcome=outcome)
+    return _result(model, tokens, kinds, threshold, made)
 
 
 def copying_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -251,7 +264,11 @@ def _answers_in(task: Task, tokens: Tokens) -> Tensor:
 
 
 def _result(
-    model: Model, tokens: Tokens, kinds: Mapping[str, Tensor], threshold: float
+    model: Model,
+    tokens: Tokens,
+    kinds: Mapping[str, Tensor],
+    threshold: float,
+    made: Provenance,
 ) -> HeadScores:
     """Scores [example, layer, head] by kind as a result."""
     array = xr.DataArray(
@@ -264,4 +281,4 @@ def _result(
             "head": np.arange(model.n_heads),
         },
     )
-    return HeadScores(array, dict.fromkeys(kinds, threshold), tokens, model.name)
+    return HeadScores.from_arrays(array, dict.fromkeys(kinds, threshold), tokens, made)

@@ -33,6 +33,7 @@ from nnattr.graph import Part, parse
 from nnattr.methods.attention_form import layer_form, require
 from nnattr.methods.attention_parts import attention_parts_job
 from nnattr.methods.components import Plan, bias, components
+from nnattr.methods.records import as_task, record
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits, listed, prepared
@@ -83,12 +84,17 @@ def decompose_attention(
         "names": names,
         "pairs": kept,
     }
-    values = model.run(attention_parts_job, payload, label=f"attention of {name}").values
+    outcome = model.run(attention_parts_job, payload, label=f"attention of {name}")
+    values = outcome.values
     for example in values["examples"]:
         _proven(model, (layer, number), example["proof"])
     data = _dataset(values["examples"], names)
     strings = tuple(tuple(row) for row in tokens.strings)
-    return AttentionParts(data, strings, (layer, number), model.name)
+    given = {"head": [layer, number], "pairs": kept if isinstance(kept, int) else list(kept)}
+    texts = prompts.clean if isinstance(prompts, Task) else listed("prompts", prompts)
+    task = as_task(prompts, texts, tokens)
+    made = record(model, task, method="decompose_attention", arguments=given, outcome=outcome)
+    return AttentionParts(data, made, strings, (layer, number))
 
 
 def _names(model: Model, plan: Plan) -> list[str]:

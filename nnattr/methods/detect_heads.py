@@ -32,6 +32,7 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
+from nnattr.methods.records import as_task, record
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, given, patterns
 from nnattr.model.prompts import Prompts, asked
@@ -90,8 +91,9 @@ def detect_heads(
         raise TaskError(f"There is no kind {unknown.pop()!r} of head; the kinds are {KINDS}.")
     if prompts is None:
         tokens, second = repeated_tokens(model, n, length, seed)
+        texts = tuple(map("".join, tokens.strings))
     else:
-        tokens, second = asked(model, prompts, run)[1], None
+        (texts, tokens), second = asked(model, prompts, run), None
     width = tokens.ids.shape[1]
     held = max(model.n_heads * width**2, width * model.config.vocab_size)
     payload = {
@@ -101,7 +103,8 @@ def detect_heads(
         "kinds": KINDS,
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }
-    values = accepted(model, model.run(detection_job, payload, label="head detection").values)
+    outcome = model.run(detection_job, payload, label="head detection")
+    values = accepted(model, outcome.values)
     dims = ("example", "kind", "layer", "head")
     known = values["scores"].permute(0, 2, 1, 3).numpy()
     coords = {
@@ -112,7 +115,11 @@ def detect_heads(
     }
     array = xr.DataArray(known, dims=dims, coords=coords)
     loss = _aligned(values["loss"], tokens)
-    return HeadScores(array, limits, tokens, model.name, loss, second)
+    drawn = {"n": n, "length": length, "seed": seed} if prompts is None else {"run": run}
+    given = {**drawn, "thresholds": limits}
+    task = as_task(prompts, texts, tokens)
+    made = record(model, task, method="detect_heads", arguments=given, outcome=outcome)
+    return HeadScores.from_arrays(array, limits, tokens, made, loss=loss, second=second)
 
 
 def detection_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

@@ -24,7 +24,6 @@ Source: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits); 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -38,7 +37,7 @@ from nnattr.graph import parse
 from nnattr.methods.components import Unit, chosen_layers, components, points
 from nnattr.methods.decompose import decompose_job
 from nnattr.methods.decomposition import Norm, Run, decomposition, proven
-from nnattr.methods.records import record
+from nnattr.methods.records import plain, record
 from nnattr.methods.shares import ordered, placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
 from nnattr.model.model import Model
@@ -106,7 +105,7 @@ def direct_logit_attribution(
     proven(model, describe(metric), outcome.values)
     arguments = {
         "unit": unit,
-        "positions": positions if isinstance(positions, str | int) else list(positions),
+        "positions": plain(positions),
         "norm": norm,
         "layers": None if layers is None else list(wanted),
         "run": run,
@@ -117,11 +116,11 @@ def direct_logit_attribution(
         method="direct_logit_attribution",
         arguments=arguments,
         metric=describe(metric),
-        cost=outcome.cost,
+        outcome=outcome,
     )
     raw, rest = shares(model, plan, outcome.values, wanted, unit)
     raw, rest = (placed(one, chosen, task, positions) for one in (raw, rest))
-    return Scores(raw, _baselines(outcome, run), 1.0, made, rest=rest)
+    return Scores.from_arrays(raw, _baselines(outcome, run), 1.0, made, rest=rest)
 
 
 def attention_vs_mlp(scores: Scores) -> Scores:
@@ -149,8 +148,8 @@ def attention_vs_mlp(scores: Scores) -> Scores:
     sums = [scores.raw.isel(component=at).sum("component", skipna=False) for at in named.values()]
     raw = xr.concat(sums, xr.IndexVariable("component", list(named)))
     if "example" not in scores.raw.dims:
-        return replace(scores, raw=ordered(raw), error=None)
-    return replace(scores, raw=ordered(raw))
+        return scores.with_arrays(raw=ordered(raw), error=None)
+    return scores.with_arrays(raw=ordered(raw))
 
 
 def _check_options(unit: str, norm: str, run: str) -> None:

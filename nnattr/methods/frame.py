@@ -6,7 +6,6 @@ to normalise, and the provenance; it is plain data, so it can wait on disk while
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from nnattr.axes import ORDER
 from nnattr.backend import Cost
 from nnattr.errors import ArchError, BackendError, MetricError, NnattrError, TaskError
+from nnattr.methods.records import ran
 from nnattr.results import Provenance, Scores
 
 #: A job that cannot go on returns ``{"refused": (kind, reason)}``; this is what we raise for it.
@@ -79,16 +79,11 @@ class Frame(BaseModel):
             coords={"run": ["clean", "corrupted"], "example": np.arange(len(base))},
         )
         scale = self._gap(base, source) if self.normalized else 1.0
-        priced = {key: round(value, 4) for key, value in asdict(cost).items()}
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
-        seen = {
-            "peak_memory": values.get("peak", 0),
-            "rows_per_forward": values.get("rows", 0),
-            "dtype": values["dtype"].removeprefix("torch."),
-            "fell_back": str(values.get("fell_back", "")),
-        }
-        provenance = self.provenance.model_copy(update={**priced, **seen, "arguments": arguments})
-        return Scores(self._labelled(values["change"]), baselines, scale, provenance)
+        update = {**ran(values, cost), "arguments": arguments}
+        provenance = self.provenance.model_copy(update=update)
+        raw = self._labelled(values["change"])
+        return Scores.from_arrays(raw, baselines, scale, provenance)
 
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
         """Raise what the job refused with, or if these are not values that it returns.

@@ -31,6 +31,7 @@ from nnattr.errors import TaskError
 from nnattr.graph import Part
 from nnattr.methods.components import logit_constants
 from nnattr.methods.readout import joined, model_inputs, take, top_tokens
+from nnattr.methods.records import as_task, plain, record
 from nnattr.model.model import Model
 from nnattr.model.prompts import Where, columns, listed, prepared
 from nnattr.model.runs import TOKENS_PER_FORWARD
@@ -88,10 +89,14 @@ def logit_lens(
         "top_k": top_k,
         "rows": max(1, min(TOKENS_PER_FORWARD // tokens.ids.shape[1], FLOATS // held)),
     }
-    values = model.run(lens_job, payload, label="logit lens").values
+    outcome = model.run(lens_job, payload, label="logit lens")
     points = [*(Part("pre", layer) for layer in range(model.n_layers)), Part("final")]
     names = [part.label for part in points]
-    return Lens(_data(model, tokens, names, at, present, values), texts, words, model.name)
+    data = _data(model, tokens, names, at, present, outcome.values)
+    given = {"top_k": top_k, "positions": plain(positions), "answers": list(words) or None}
+    task = as_task(prompts, texts, tokens)
+    made = record(model, task, method="logit_lens", arguments=given, outcome=outcome)
+    return Lens(data, made, texts, words)
 
 
 def lens_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

@@ -92,14 +92,15 @@ def next_token_attribution(
             "layers": None if layers is None else list(wanted),
         },
         metric=METRIC,
-        cost=outcome.cost,
+        outcome=outcome,
     )
     raw, rest = (
         None if one is None else placed(one, chosen, task, "each").isel(pos=slice(0, -1))
         for one in shares(model, plan, outcome.values, wanted, unit)
     )
     assert raw is not None
-    return Scores(raw, _baselines(outcome.values["whole"], chosen), 1.0, made, rest=rest)
+    whole = _baselines(outcome.values["whole"], chosen)
+    return Scores.from_arrays(raw, whole, 1.0, made, rest=rest)
 
 
 def _task(model: Model, prompts: str | Sequence[str] | Task) -> Task:

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from nnattr.backend import Cost
+from nnattr.backend import Cost, Outcome
 from nnattr.model.model import Model
 from nnattr.results import Provenance
 from nnattr.tasks import Task
 from nnattr.tasks.file import packed
+from nnattr.tasks.positions import integers
+from nnattr.tokens import Tokens
 
 
 def record(
     model: Model,
-    task: Task,
+    task: Task | None,
     *,
     method: str,
     arguments: Mapping[str, Any],
-    metric: str,
-    cost: Cost,
+    metric: str = "",
+    outcome: Outcome | None = None,
 ) -> Provenance:
-    """What was asked of which model on which task, where, and what it cost."""
+    """What was asked of which model on which task, where, and what it cost.
+
+    Args:
+        model: the model.
+        task: what it read (`as_task` makes one of bare prompts); None where only weights were
+            asked.
+        method: the method's name.
+        arguments: its arguments, as plain values.
+        metric: the metric in words; empty where there is none.
+        outcome: what the job returned and cost; None before it has run.
+    """
     return Provenance(
         method=method,
         arguments=dict(arguments),
@@ -34,10 +46,43 @@ def record(
         architecture=model.architecture,
         backend=model.backend.name,
         dtype=model.dtype,
-        task=task.name,
-        task_hash=task.hash,
-        examples=packed(task),
+        task="" if task is None else task.name,
+        task_hash="" if task is None else task.hash,
+        examples=None if task is None else packed(task),
         versions={name: version(name) for name in ("nnattr", "nnsight", "torch", "transformers")},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        **{key: round(value, 4) for key, value in asdict(cost).items()},
+    ).model_copy(update={} if outcome is None else ran(outcome.values, outcome.cost))
+
+
+def ran(values: Mapping[str, Any], cost: Cost) -> dict[str, Any]:
+    """What is known only once a job has run: its cost, and what it says of itself, if it does."""
+    said = {
+        "peak_memory": int(values.get("peak", 0)),
+        "rows_per_forward": int(values.get("rows", 0)),
+        "fell_back": str(values.get("fell_back", "")),
+    }
+    if isinstance(values.get("dtype"), str):
+        said["dtype"] = values["dtype"].removeprefix("torch.")
+    return {**{key: round(value, 4) for key, value in asdict(cost).items()}, **said}
+
+
+def as_task(given: Any, texts: Sequence[str], tokens: Tokens) -> Task:
+    """The task that was given, or the bare prompts that were given instead as one without pairs."""
+    if isinstance(given, Task):
+        return given
+    return Task(
+        clean=tuple(texts),
+        corrupted=(),
+        answers=(),
+        wrong_answers=(),
+        clean_tokens=tokens,
+        twin_tokens=None,
+        answer_ids=(),
+        wrong_answer_ids=(),
+        name="prompts",
     )
+
+
+def plain(positions: Any) -> str | int | list[int]:
+    """Positions as a provenance keeps them: a word, a number or a list of numbers."""
+    return positions if isinstance(positions, str | int) else integers(positions)

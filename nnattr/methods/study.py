@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from nnattr.backend import Cost, JobFunction
+from nnattr.backend import JobFunction
 from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.fills import Fill
 from nnattr.methods.frame import Frame
-from nnattr.methods.records import record
+from nnattr.methods.records import plain, record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
 from nnattr.model.layout import PatchSite, layout, sizes, units
 from nnattr.model.model import Model
@@ -26,7 +26,7 @@ from nnattr.model.prompts import fits
 from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
-from nnattr.tasks.positions import Positions, integers, spots
+from nnattr.tasks.positions import Positions, spots
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 
@@ -133,16 +133,14 @@ class Study:
         return {"direction": self.direction, "normalized": self.normalized}
 
     def _provenance(self) -> Provenance:
-        positions = self.positions
         return record(
             self.model,
             self.task,
             method=self.method,
             arguments={
                 "site": self.site,
-                "positions": positions if isinstance(positions, str | int) else integers(positions),
+                "positions": plain(self.positions),
                 **(self.fill.arguments if self.fill else self._normed_direction()),
             },
             metric=describe(self.metric),
-            cost=Cost(),
         )

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from nnattr.graph import Part
 from nnattr.plots import look, words
-from nnattr.results import HeadScores
+from nnattr.results import HeadScores, measured
 
 WRITTEN = 200  # cells up to which each shows its number
 GAP = 26  # pixels between two maps
@@ -60,7 +60,7 @@ def kinds_figure(found: HeadScores, kind: str | None = None, title: str | None =
 def _trace(values: np.ndarray, spread: np.ndarray, kind: str, cell: float, bar: bool) -> go.Heatmap:
     hover = np.empty(values.shape, dtype=object)
     for layer, head in np.ndindex(values.shape):
-        number = words.measured(float(values[layer, head]), float(spread[layer, head]))
+        number = measured(float(values[layer, head]), float(spread[layer, head]))
         hover[layer, head] = f"<b>{Part('head', layer, head)}</b><br>{kind} {number}"
     written = "%{z:.2f}" if cell >= 30 and values.size <= WRITTEN else None
     return go.Heatmap(

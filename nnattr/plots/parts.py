@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -50,4 +48,4 @@ def _listed(scores: Scores) -> Scores:
     both = xr.concat([mean.rest, cells], "component").transpose("component", ...)
     labels = [str(name) for name in both["component"].to_numpy()]
     order = sorted(range(len(labels)), key=lambda i: parse(labels[i]))
-    return replace(mean, raw=both.isel(component=np.array(order)), error=None)
+    return mean.with_arrays(raw=both.isel(component=np.array(order)), error=None, rest=None)

@@ -6,9 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from nnattr.errors import ResultError
-from nnattr.methods.agreement import agreement
 from nnattr.plots import look, words
-from nnattr.results import Scores
+from nnattr.results import Scores, agreement, measured
 
 SIDE = 440  # pixels of the square plot
 NEAR = 0.035  # labels closer in height than this share of the axis would cover each other
@@ -78,7 +77,7 @@ def _points(one: Scores, other: Scores) -> go.Scatter:
     texts = [
         f"<b>{name}</b>"
         + "".join(
-            f"<br>{words.method_name(scores)}: {words.measured(value[i], spread[i])}"
+            f"<br>{words.method_name(scores)}: {measured(value[i], spread[i])}"
             for scores, value, spread in zip((one, other), values, spreads, strict=True)
         )
         for i, name in enumerate(words.cell_names(one, one.cell_dims).ravel())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnattr.results import Scores, cell_label
+from nnattr.results import Scores, cell_label, measured
 
 SITES = {
     "z": "head outputs (z)",
@@ -122,11 +122,6 @@ def errors(scores: Scores) -> np.ndarray:
     """Standard errors of averaged scores, NaN where they are not known."""
     known = scores.error is not None
     return scores.stderr().to_numpy() if known else np.full(scores.raw.shape, np.nan)
-
-
-def measured(value: float, error: float) -> str:
-    """A value with its standard error, if it has one: ``+0.4213 ± 0.0300``."""
-    return f"{value:+.4g}" + (f" ± {error:.2g}" if np.isfinite(error) else "")
 
 
 def cell_names(scores: Scores, dims: tuple[str, ...]) -> np.ndarray:

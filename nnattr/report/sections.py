@@ -10,11 +10,10 @@ import numpy as np
 from markupsafe import Markup
 
 from nnattr import plots
-from nnattr.methods.agreement import agreement
 from nnattr.plots import words
 from nnattr.report import html
 from nnattr.report.values import NBSP, baseline, measured
-from nnattr.results import Cell, Scores
+from nnattr.results import Cell, Scores, agreement
 from nnattr.results.statistics import bootstrap_bounds
 from nnattr.tasks import Task
 

@@ -1,22 +1,27 @@
 """Results: labelled numbers with where they came from, that can be saved, ranked and plotted.
 
-`Scores` is what every attribution method returns; `Lens` is what the logit lens saw, `Patterns`
-where heads look, `HeadScores` what kinds of heads there are; `Composition` holds pairs of heads,
-`AttentionParts` the components of a head's attention scores.
+All are a `Result`, and `load_result` opens the file of any. `Scores` is what every attribution
+method returns; `Lens` is what the logit lens saw, `Patterns` where heads look, `HeadScores` what
+kinds of heads there are; `Composition` holds pairs of heads, `AttentionParts` the components of a
+head's attention scores.
 """
 
 from __future__ import annotations
 
+from nnattr.results.agreement import Agreement, agreement
 from nnattr.results.attention_parts import AttentionParts
-from nnattr.results.cells import Cell, Ranking, cell_label
+from nnattr.results.base import Result
+from nnattr.results.cells import Cell, Ranking, cell_label, measured
 from nnattr.results.composition import Composition
 from nnattr.results.head_scores import HeadScores
 from nnattr.results.lens import Lens
+from nnattr.results.load import load_result
 from nnattr.results.patterns import Patterns
 from nnattr.results.provenance import Provenance
 from nnattr.results.scores import Scores
 
 __all__ = [
+    "Agreement",
     "AttentionParts",
     "Cell",
     "Composition",
@@ -25,6 +30,10 @@ __all__ = [
     "Patterns",
     "Provenance",
     "Ranking",
+    "Result",
     "Scores",
+    "agreement",
     "cell_label",
+    "load_result",
+    "measured",
 ]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import xarray as xr
 
 from nnattr.errors import ResultError
 from nnattr.graph import Part
-from nnattr.results.cells import Cell, Ranking
+from nnattr.results.base import Result
+from nnattr.results.cells import Ranking, ranking
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 View = Literal["spread", "query", "key", "scores", "total", "pattern"]
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionParts:
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionParts(Result):
     """What a head's queries, keys and scores are sums of; made by `nnattr.decompose_attention`.
 
     Positions count from each prompt's first token; there is NaN where a shorter prompt has none,
@@ -27,19 +28,26 @@ class AttentionParts:
 
     Attributes:
         data: variables ``query`` and ``key`` (example, component, pos), the lengths of the parts;
-            ``spread`` (example, query, key), the standard deviation of a pair's scores over the
-            entries that are seen; ``scores`` (example, pair, query_pos, key_pos) of some pairs;
-            ``total`` and ``pattern`` (example, query_pos, key_pos), the head's own scores (before a
-            soft-cap, if the model has one) and attention.
+            ``spread`` (example, query_component, key_component), the standard deviation of a pair's
+            scores over the entries that are seen; ``scores`` (example, pair, query_pos, key_pos) of
+            some pairs; ``total`` and ``pattern`` (example, query_pos, key_pos), the head's own
+            scores (before a soft-cap, if the model has one) and attention.
+        provenance: how this was made.
         tokens: each prompt's tokens.
         head: (layer, head).
-        model: the model's name.
     """
 
-    data: xr.Dataset
+    VARIABLES: ClassVar = {
+        "query": ("example", "component", "pos"),
+        "key": ("example", "component", "pos"),
+        "spread": ("example", "query_component", "key_component"),
+        "scores": ("example", "pair", "query_pos", "key_pos"),
+        "total": ("example", "query_pos", "key_pos"),
+        "pattern": ("example", "query_pos", "key_pos"),
+    }
+
     tokens: tuple[tuple[str, ...], ...]
     head: tuple[int, int]
-    model: str
 
     @property
     def components(self) -> list[str]:
@@ -48,14 +56,11 @@ class AttentionParts:
 
     def top(self, k: int = 10) -> Ranking:
         """The ``k`` pairs (query component, key component) whose scores vary most."""
-        mean = self.data["spread"].mean("example")
-        values = mean.to_numpy()
-        cells = []
-        for flat in np.argsort(-values, axis=None, kind="stable")[:k]:
-            i, j = np.unravel_index(flat, values.shape)
-            index = (self.components[i], self.components[j])
-            cells.append(Cell(index, " → ".join(index), float(values[i, j]), float("nan")))
-        return Ranking(cells)
+        return ranking(self.data["spread"].mean("example"), k=k, by="value")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per prompt and pair of components, with the ``spread`` of its scores."""
+        return self.data["spread"].to_dataframe().reset_index()
 
     def plot(
         self, what: View = "spread", *, example: int = 0, pair: str | None = None, **options: Any
@@ -73,9 +78,7 @@ class AttentionParts:
         Raises:
             ResultError: there is no such view, prompt or pair.
         """
-        from nnattr.plots.matrix import attention_figure  # as in `Scores.plot`
-
-        return attention_figure(self, self.view(what, example, pair), what, example, **options)
+        return self._drawn("plot", self.view(what, example, pair), what, example, **options)
 
     def view(self, what: str, example: int = 0, pair: str | None = None) -> xr.DataArray:
         """The two-dimensional array behind a figure."""

@@ -1,21 +1,30 @@
-"""Cells of a result: their names, and rankings of them."""
+"""Cells of a result: their names, their values with errors, and rankings of them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import xarray as xr
 
+from nnattr.errors import ResultError
 from nnattr.graph import Part
+
+#: What comes first: the largest effect either way, the most positive, the most negative.
+By: TypeAlias = Literal["abs", "value", "-value"]
+#: Axes that name a pair of parts, from the one to the other.
+PAIRS = (("sender", "receiver"), ("query_component", "key_component"))
 
 
 @dataclass(frozen=True)
 class Cell:
     """One cell of a result: its index along the cell dimensions, label, value, standard error.
 
-    The index is made of numbers, ``(layer, head)``, or of a component's name, ``("L3 mlp",)``.
+    The index is made of numbers, ``(layer, head)``, or of a component's name, ``("L3 mlp",)``; a
+    sender and a receiver are tuples themselves, ``((0, 7), (1, 3))``.
     """
 
     index: tuple[Any, ...]
@@ -35,16 +44,74 @@ class Ranking(tuple[Cell, ...]):
     def __repr__(self) -> str:
         width = max((len(cell.label) for cell in self), default=4)
         rows = [
-            f"{cell.label:<{width}}  {cell.value:+8.4f}"
-            + ("" if np.isnan(cell.stderr) else f"  ± {cell.stderr:.4f}")
+            f"{cell.label:<{width}}  {measured(cell.value, cell.stderr, '+8.4f', '.4f', '  ± ')}"
             for cell in self
         ]
         return "\n".join(rows) or "no cells"
 
 
+def measured(
+    value: float, error: float, number: str = "+.4g", spread: str = ".2g", sign: str = " ± "
+) -> str:
+    """A value with its standard error, if it has one: ``+0.4213 ± 0.03``.
+
+    Args:
+        value: the value.
+        error: its standard error; NaN where it is not known.
+        number: how to write the value.
+        spread: how to write the error.
+        sign: what stands between them.
+    """
+    return f"{value:{number}}" + (f"{sign}{error:{spread}}" if np.isfinite(error) else "")
+
+
+def ranking(
+    values: xr.DataArray,
+    errors: xr.DataArray | None = None,
+    k: int | None = 10,
+    by: By = "abs",
+) -> Ranking:
+    """The ``k`` strongest cells, strongest first; those without a number are left out.
+
+    Args:
+        values: a number per cell; its dimensions and coordinates name the cells.
+        errors: their standard errors.
+        k: how many; None means all.
+        by: what counts as strong.
+
+    Raises:
+        ResultError: there is no such order.
+    """
+    orders = {"abs": np.abs, "value": lambda x: x, "-value": lambda x: -x}
+    if by not in orders:
+        raise ResultError(f"by is {by!r}; expected one of {', '.join(map(repr, orders))}.")
+    numbers = values.to_numpy()
+    spread = np.full(numbers.shape, np.nan) if errors is None else errors.to_numpy()
+    keyed = np.where(np.isfinite(numbers), orders[by](numbers), -np.inf).ravel()
+    known = int(np.isfinite(numbers).sum())
+    coords = {str(dim): values[dim].to_numpy() for dim in values.dims}
+    tokens = values["token"].to_numpy() if "token" in values.coords else None
+    cells = []
+    for flat in np.argsort(-keyed, kind="stable")[: known if k is None else min(k, known)]:
+        at = np.unravel_index(flat, numbers.shape)
+        cell = {dim: coords[dim][i].item() for dim, i in zip(coords, at, strict=True)}
+        places = dict(zip(coords, at, strict=True))
+        token = str(tokens[places["pos"]]) if tokens is not None and "pos" in cell else None
+        index = tuple(_part(value) if dim in PAIRS[0] else value for dim, value in cell.items())
+        text = cell_label(cell, token)
+        cells.append(Cell(index, text, float(numbers[at]), float(spread[at])))
+    return Ranking(cells)
+
+
+def _part(name: str) -> Any:
+    """A part of a model as a ranking of such parts gives it: ``(0, 7)`` for ``L0H7``."""
+    head = re.fullmatch(r"L(\d+)H(\d+)", name)
+    return name if head is None else tuple(map(int, head.groups()))
+
+
 def cell_label(cell: Mapping[str, Any], token: str | None = None) -> str:
-    """The name of a cell in text and figures: ``L9H6``, ``L11N611``, ``L3 pos 10 ' John'``."""
-    parts = []
+    """The name of a cell in text and figures: ``L9H6``, ``L3 pos 10 ' John'``, ``L0H7 → L1H3``."""
+    parts = [f"{cell[one]} → {cell[other]}" for one, other in PAIRS if one in cell]
     if "component" in cell:
         parts.append(str(cell["component"]))
     if "layer" in cell:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 import xarray as xr
 
 from nnattr.errors import ResultError
-from nnattr.results import files, statistics
-from nnattr.results.cells import Cell, Ranking, cell_label
+from nnattr.results import statistics
+from nnattr.results.base import Result
+from nnattr.results.cells import Ranking, ranking
+from nnattr.results.dataset import dataset
+from nnattr.results.provenance import Provenance
 from nnattr.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -21,28 +22,74 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True, eq=False)
-class HeadScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadScores(Result):
     """How much each head is of some kind; made by `nnattr.detect_heads` and its neighbours.
 
     Attributes:
-        scores: dims ``example``, ``kind``, ``layer``, ``head``; from 0 to 1, NaN where an example
-            has nothing for a kind to show on.
-        thresholds: for each kind the score from which on a head counts as one of it.
-        tokens: what the model read; `nnattr.attention_patterns` and its neighbours take it as
-            prompts.
-        model: the model's name.
-        loss: dims ``example``, ``pos``: minus the log probability of the token at ``pos``, given
-            those before it (NaN at the first, which nothing predicts); None if not asked for.
+        data: ``scores`` and ``loss`` (see below), ``threshold`` (kind), and the tokens as ``ids``
+            and ``mask`` (example, column of the padded batch).
+        provenance: how this was made.
+        strings: each prompt's tokens as text.
         second: where the second copy of a repeated sequence begins, or None for other prompts.
     """
 
-    scores: xr.DataArray
-    thresholds: Mapping[str, float]
-    tokens: Tokens
-    model: str
-    loss: xr.DataArray | None = None
+    VARIABLES: ClassVar = {
+        "scores": ("example", "kind", "layer", "head"),
+        "threshold": ("kind",),
+        "ids": ("example", "column"),
+        "mask": ("example", "column"),
+    }
+
+    strings: tuple[tuple[str, ...], ...]
     second: int | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        scores: xr.DataArray,
+        thresholds: Mapping[str, float],
+        tokens: Tokens,
+        provenance: Provenance,
+        *,
+        loss: xr.DataArray | None = None,
+        second: int | None = None,
+    ) -> HeadScores:
+        """Scores of heads from their arrays and the tokens that the model read."""
+        kinds = scores["kind"].to_numpy().tolist()
+        limits = xr.DataArray([float(thresholds[kind]) for kind in kinds], {"kind": kinds})
+        arrays = {"scores": scores, "threshold": limits, "loss": loss}
+        for name, value in (("ids", tokens.ids), ("mask", tokens.mask)):
+            arrays[name] = xr.DataArray(value.numpy(), dims=("example", "column"))
+        strings = tuple(map(tuple, tokens.strings))
+        return cls(dataset(arrays), provenance, strings, second)
+
+    @property
+    def scores(self) -> xr.DataArray:
+        """From 0 to 1, dims ``example``, ``kind``, ``layer``, ``head``.
+
+        NaN where an example has nothing for a kind to show on.
+        """
+        return self._variable("scores")
+
+    @property
+    def loss(self) -> xr.DataArray | None:
+        """Minus the log probability of the token at ``pos``, given those before it, or None.
+
+        Dims ``example``, ``pos``; NaN at the first, which nothing predicts. None if not asked for.
+        """
+        return self._array("loss")
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """For each kind the score from which on a head counts as one of it."""
+        return dict(zip(self.kinds, self.data["threshold"].to_numpy().tolist(), strict=True))
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the model read; `nnattr.attention_patterns` and its kin take it as prompts."""
+        ids, mask = (torch.from_numpy(self.data[name].to_numpy()) for name in ("ids", "mask"))
+        return Tokens(ids, mask, self.strings)
 
     @property
     def kinds(self) -> list[str]:
@@ -82,16 +129,8 @@ class HeadScores:
             ResultError: there is no such kind.
         """
         self.limit(kind)
-        mean, spread = (one.sel(kind=kind).to_numpy() for one in (self.mean(), self.stderr()))
-        order = np.argsort(-np.nan_to_num(mean, nan=-np.inf), axis=None, kind="stable")
-        cells = []
-        for flat in order[:k]:
-            layer, head = (int(i) for i in np.unravel_index(flat, mean.shape))
-            if np.isfinite(mean[layer, head]):
-                name = cell_label({"layer": layer, "head": head})
-                value, error = float(mean[layer, head]), float(spread[layer, head])
-                cells.append(Cell((layer, head), name, value, error))
-        return Ranking(cells)
+        mean, spread = (one.sel(kind=kind, drop=True) for one in (self.mean(), self.stderr()))
+        return ranking(mean, spread, k, "value")
 
     def halves(self) -> tuple[float, float]:
         """The mean loss in the first and in the second copy of a repeated sequence.
@@ -124,9 +163,7 @@ class HeadScores:
         Raises:
             ResultError: there is no such kind.
         """
-        from nnattr.plots.head_scores import kinds_figure  # as in `Scores.plot`
-
-        return kinds_figure(self, kind, title)
+        return self._drawn("plot", kind, title)
 
     def plot_loss(self, *, title: str | None = None) -> go.Figure:
         """The loss at every position, averaged over examples, and of both halves.
@@ -134,48 +171,7 @@ class HeadScores:
         Raises:
             ResultError: these are not repeated sequences, or the loss was not asked for.
         """
-        from nnattr.plots.head_scores import loss_figure
-
-        return loss_figure(self, title)
-
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (the folder must exist) and return its path."""
-        ids, mask = (xr.DataArray(one.numpy()) for one in (self.tokens.ids, self.tokens.mask))
-        arrays = {"scores": self.scores, "ids": ids, "mask": mask}
-        known = {**arrays, **({} if self.loss is None else {"loss": self.loss})}
-        rest = {
-            "thresholds": dict(self.thresholds),
-            "strings": self.tokens.strings,
-            "model": self.model,
-            "second": self.second,
-        }
-        return files.write(path, known, {"head_scores": rest})
-
-    @classmethod
-    def load(cls, path: str | Path) -> HeadScores:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultError: no such file, truncated or other than that, of an unknown schema version,
-                or with shapes that contradict its header.
-        """
-        arrays, header = files.read(path)
-        try:
-            known = header["head_scores"]
-            return cls(
-                scores=arrays["scores"],
-                thresholds={str(kind): float(at) for kind, at in known["thresholds"].items()},
-                tokens=Tokens(
-                    torch.from_numpy(arrays["ids"].to_numpy()),
-                    torch.from_numpy(arrays["mask"].to_numpy()),
-                    tuple(tuple(map(str, row)) for row in known["strings"]),
-                ),
-                model=str(known["model"]),
-                loss=arrays.get("loss"),
-                second=known["second"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultError(f"{path} does not hold scores of heads: {error!r}") from error
+        return self._drawn("loss", title)
 
     def __repr__(self) -> str:
         n = self.scores.sizes["example"]

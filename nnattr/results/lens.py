@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import xarray as xr
-
-from nnattr.errors import ResultError
+from nnattr.results.base import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +14,8 @@ if TYPE_CHECKING:
 Shade = Literal["probability", "entropy"]
 
 
-@dataclass(frozen=True, eq=False)
-class Lens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lens(Result):
     """The tokens that each layer's residual stream would predict; made by `nnattr.logit_lens`.
 
     Attributes:
@@ -26,15 +24,19 @@ class Lens:
             ``probability`` by rank; ``entropy`` in nats; with answers ``answer_probability`` and
             ``answer_rank`` (0 is the likeliest). Coordinates of (example, pos): ``position``,
             counted from the prompt's first token (-1 where it has none), and ``prompt_token``.
+        provenance: how this was made.
         prompts: the prompts.
         answers: one for each prompt, or none.
-        model: the model's name.
     """
 
-    data: xr.Dataset
+    VARIABLES: ClassVar = {
+        "token": ("example", "component", "pos", "rank"),
+        "probability": ("example", "component", "pos", "rank"),
+        "entropy": ("example", "component", "pos"),
+    }
+
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
-    model: str
 
     @property
     def points(self) -> list[str]:
@@ -62,17 +64,7 @@ class Lens:
         Raises:
             ResultError: there is no such prompt, or no such colour.
         """
-        from nnattr.plots.lens import lens_figure  # as in `Scores.plot`
-
-        return lens_figure(self, self.checked(example), colour=colour, title=title)
-
-    def checked(self, example: int) -> int:
-        """``example``, if there is one."""
-        if not 0 <= example < len(self.prompts):
-            raise ResultError(
-                f"There is no example {example}; expected 0 to {len(self.prompts) - 1}."
-            )
-        return example
+        return self._drawn("plot", self._example(example), colour=colour, title=title)
 
     def __repr__(self) -> str:
         last = self.data.isel(example=0, pos=-1)

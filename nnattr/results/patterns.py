@@ -4,49 +4,55 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import xarray as xr
 
 from nnattr.errors import ResultError
-from nnattr.results import files
+from nnattr.results.base import Result
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
-    from nnattr.plots.viewer import Viewer
 
-
-@dataclass(frozen=True, eq=False)
-class Patterns:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patterns(Result):
     """Attention patterns of chosen heads; made by `nnattr.attention_patterns`.
 
     Attributes:
-        values: dims ``example``, ``head`` (labels, ``"L9H6"``), ``query_pos`` and ``key_pos``,
-            positions counted from each prompt's first token; NaN behind the last token of a shorter
-            prompt. Coordinates of ``head``: ``layer`` and ``number``.
+        data: ``values`` (see below).
+        provenance: how this was made.
         tokens: each prompt's tokens as text.
         prompts: the prompts.
         weighted: whether the values are weighted by the length of what is written from each key.
-        model: the model's name.
     """
 
-    values: xr.DataArray
+    VARIABLES: ClassVar = {"values": ("example", "head", "query_pos", "key_pos")}
+
     tokens: tuple[tuple[str, ...], ...]
     prompts: tuple[str, ...]
     weighted: bool
-    model: str
 
     def __post_init__(self) -> None:
-        dims = ("example", "head", "query_pos", "key_pos")
+        super().__post_init__()
         longest = max(map(len, self.tokens), default=0)
         n = len(self.prompts)
-        expected = (n, self.values.sizes.get("head"), longest, longest)
-        if self.values.dims != dims or self.values.shape != expected or n != len(self.tokens):
+        expected = (n, self.values.sizes["head"], longest, longest)
+        if self.values.shape != expected or n != len(self.tokens):
             raise ResultError(
-                f"Patterns of {n} prompts of at most {longest} tokens are {dims} = {expected}, not "
-                f"{self.values.dims} = {self.values.shape}."
+                f"Patterns of {n} prompts of at most {longest} tokens are {self.values.dims} = "
+                f"{expected}, not {self.values.shape}."
             )
+
+    @property
+    def values(self) -> xr.DataArray:
+        """The attention, dims ``example``, ``head`` (``"L9H6"``), ``query_pos`` and ``key_pos``.
+
+        Positions are counted from each prompt's first token; NaN behind the last token of a shorter
+        prompt. Coordinates of ``head``: ``layer`` and ``number``.
+        """
+        return self._variable("values")
 
     @property
     def heads(self) -> list[tuple[int, int]]:
@@ -60,7 +66,7 @@ class Patterns:
         Raises:
             ResultError: there is no such head or prompt here.
         """
-        length = len(self.tokens[self.checked(example)])
+        length = len(self.tokens[self._example(example)])
         if (layer, head) not in self.heads:
             raise ResultError(
                 f"There is no head ({layer}, {head}) here; there are {self.heads[:8]}"
@@ -69,13 +75,14 @@ class Patterns:
         one = self.values[example, self.heads.index((layer, head)), :length, :length]
         return one.reset_coords(drop=True)
 
-    def checked(self, example: int) -> int:
-        """``example``, if there is one."""
-        if not 0 <= example < len(self.prompts):
-            raise ResultError(
-                f"There is no example {example}; expected 0 to {len(self.prompts) - 1}."
-            )
-        return example
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per prompt, head, query and key at or before it, with both tokens."""
+        every = self.values.rename("attention").to_dataframe().reset_index()
+        table = every.query("key_pos <= query_pos").dropna(ignore_index=True)
+        for side in ("query", "key"):
+            at = zip(table["example"], table[f"{side}_pos"], strict=True)
+            table[f"{side}_token"] = [self.tokens[example][pos] for example, pos in at]
+        return table
 
     def plot(
         self,
@@ -97,19 +104,15 @@ class Patterns:
         Raises:
             ResultError: there is no such prompt or head.
         """
-        from nnattr.plots.patterns import patterns_figure  # as in `Scores.plot`
+        return self._drawn("plot", self._example(example), heads=heads, title=title)
 
-        return patterns_figure(self, self.checked(example), heads=heads, title=title)
-
-    def viewer(self, title: str | None = None) -> Viewer:
+    def viewer(self, title: str | None = None) -> Any:
         """A page to explore the patterns with; shows itself at the end of a notebook's cell.
 
         Args:
             title: what stands above it; None writes one.
         """
-        from nnattr.plots.viewer import viewer
-
-        return viewer(self, title)
+        return self._drawn("viewer", title)
 
     def to_html(self, path: str | Path) -> Path:
         """Write `viewer` as one file that opens anywhere, without a network.
@@ -118,39 +121,6 @@ class Patterns:
             ResultError: the file cannot be written.
         """
         return self.viewer().save(path)
-
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (the folder must exist) and return its path."""
-        rest = {
-            "patterns": {
-                "tokens": self.tokens,
-                "prompts": self.prompts,
-                "weighted": self.weighted,
-                "model": self.model,
-            }
-        }
-        return files.write(path, {"values": self.values}, rest)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Patterns:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultError: no such file, truncated or other than that, of an unknown schema version,
-                or with shapes that contradict its header.
-        """
-        arrays, header = files.read(path)
-        try:
-            known = header["patterns"]
-            return cls(
-                values=arrays["values"],
-                tokens=tuple(tuple(map(str, row)) for row in known["tokens"]),
-                prompts=tuple(map(str, known["prompts"])),
-                weighted=bool(known["weighted"]),
-                model=str(known["model"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultError(f"{path} does not hold attention patterns: {error!r}") from error
 
     def __repr__(self) -> str:
         kind = "value-weighted patterns" if self.weighted else "patterns"

@@ -10,27 +10,29 @@ from pydantic import BaseModel, ConfigDict, Field
 class Provenance(BaseModel):
     """What a result was made from, and how; enough to make it again.
 
-    ``arguments`` are the method's own. ``task`` says how the task was made, ``task_hash`` digests
-    its tokens, and ``examples`` is the task itself, as ``Task.save`` writes it (``Scores.task``
-    reads it; None in results of schema 1). ``seconds`` is wall time; ``jobs``, bytes, queue and run
-    seconds speak of requests to a server (0 if local). ``peak_memory`` is the most bytes in use at
-    once where a patching job ran (a GPU's allocations, or the whole process's),
-    ``rows_per_forward`` the most rows that one of its passes had, ``fell_back`` why it left the
-    engine for full passes (empty if it did not).
+    ``arguments`` are the method's own, a seed among them where it draws; ``metric`` is empty where
+    there is none. ``task`` says how the task was made (``"prompts"`` for bare ones), ``task_hash``
+    digests its tokens, and ``examples`` is the task itself, as ``Task.save`` writes it
+    (``Result.task`` reads it); all three are empty where only weights were asked, and in what
+    schemas 1 and 2 did not keep. ``seconds`` is wall time; ``jobs``, bytes, queue and run seconds
+    speak of requests to a server (0 if local). ``peak_memory`` is the most bytes in use at once
+    where the job ran (a GPU's allocations, or the whole process's), ``rows_per_forward`` the most
+    rows that one of its passes had (both 0 where they were not watched), ``fell_back`` why it left
+    the engine for full passes (empty if it did not).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    metric: str
+    metric: str = ""
     model: str
     revision: str | None = None
     architecture: str
     backend: str
     dtype: str
-    task: str
-    task_hash: str
+    task: str = ""
+    task_hash: str = ""
     examples: dict[str, Any] | None = Field(default=None, repr=False)
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""

@@ -7,58 +7,102 @@ by ``scale``: with the mean gap between the two runs as the scale, 0 means the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
-from pydantic import ValidationError
 
 from nnattr.axes import ORDER
 from nnattr.errors import ResultError
-from nnattr.results import files, statistics
-from nnattr.results.cells import Cell, Ranking, cell_label
+from nnattr.results import statistics
+from nnattr.results.base import Result
+from nnattr.results.cells import By, Ranking, ranking
+from nnattr.results.dataset import dataset
 from nnattr.results.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
-
-    from nnattr.tasks import Task
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Result):
     """Change of the metric for every example and cell.
 
     Attributes:
-        raw: the change in the metric's own units; dims in the glossary's order, ``example`` first
-            unless reduced. NaN where there was nothing to patch (a position that a shorter prompt
-            does not have).
-        baselines: the metric of the two runs, dims ``("run", "example")``, runs ``"clean"`` and
-            ``"corrupted"``; from the same job as the scores.
-        scale: what ``values`` are divided by: the runs' mean gap when normalised, else 1.
+        data: the variables below, by their names.
         provenance: how this was made.
-        error: standard errors of ``raw`` once the examples have been averaged, else None.
-        rest: where the cells are parts of a whole, its other parts, by ``component``: a whole is
-            ``raw`` summed over its cells plus ``rest`` summed over components. None elsewhere.
+        scale: what ``values`` are divided by: the runs' mean gap when normalised, else 1.
     """
 
-    raw: xr.DataArray
-    baselines: xr.DataArray
-    scale: float
-    provenance: Provenance
-    error: xr.DataArray | None = None
-    rest: xr.DataArray | None = None
+    VARIABLES: ClassVar = {"raw": None, "baselines": ("run", "example")}
+
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         dims = tuple(map(str, self.raw.dims))
         if not set(dims) <= set(ORDER) or list(dims) != sorted(dims, key=ORDER.index):
             raise ResultError(f"The dimensions {dims} are not in the order {ORDER}.")
         if not (np.isfinite(self.scale) and self.scale != 0):
             raise ResultError(f"Scores cannot be divided by a scale of {self.scale}.")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        raw: xr.DataArray,
+        baselines: xr.DataArray,
+        scale: float,
+        provenance: Provenance,
+        *,
+        error: xr.DataArray | None = None,
+        rest: xr.DataArray | None = None,
+    ) -> Scores:
+        """Scores from their arrays; of the baselines those of the examples of ``raw`` are kept.
+
+        Raises:
+            ResultError: the arrays do not belong together, or have other dimensions.
+        """
+        if "example" in raw.dims and "example" in raw.coords:
+            baselines = baselines.sel(example=raw["example"])
+        arrays = {"raw": raw, "baselines": baselines, "error": error, "rest": rest}
+        return cls(dataset(arrays), provenance, scale)
+
+    def with_arrays(self, **arrays: xr.DataArray | None) -> Scores:
+        """The same scores with some of their arrays exchanged; None takes one away."""
+        names = ("raw", "baselines", "error", "rest")
+        known: dict[str, Any] = {name: self._array(name) for name in names} | arrays
+        return self.from_arrays(scale=self.scale, provenance=self.provenance, **known)
+
+    @property
+    def raw(self) -> xr.DataArray:
+        """The change in the metric's own units.
+
+        Dimensions in the glossary's order, ``example`` first unless reduced; NaN where there was
+        nothing to patch (a position that a shorter prompt does not have).
+        """
+        return self._variable("raw")
+
+    @property
+    def baselines(self) -> xr.DataArray:
+        """The metric of the two runs, dims ``("run", "example")``, from the same job as the scores.
+
+        The runs are ``"clean"`` and ``"corrupted"``; an ablation has the first alone.
+        """
+        return self._variable("baselines")
+
+    @property
+    def error(self) -> xr.DataArray | None:
+        """Standard errors of ``raw`` once the examples have been averaged, else None."""
+        return self._array("error")
+
+    @property
+    def rest(self) -> xr.DataArray | None:
+        """Where the cells are parts of a whole, its other parts, by ``component``; else None.
+
+        A whole is ``raw`` summed over its cells plus ``rest`` summed over components.
+        """
+        return self._array("rest")
 
     @property
     def values(self) -> xr.DataArray:
@@ -70,30 +114,13 @@ class Scores:
         """The dimensions that name a cell, e.g. ``("layer", "head")``."""
         return tuple(str(dim) for dim in self.raw.dims if dim != "example")
 
-    @property
-    def task(self) -> Task:
-        """The task that these scores were measured on, prompts and all.
-
-        Raises:
-            ResultError: the scores come from a file that does not hold it (schema 1).
-        """
-        from nnattr.tasks import Task
-        from nnattr.tasks.file import unpacked
-
-        if self.provenance.examples is None:
-            raise ResultError(
-                f"These scores do not hold their task, {self.provenance.task}: they were saved by "
-                "an nnattr that did not keep it. Make the task again, or measure again."
-            )
-        return Task(**unpacked(self.provenance.examples, "The result's task"))
-
     def mean(self) -> Scores:
         """The average over examples, with its standard error kept in ``error``."""
         if "example" not in self.raw.dims:
             return self
         spread = statistics.standard_error(self.raw)
         rest = None if self.rest is None else self.rest.mean("example")
-        return replace(self, raw=self.raw.mean("example"), error=spread, rest=rest)
+        return self.with_arrays(raw=self.raw.mean("example"), error=spread, rest=rest)
 
     def stderr(self) -> xr.DataArray:
         """Standard error of the mean over examples, in the unit of ``values``; NaN for one example.
@@ -178,7 +205,7 @@ class Scores:
                 f"{self.cell_dims}."
             )
         error = None if self.error is None else self.error.where(cells)
-        return replace(self, raw=self.raw.where(cells), error=error, rest=None)
+        return self.with_arrays(raw=self.raw.where(cells), error=error, rest=None)
 
     def _per_example(self, wanted: str) -> np.ndarray:
         """The values, examples first, for a statistic over examples."""
@@ -203,13 +230,13 @@ class Scores:
             error = None if self.error is None else self.error.sel(wanted)
             shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
             rest = self.rest.sel(wanted) if self.rest is not None and shared else None
-            return replace(self, raw=self.raw.sel(wanted), error=error, rest=rest)
+            return self.with_arrays(raw=self.raw.sel(wanted), error=error, rest=rest)
         except (KeyError, ValueError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
 
-    def top(self, k: int = 10, by: Literal["abs", "value", "-value"] = "abs") -> Ranking:
+    def top(self, k: int = 10, by: By = "abs") -> Ranking:
         """The ``k`` strongest cells of the mean over examples.
 
         Args:
@@ -217,63 +244,12 @@ class Scores:
             by: ``"abs"`` largest effect either way, ``"value"`` most positive, ``"-value"`` most
                 negative.
         """
-        keys = {"abs": np.abs, "value": lambda x: x, "-value": lambda x: -x}
-        if by not in keys:
-            raise ResultError(f"by is {by!r}; expected one of {', '.join(map(repr, keys))}.")
         mean = self.mean()
-        values = mean.values.to_numpy()
-        errors = np.full_like(values, np.nan) if mean.error is None else mean.stderr().to_numpy()
-        finite = np.isfinite(values)
-        keyed = np.where(finite, keys[by](values), -np.inf).ravel()
-        order = np.argsort(-keyed, kind="stable")[: min(k, int(finite.sum()))]
-        cells = []
-        for flat in order:
-            at = np.unravel_index(flat, values.shape)
-            found = {
-                dim: mean.raw[dim].to_numpy()[i] for dim, i in zip(self.cell_dims, at, strict=True)
-            }
-            index = tuple(value.item() for value in found.values())
-            text = cell_label(found, mean._token(found))
-            cells.append(Cell(index, text, float(values[at]), float(errors[at])))
-        return Ranking(cells)
-
-    def _token(self, cell: Mapping[str, Any]) -> str | None:
-        """The text at the cell's position, where the scores know it."""
-        if "pos" not in cell or "token" not in self.raw.coords:
-            return None
-        return str(self.raw["token"].sel(pos=cell["pos"]).item())
+        return ranking(mean.values, None if mean.error is None else mean.stderr(), k, by)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example and cell, with the columns ``value`` and ``raw``."""
         return xr.Dataset({"value": self.values, "raw": self.raw}).to_dataframe().reset_index()
-
-    def plot(self, **options: Any) -> go.Figure:
-        """A plotly figure of the mean over examples (see `nnattr.plots.plot`); it is not shown."""
-        from nnattr import plots  # the one upward import: results know how to ask for a picture
-
-        return plots.plot(self, **options)
-
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file (the folder must exist) and return its path."""
-        arrays = {key: getattr(self, key) for key in ("raw", "baselines", "error", "rest")}
-        known = {key: array for key, array in arrays.items() if array is not None}
-        header = {"scale": self.scale, "provenance": self.provenance.model_dump(mode="json")}
-        return files.write(path, known, header)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultError: no such file, truncated or not a result, of an unknown schema version, or
-                with shapes that contradict its header.
-        """
-        arrays, header = files.read(path)
-        try:
-            provenance = Provenance.model_validate(header["provenance"])
-            return cls(scale=header["scale"], provenance=provenance, **arrays)
-        except (ValidationError, ValueError, KeyError, TypeError) as error:
-            raise ResultError(f"{path} contradicts its own header: {error}") from error
 
     def __repr__(self) -> str:
         p = self.provenance

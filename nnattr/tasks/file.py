@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from nnattr import storage
 from nnattr.errors import TaskError
 from nnattr.tasks.examples import Examples
 from nnattr.tasks.form import Drop, Groups, IdGroups
@@ -134,11 +135,10 @@ def unpacked(content: dict[str, Any], said: str) -> dict[str, Any]:
 
 def _of_result(path: str | Path) -> dict[str, Any]:
     """What a result's file holds of its task."""
-    from nnattr.results import files  # results are read only where they are asked for
-
-    _, header = files.read(path)
-    content = header["provenance"].get("examples")
-    if content is None:
+    _, header = storage.read(path)
+    provenance = header.get("provenance")
+    content = provenance.get("examples") if isinstance(provenance, dict) else None
+    if not isinstance(content, dict):
         raise TaskError(
             f"The result {str(path)!r} does not hold its task: it was written by an nnattr that "
             "did not keep it."

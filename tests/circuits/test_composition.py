@@ -45,7 +45,7 @@ def test_scores_are_the_notebooks(name: str, kind: Any) -> None:
 def test_the_induction_head_reads_the_previous_token_head_in_its_keys(name: str) -> None:
     """K-composition of L0H0 and L1H0 is the strongest of all, far above random matrices."""
     found = composition(teaching(name), "K")
-    assert found.top(1)[0].index == ("L0H0", "L1H0")
+    assert found.top(1)[0].index == ((0, 0), (1, 0))
     assert found.pair((0, 0), (1, 0)) > found.baseline + 20 * found.spread
     assert composition(teaching(name), "V").pair((0, 0), (1, 0)) < found.pair((0, 0), (1, 0))
     table = found.to_dataframe()

@@ -185,7 +185,7 @@ def test_they_are_kept_in_a_file(tmp_path: Path) -> None:
     assert torch.equal(again.tokens.mask, found.tokens.mask)
     assert again.tokens.strings == found.tokens.strings
     looks = attention_patterns(tiny("gpt2"), again.tokens)
-    with pytest.raises(ResultError, match="does not hold scores of heads"):
+    with pytest.raises(ResultError, match="'Patterns' and not HeadScores"):
         HeadScores.load(looks.save(tmp_path / "p.safetensors"))
 
 

@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 from nnattr import Patterns, ResultError
+from nnattr.results import Provenance
 from tests.browser import CHROMIUM, Tab, browser
 
 WORDS = ["</script><script>window.hurt=1</script>", "\n", " the", "<b>&amp;"]
@@ -40,7 +41,11 @@ def some_patterns(layers: int, heads: int, lengths: list[int], weighted: bool = 
         },
     )
     tokens = tuple(tuple(WORDS[i % len(WORDS)] for i in range(length)) for length in lengths)
-    return Patterns(array, tokens, tuple("".join(row) for row in tokens), weighted, "<model>")
+    made = Provenance(
+        method="attention_patterns", model="<model>", architecture="", backend="", dtype=""
+    )
+    texts = tuple("".join(row) for row in tokens)
+    return Patterns(array.to_dataset(name="values"), made, tokens, texts, weighted)
 
 
 @pytest.fixture(scope="module")

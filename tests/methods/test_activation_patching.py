@@ -33,8 +33,9 @@ from tests.methods.common import (
 )
 from tests.oracles import patching
 from tests.oracles.maps import map_of
+from tests.support.families import families
 from tests.support.metrics import METRICS, as_list, one_number, per_token
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import tiny_model
 
 ENGINES = ("suffix", "full")
 AB = ("w50", "w60")
@@ -70,7 +71,7 @@ def test_each_position_on_a_trained_model(name: str) -> None:
     assert list(np.isnan(scores.raw[:, 0]).sum("pos")) == task.clean_tokens.padding
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_every_family_and_site(family: str) -> None:
     model = tiny(family)
     task = ragged_tiny(model)

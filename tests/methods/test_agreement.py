@@ -21,9 +21,7 @@ def exact() -> Scores:
 
 def reshaped(scores: Scores, change: Any) -> Scores:
     """The scores with ``change`` applied to every value."""
-    from dataclasses import replace
-
-    return replace(scores, raw=scores.raw.copy(data=change(scores.raw.to_numpy())))
+    return scores.with_arrays(raw=scores.raw.copy(data=change(scores.raw.to_numpy())))
 
 
 def test_a_result_agrees_with_itself(exact: Scores) -> None:

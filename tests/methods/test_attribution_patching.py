@@ -31,8 +31,9 @@ from tests.methods.common import (
     tiny,
 )
 from tests.oracles.maps import map_of
+from tests.support.families import families
 from tests.support.metrics import METRICS, as_list, one_number, per_token
-from tests.tiny import FAMILIES, tiny_module, tiny_tokenizer
+from tests.tiny import tiny_module, tiny_tokenizer
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
@@ -55,7 +56,7 @@ def test_positions_mean_the_prompts_own_tokens(family: str, site: Any, positions
     assert_same(scores.raw, expected("attribution", model, task, site=site, positions=positions))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_every_family_and_site(family: str) -> None:
     model = tiny(family)
     task = ragged_tiny(model)

@@ -18,6 +18,7 @@ from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob
 from nnattr.model import engine, memory, runs
 from tests.methods.common import assert_same
 from tests.support.engine import compared, pair, task
+from tests.support.families import families
 from tests.tiny import FAMILIES, tiny_model
 
 INNER = ("q", "k", "v", "pattern", "neuron")
@@ -91,7 +92,7 @@ def test_a_metric_that_reads_every_token(family, metric):
     assert compared(model, question, metric) == "suffix"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_the_last_layer_is_cut_to_what_the_metric_reads(family, monkeypatch):
     """The control: a model that had to run it whole would say so by an empty list."""
     asked: list[bool] = []
@@ -133,7 +134,7 @@ def laid_out(monkeypatch) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_rows_of_several_layers_share_a_pass(family, monkeypatch):
     """But for bloom, which counts heads and prompts in one axis."""
     together: list[int] = []
@@ -153,7 +154,7 @@ def test_rows_of_several_layers_share_a_pass(family, monkeypatch):
         assert (max(together[2:]) > 1) == (family != "bloom")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_behind_a_long_prompt_the_rows_of_an_example_share_its_keys(family, laid_out):
     model = tiny_model(family)
     question = task(model, pair(24, 19), pair(20, 15, shift=5))

@@ -27,7 +27,8 @@ from tests.methods.common import (
     teaching,
     tiny,
 )
-from tests.tiny import FAMILIES, tiny_module, tiny_tokenizer
+from tests.support.families import families
+from tests.tiny import tiny_module, tiny_tokenizer
 
 SERIAL = ("gpt2", "llama", "bloom", "gemma2", "granite", "mixtral", "olmo2", "opt")
 
@@ -39,7 +40,7 @@ def itself(model: Model, task: Task) -> Task:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", [*TEACHING, *FAMILIES])
+@pytest.mark.parametrize("name", [*TEACHING, *families()])
 def test_a_run_patched_with_itself_changes_by_exactly_nothing(name: str, method: str) -> None:
     model = teaching(name) if name in TEACHING else tiny(name)
     task = ragged_ioi(model) if name in TEACHING else ragged_tiny(model)
@@ -108,7 +109,7 @@ def test_nothing_before_the_first_difference_matters(name: str, site: Any, metho
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", [*TEACHING, *FAMILIES])
+@pytest.mark.parametrize("name", [*TEACHING, *families()])
 def test_a_padded_batch_gives_what_each_example_gives_alone(name: str, method: str) -> None:
     model = teaching(name) if name in TEACHING else tiny(name)
     task = ragged_ioi(model) if name in TEACHING else ragged_tiny(model)

@@ -15,7 +15,7 @@ from nnattr import LogProb, Scores, Task, TaskError, activation_patching, attrib
 from nnattr.model import engine, memory
 from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
 from tests.support.engine import pair, task
-from tests.tiny import CONFIGS
+from tests.support.families import families
 
 MEGABYTE = 1_000_000
 
@@ -41,7 +41,7 @@ def test_the_measure_counts_what_is_alive():
 @pytest.mark.parametrize(
     ("site", "width", "differs"), [("z", 24, 14), ("z", 40, 36), ("resid_pre", 24, 14)]
 )
-@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("family", families())
 def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monkeypatch):
     """Passes of several rows, without the last layer's: there a row is its last token."""
     model, shares = tiny(family), []

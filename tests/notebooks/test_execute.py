@@ -55,7 +55,6 @@ def test_the_first_cell_picks_model_and_backend(path: Path):
     assert "Llama-3.1-8B" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_a_notebook_runs(path: Path):
     fresh = executed(path)

@@ -86,7 +86,6 @@ def test_the_source_archive_holds_what_builds_the_wheel(built: Path) -> None:
 
 
 @needs_hatchling
-@pytest.mark.slow
 def test_the_wheel_alone_runs_the_demo(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
     target, empty = tmp_path / "installed", tmp_path / "empty"

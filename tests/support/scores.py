@@ -31,4 +31,4 @@ def scores(n=6, shape=(3, 4), dims=("layer", "head"), scale=2.0, seed=0, **coord
         dims=("run", "example"),
         coords={"run": ["clean", "corrupted"], "example": np.arange(n)},
     )
-    return Scores(raw, base, scale, PROVENANCE)
+    return Scores.from_arrays(raw, base, scale, PROVENANCE)

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from nnattr.errors import ResultError
-from nnattr.results import Scores
+from nnattr.results.scores import Scores
 
 
 @dataclass(frozen=True)
