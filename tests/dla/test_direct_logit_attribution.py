@@ -148,7 +148,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gpt2")
     task = ragged_tiny(model)
     at_once = direct_logit_attribution(model, task, unit="head")
-    monkeypatch.setattr("nnattr.methods.decomposition.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.methods.direct.decomposition.TOKENS_PER_FORWARD", 1)
     np.testing.assert_allclose(
         direct_logit_attribution(model, task, unit="head").raw, at_once.raw, atol=1e-6
     )

@@ -1,7 +1,7 @@
 """A decomposition of the residual stream as a job: what travels, and what is refused.
 
 `direct_logit_attribution` and `next_token_attribution` differ in the direction that they read; the
-rest of the way, through `nnattr.methods.decompose`, is one.
+rest of the way, through `nnattr.methods.direct.decomposition_job`, is one.
 """
 
 from __future__ import annotations
