@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice, permutations, product
 from typing import Any
 
+from nnattr.arch.modules import is_norm
 from nnattr.arch.spec import QKV, ArchSpec, Place
 from nnattr.errors import ArchError
 
@@ -27,7 +28,6 @@ ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 CROSS = re.compile(r"cross|encoder_?attn|encdec|inter_attention", re.IGNORECASE)
 LINEAR = re.compile(r"linear_?att|mamba|delta|recurrent|lightning|ssm|conv|kda", re.IGNORECASE)
 MLP = re.compile(r"mlp|ffn|ff\b|feed_?forward|moe|experts|fc2|block_sparse", re.IGNORECASE)
-NORM = re.compile(r"norm|(^|_)ln(_|$|\d)", re.IGNORECASE)
 OUTWARD = re.compile(r"^(o|out|output|c|wo|dense|proj|resid)(_|$|\d)|^wo$", re.IGNORECASE)
 INWARD = re.compile(r"^(w?[qkv]|query|key|value|qkv|q_|k_|v_|gate|g_|in_)", re.IGNORECASE)
 EXPERTS = re.compile(r"expert|moe|router", re.IGNORECASE)
@@ -158,7 +158,7 @@ def dissect(module: Any, config: Any) -> Anatomy:
         projections=projections,
         qkv={path: _qkv(first, path, shared) for path in projections},
         mlp_proj=_mlp_proj(first, projections[0], d_model, shared),
-        norms=tuple(key for key, part in first.named_children() if _is_norm(key, part)),
+        norms=tuple(key for key, part in first.named_children() if is_norm(key, part)),
         mlps=_mlps(first, projections[0].partition(".")[0], d_model),
     )
 
@@ -274,17 +274,13 @@ def _widths(part: Any) -> tuple[int, int] | None:
     return None
 
 
-def _is_norm(key: str, part: Any) -> bool:
-    return bool(NORM.search(type(part).__name__) or NORM.search(key))
-
-
 def _final_norms(module: Any, layers: str) -> tuple[str | None, ...]:
     """Norms beside the list of layers, last first, then None."""
     parent = layers.rpartition(".")[0]
     siblings = [
         f"{parent}.{key}" if parent else key
         for key, part in module.get_submodule(parent).named_children()
-        if _is_norm(key, part)
+        if is_norm(key, part)
     ]
     likely = sorted(reversed(siblings), key=lambda path: "emb" in path)
     return (*likely, None)
@@ -297,7 +293,7 @@ def _mlps(layer: Any, attention: str, d_model: int) -> tuple[str, ...]:
     """
     whole, inner = [], []
     for key, part in layer.named_children():
-        if key == attention or _is_norm(key, part) or not any(True for _ in part.parameters()):
+        if key == attention or is_norm(key, part) or not any(True for _ in part.parameters()):
             continue
         widths = _widths(part)
         if widths is None:

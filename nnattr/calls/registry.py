@@ -15,22 +15,21 @@ from nnattr.errors import ArgumentError
 from nnattr.methods import (
     ablation,
     activation_patching,
-    attention_patterns,
     attribution_patching,
     capture,
     compare_runs,
-    composition,
+    generate,
+    inspect_prompt,
+    most_frequent_answers,
+)
+from nnattr.methods.attention import (
+    attention_patterns,
     copying,
     decompose_attention,
     detect_heads,
-    direct_logit_attribution,
-    generate,
-    head_weights,
-    inspect_prompt,
-    logit_lens,
-    most_frequent_answers,
-    next_token_attribution,
 )
+from nnattr.methods.direct import direct_logit_attribution, logit_lens, next_token_attribution
+from nnattr.methods.weight_circuits import composition, head_weights
 
 Kind: TypeAlias = Literal["patching", "direct", "attention", "weights", "behaviour"]
 

@@ -185,7 +185,7 @@ def lens(
     """Show what the model would say after the prompt if it ended at each layer."""
     if plot is not None:
         _must_be_writable(plot)
-    from nnattr.methods.logit_lens import logit_lens
+    from nnattr.methods.direct.logit_lens import logit_lens
     from nnattr.model.load import load
 
     where = "last" if plot is None else "each"
@@ -213,7 +213,7 @@ def dla(
     if output is not None:
         _must_be_writable(output)
     from nnattr.methods.components import Unit
-    from nnattr.methods.direct_logit_attribution import direct_logit_attribution
+    from nnattr.methods.direct.direct_logit_attribution import direct_logit_attribution
     from nnattr.model.load import load
     from nnattr.tasks import Task
 

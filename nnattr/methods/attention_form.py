@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nnattr.arch.modules import is_norm
 from nnattr.errors import ArchError
 from nnattr.methods.components import contribution_norm
 from nnattr.model import sites
@@ -39,9 +40,7 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
     places = {name: model.places(name)[layer] for name in ("q", "k", "v")}  # type: ignore[arg-type]
     root = f"{model.spec.layers}.{layer}"
     assert model.spec.qkv is not None
-    attention = model.nn._module.get_submodule(root).get_submodule(
-        model.spec.qkv.v.rpartition(".")[0]
-    )
+    attention = model.module.get_submodule(root).get_submodule(model.spec.qkv.v.rpartition(".")[0])
     if scores:
         _refuse_inner_norms(model, attention)
     return {
@@ -80,7 +79,7 @@ def require(model: Model, proof: dict[str, Any]) -> None:
 
 def _refuse_inner_norms(model: Model, attention: Any) -> None:
     """Raise where queries and keys are normed after they are projected."""
-    inside = [name for name, part in attention.named_modules() if name and _is_norm(part)]
+    inside = [name for name, part in attention.named_modules() if name and is_norm(name, part)]
     if inside:
         raise ArchError(
             f"{model.name} ({model.architecture}) norms its queries and keys inside attention "
@@ -91,14 +90,10 @@ def _refuse_inner_norms(model: Model, attention: Any) -> None:
         )
 
 
-def _is_norm(part: Any) -> bool:
-    return "norm" in type(part).__name__.lower()
-
-
 def _norms(model: Model, root: str) -> tuple[str, ...]:
     """The norms that are a layer's own parts: one of them may stand in front of attention."""
-    layer = model.nn._module.get_submodule(root)
-    return tuple(f"{root}.{name}" for name, part in layer.named_children() if _is_norm(part))
+    layer = model.module.get_submodule(root)
+    return tuple(f"{root}.{name}" for name, part in layer.named_children() if is_norm(name, part))
 
 
 def _scales(model: Model, attention: Any, layer: int) -> tuple[float, ...]:
@@ -114,7 +109,7 @@ def _scales(model: Model, attention: Any, layer: int) -> tuple[float, ...]:
 def _rotary(model: Model, layer: int) -> dict[str, Any] | None:
     """The rotary embedding: the module that makes its angles, or their frequencies."""
     config = model.config
-    for path, part in model.nn._module.named_modules():
+    for path, part in model.module.named_modules():
         if "rotaryembedding" in type(part).__name__.lower():
             kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
             wants = "layer_type" in inspect.signature(type(part).forward).parameters

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.methods.frozen_norm import frozen
+from nnattr.maps.norm import frozen
 from nnattr.methods.weights import linear_map
 from nnattr.model.sites import cut
 

@@ -22,12 +22,12 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.prompts import Prompts, Where, asked, columns, keeps_last
 from nnattr.methods.readout import take
 from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, patterns
 from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.prompts import Prompts, Where, asked, columns
 from nnattr.model.rotated import rotated
 from nnattr.model.sites import SITES, read
 from nnattr.tasks import Task
@@ -316,7 +316,7 @@ def _payload(
             if name in names
         ],
         "inside": [attention_paths(model)[layer] for layer in layers],
-        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "rows": max(1, min(TOKENS_PER_FORWARD // width, math.ceil(FLOATS / size))),
         "layers": layers,
         "heads": wanted,

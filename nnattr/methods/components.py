@@ -70,7 +70,7 @@ def components(
                         "inner": f"{name} in",
                         "projected": f"{name} out",
                         "projection": inside,
-                        "post": path if _is_norm_behind(model, path, inside) else None,
+                        "post": path if _post_normed(model, path, inside) else None,
                         "factor": scale,
                     }
                 )
@@ -113,7 +113,7 @@ def chosen_layers(model: Model, unit: Unit, layers: Sequence[int] | None) -> tup
 
 def position_table(model: Model) -> str | None:
     """The path of a table of position embeddings that is added to the token embedding, or None."""
-    spec, module = model.spec, model.nn._module
+    spec, module = model.spec, model.module
     width = getattr(module.get_submodule(spec.embed), "embedding_dim", None)
     found = [
         path
@@ -142,14 +142,11 @@ def _projection(model: Model, unit: Unit, layer: int) -> str:
 def contribution_norm(model: Model, layer: int) -> str | None:
     """The path of the norm behind attention's output projection, in families that have one."""
     path = sites.place(model.spec, "attn_out", layer).path
-    return path if _is_norm_behind(model, path, _projection(model, "head", layer)) else None
+    return path if _post_normed(model, path, _projection(model, "head", layer)) else None
 
 
-def _is_norm_behind(model: Model, place: str, projection: str) -> bool:
-    """Whether the contribution is found behind a norm, not at the projection or a module around it.
-
-    A norm has no linear module inside, and the module around a projection holds it.
-    """
+def _post_normed(model: Model, place: str, projection: str) -> bool:
+    """Whether a contribution is read behind a norm, which lies outside the projection's module."""
     return not (projection == place or projection.startswith(f"{place}."))
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from nnattr.errors import TaskError
-from nnattr.methods.prompts import fits, listed, prepared
 from nnattr.model.model import Model
+from nnattr.model.prompts import fits, listed, prepared
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nnattr.errors import TaskError
-from nnattr.methods.prompts import listed, prepared
 from nnattr.model.model import Model
 from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.prompts import listed, prepared
 
 
 def generate(

@@ -18,12 +18,12 @@ from nnattr.errors import TaskError
 from nnattr.methods.chunks import in_chunks
 from nnattr.methods.fills import Fill
 from nnattr.methods.frame import Frame
-from nnattr.methods.prompts import fits
 from nnattr.methods.records import plain, record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
 from nnattr.model.layout import PatchSite, layout, units
 from nnattr.model.model import Model
 from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.prompts import fits
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, spots

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.arch.modules import raw
 from nnattr.model.projection import in_out
 
 ASKED = 512  # unit vectors at a time
@@ -32,7 +33,7 @@ def linear_map(
     if module.weight.is_meta:
         return asked(module, width, like, columns)
     weight = in_out(module)
-    bias = getattr(module._module, "bias", None)
+    bias = getattr(raw(module), "bias", None)
     bias = torch.zeros_like(weight[0]) if bias is None else bias
     if columns is not None:
         there = columns.to(weight.device)

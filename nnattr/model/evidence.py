@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.arch.modules import raw
 from nnattr.model.projection import in_out
 from nnattr.model.sites import read, write
 
@@ -154,7 +155,7 @@ def heads_gap(nn: Any, path: str, seen: dict[str, Any], n_heads: int) -> float:
         return float("inf")
     parts = zip(z.chunk(n_heads, -1), weight.chunk(n_heads, 0), strict=True)
     total = torch.stack([part @ matrix for part, matrix in parts]).sum(0)
-    bias = getattr(projection._module, "bias", None)
+    bias = getattr(raw(projection), "bias", None)
     return gap(total if bias is None else total + bias.double(), target)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnattr import teaching
 from nnattr.arch.discover import candidates
+from nnattr.arch.modules import raw
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.backend import Backend, resolve
@@ -74,9 +75,9 @@ def load(
         module = _weights(str(source), name, device, dtype, revision, kwargs)
     nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
     known = lookup(nn.config)
-    if spec is None and known is not None and not missing(known, nn._module):
+    if spec is None and known is not None and not missing(known, raw(nn)):
         return Model(nn, tokenizer, known, where, name, revision)
-    specs = [spec] if spec is not None else list(candidates(nn._module))
+    specs = [spec] if spec is not None else list(candidates(raw(nn)))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nnattr.arch.modules import raw
 from nnattr.arch.spec import ArchSpec
 from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.model import sites
@@ -38,6 +40,11 @@ class Model:
     revision: str | None = None
 
     @property
+    def module(self) -> Any:
+        """The Hugging Face module, without weights where the model runs on a server."""
+        return raw(self.nn)
+
+    @property
     def config(self) -> Any:
         """The Hugging Face configuration (of the text model, where there are several)."""
         return self.nn.config.get_text_config()
@@ -55,7 +62,7 @@ class Model:
     @property
     def d_head(self) -> int:
         """Size of a head: of its part of the attention output projection's input."""
-        projection = self.nn._module.get_submodule(sites.place(self.spec, "z", 0).path)
+        projection = self.module.get_submodule(sites.place(self.spec, "z", 0).path)
         width = getattr(projection, "in_features", getattr(projection, "nx", None))
         return (width or projection.weight.shape[-1]) // self.n_heads
 
@@ -65,7 +72,7 @@ class Model:
         qkv = self.spec.qkv
         if qkv is None:
             return getattr(self.config, "num_key_value_heads", None) or self.n_heads
-        projection = self.nn._module.get_submodule(f"{self.spec.layers}.0.{qkv.v}")
+        projection = self.module.get_submodule(f"{self.spec.layers}.0.{qkv.v}")
         width = getattr(projection, "out_features", getattr(projection, "nf", None))
         heads = (width or projection.weight.shape[0]) // self.d_head
         return heads if qkv.packing == "separate" else (heads - self.n_heads) // 2
@@ -77,7 +84,7 @@ class Model:
         Raises:
             ArchError: this family has no such projection.
         """
-        projection = self.nn._module.get_submodule(sites.place(self.spec, "neuron", 0).path)
+        projection = self.module.get_submodule(sites.place(self.spec, "neuron", 0).path)
         return getattr(projection, "in_features", None) or projection.weight.shape[0]
 
     @property
@@ -94,6 +101,10 @@ class Model:
     def context_length(self) -> int | None:
         """The longest prompt the model takes, if its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the model's forward pass takes this argument, such as ``"logits_to_keep"``."""
+        return argument in inspect.signature(type(self.module).forward).parameters
 
     def places(self, site: sites.SiteName) -> list[tuple[Any, ...]]:
         """Where ``site`` is found in each layer, as plain values that can travel.

@@ -114,7 +114,7 @@ def verify(model: Model, ids: Any = None) -> Proof:
 
     Cost: one job with about twelve short forward passes.
     """
-    absent = missing(model.spec, model.nn._module)
+    absent = missing(model.spec, model.module)
     if absent:
         return Proof(model.name, (Check("modules exist", False, f"no module {absent[0]!r}"),))
     checks = [Check("modules exist", True, "every path of the spec")]
@@ -259,7 +259,7 @@ def _shape_checks(model: Model, found: dict[str, Any]) -> list[Check]:
 def _stated_d_head(model: Model) -> int | None:
     """The head size that the attention module itself states, if it does."""
     path = model.places("z")[0][0].rpartition(".")[0]
-    attention = model.nn._module.get_submodule(path)
+    attention = model.module.get_submodule(path)
     names = ("v_head_dim", "head_dim", "head_size", "attention_head_size")
     stated = (getattr(attention, name, None) for name in names)
     return next((value for value in stated if isinstance(value, int)), None)

@@ -10,7 +10,7 @@ from nnattr.config import RunConfig
 from nnattr.errors import NnattrError
 from nnattr.methods.activation_patching import activation_patching
 from nnattr.methods.attribution_patching import attribution_patching
-from nnattr.methods.direct_logit_attribution import direct_logit_attribution
+from nnattr.methods.direct.direct_logit_attribution import direct_logit_attribution
 from nnattr.results import Provenance, Scores
 
 #: The methods that a run file can name.

@@ -16,7 +16,7 @@ from markupsafe import Markup
 import nnattr
 from nnattr.config import RunConfig
 from nnattr.errors import NnattrError, ResultError
-from nnattr.methods.attention_patterns import attention_patterns
+from nnattr.methods.attention.attention_patterns import attention_patterns
 from nnattr.model.model import Model
 from nnattr.plots import words
 from nnattr.plots.look import limit_of

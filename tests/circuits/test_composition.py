@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnattr import ArchError, ResultError, TaskError, composition
-from nnattr.methods.composition import random_composition
+from nnattr.methods.weight_circuits.composition import random_composition
 from tests.circuits.common import ov, qk
 from tests.methods.common import TEACHING, teaching, tiny
 from tests.support.families import NORMED

@@ -24,7 +24,7 @@ from nnattr import (
     attention_vs_mlp,
     direct_logit_attribution,
 )
-from nnattr.methods.frozen_norm import apply, frozen, pull
+from nnattr.maps.norm import apply, frozen, pull
 from nnattr.methods.weights import asked, linear_map
 from tests.methods.common import (
     TEACHING,
@@ -148,7 +148,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gpt2")
     task = ragged_tiny(model)
     at_once = direct_logit_attribution(model, task, unit="head")
-    monkeypatch.setattr("nnattr.methods.decomposition.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.methods.direct.decomposition.TOKENS_PER_FORWARD", 1)
     np.testing.assert_allclose(
         direct_logit_attribution(model, task, unit="head").raw, at_once.raw, atol=1e-6
     )

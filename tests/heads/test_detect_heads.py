@@ -20,7 +20,7 @@ from nnattr import (
     detect_heads,
 )
 from nnattr.headkinds import KINDS
-from nnattr.methods.detect_heads import THRESHOLDS, repeated_tokens
+from nnattr.methods.attention.detect_heads import THRESHOLDS, repeated_tokens
 from tests.methods.common import TEACHING, raw_module, stories, teaching, tiny
 from tests.oracles import attention
 from tests.support.paths import needs_stories
@@ -144,7 +144,7 @@ def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(
     assert here.loss is not None
     assert there.loss is not None
     assert here.loss.equals(there.loss)
-    monkeypatch.setattr("nnattr.methods.detect_heads.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.methods.attention.detect_heads.TOKENS_PER_FORWARD", 1)
     chunked = detect_heads(tiny("gpt2"), n=3, length=8)
     np.testing.assert_allclose(chunked.scores, here.scores, rtol=0, atol=1e-6)
     np.testing.assert_allclose(chunked.loss, here.loss, rtol=1e-5)

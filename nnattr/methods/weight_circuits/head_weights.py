@@ -17,8 +17,8 @@ from nnattr.methods.attention_form import (
     short_prompt,
 )
 from nnattr.methods.attention_weights import look
-from nnattr.methods.circuit_job import attentions
-from nnattr.methods.heads import Head, chosen
+from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.methods.frozen_norm import Frozen, apply, frozen, per_unit, pull
+from nnattr.maps.norm import Frozen, apply, frozen, per_unit, pull
 from nnattr.methods.readout import model_inputs
 from nnattr.methods.weights import linear_map
 from nnattr.model.sites import read

@@ -1,7 +1,7 @@
 """A decomposition of the residual stream as a job: what travels, and what is refused.
 
 `direct_logit_attribution` and `next_token_attribution` differ in the direction that they read; the
-rest of the way, through `nnattr.methods.decompose`, is one.
+rest of the way, through `nnattr.methods.direct.decomposition_job`, is one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nnattr.errors import ArchError, MetricError
 from nnattr.methods.components import Plan, Unit, logit_constants
-from nnattr.methods.prompts import keeps_last
 from nnattr.model.model import Model
 from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
@@ -67,7 +66,7 @@ def decomposition(
         "capped": cap is not None,
         "whole": unit != "accumulated",
         "each": norm == "each",
-        "keeps": keeps_last(model),
+        "keeps": model.accepts("logits_to_keep"),
         "rows": max(1, min(TOKENS_PER_FORWARD // task.width, FLOATS // held)),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.maps.norm import apply, frozen, per_unit
 from nnattr.methods.attention_weights import (
     chosen,
     fitted,
@@ -21,7 +22,6 @@ from nnattr.methods.attention_weights import (
     rotations,
     turned,
 )
-from nnattr.methods.frozen_norm import apply, frozen, per_unit
 from nnattr.methods.weights import linear_map
 from nnattr.model.sites import read
 

@@ -32,12 +32,12 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
-from nnattr.methods.prompts import Prompts, asked, keeps_last
 from nnattr.methods.records import as_task, record
 from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, patterns
 from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.prompts import Prompts, asked
 from nnattr.results import HeadScores
 from nnattr.tokens import Tokens, pad_id, token_strings
 
@@ -100,7 +100,7 @@ def detect_heads(
     payload = {
         "prompts": tokens.tensors,
         "paths": attention_paths(model),
-        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "kinds": KINDS,
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }

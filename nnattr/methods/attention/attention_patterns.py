@@ -31,14 +31,14 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.graph import Part
-from nnattr.methods.heads import Heads, chosen
-from nnattr.methods.prompts import Prompts, asked, keeps_last
 from nnattr.methods.records import as_task, record
 from nnattr.methods.weights import linear_map
+from nnattr.model.heads import Heads, chosen
 from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, patterns
 from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.prompts import Prompts, asked
 from nnattr.model.sites import read
 from nnattr.results import Patterns
 from nnattr.tokens import Tokens
@@ -90,7 +90,7 @@ def attention_patterns(
         "prompts": tokens.tensors,
         "paths": attention_paths(model),
         "heads": wanted,
-        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "values": _value_places(model) if weighted else None,
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }

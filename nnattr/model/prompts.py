@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -99,12 +98,6 @@ def _room(model: Model, longest: int, room: int) -> None:
         raise TaskError(
             f"The longest prompt has {longest} tokens{more}, and {model.name} takes {limit}."
         )
-
-
-def keeps_last(model: Model) -> bool:
-    """Whether the model can leave out the logits that are not wanted."""
-    forward = type(model.nn._module).forward
-    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 def columns(tokens: Tokens, prompts: Sequence[str], where: Where) -> tuple[Tensor, Tensor]:

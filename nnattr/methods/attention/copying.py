@@ -35,7 +35,6 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.methods.capture import at_positions
-from nnattr.methods.prompts import Prompts, Where, asked, keeps_last
 from nnattr.methods.readout import take
 from nnattr.methods.records import as_task, plain, record
 from nnattr.methods.weights import linear_map
@@ -43,6 +42,7 @@ from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths, patterns
 from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.prompts import Prompts, Where, asked
 from nnattr.model.sites import read, write
 from nnattr.results import HeadScores, Provenance
 from nnattr.tasks import Task
@@ -237,7 +237,7 @@ def _payload(model: Model, tokens: Tokens, at: Tensor, k: int, negative: bool) -
         "k": k,
         "paths": attention_paths(model),
         "looked_at": None,
-        "options": {"logits_to_keep": 1} if keeps_last(model) else {},
+        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
     }
 

@@ -30,11 +30,11 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.graph import Part
 from nnattr.methods.components import logit_constants
-from nnattr.methods.prompts import Where, columns, listed, prepared
 from nnattr.methods.readout import joined, model_inputs, take, top_tokens
 from nnattr.methods.records import as_task, plain, record
 from nnattr.model.model import Model
 from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.prompts import Where, columns, listed, prepared
 from nnattr.model.sites import read
 from nnattr.results import Lens
 from nnattr.tokens import Tokens, continuation_id

@@ -35,8 +35,8 @@ from nnattr.graph import Part
 from nnattr.linalg import product_norm, triangle
 from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.attention_weights import look
-from nnattr.methods.circuit_job import attentions
 from nnattr.methods.records import record
+from nnattr.methods.weight_circuits.weight_circuit_job import attentions
 from nnattr.model.model import Model
 from nnattr.results import Composition
 

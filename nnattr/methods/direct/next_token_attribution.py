@@ -8,10 +8,10 @@ unembedding that belongs to the text's own next token.
 The parts are the direct path (the embeddings), every head, the MLPs and the biases; they add up to
 the logit, which is measured in every run.
 
-It misleads as every direct attribution does (see `nnattr.methods.direct_logit_attribution`), and in
-one more way: a logit by itself says little. The softmax does not see what raises all logits alike,
-so a part with large values everywhere may do nothing for the prediction; compare parts across
-positions, first copy against second, rather than reading one number.
+It misleads as every direct attribution does (see `direct_logit_attribution`), and in one more way:
+a logit by itself says little. The softmax does not see what raises all logits alike, so a part with
+large values everywhere may do nothing for the prediction; compare parts across positions, first
+copy against second, rather than reading one number.
 
 Source: the logit attribution of ARENA's "Intro to Mechanistic Interpretability", after Elhage et
 al. 2021. The cost is one forward pass.
@@ -29,12 +29,12 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.methods.components import Unit, chosen_layers, components
-from nnattr.methods.decompose import decompose_job
-from nnattr.methods.decomposition import decomposition, proven
-from nnattr.methods.prompts import fits, listed
+from nnattr.methods.direct.decomposition import decomposition, proven
+from nnattr.methods.direct.decomposition_job import decompose_job
+from nnattr.methods.direct.shares import placed, shares
 from nnattr.methods.records import record
-from nnattr.methods.shares import placed, shares
 from nnattr.model.model import Model
+from nnattr.model.prompts import fits, listed
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import spots

@@ -13,8 +13,8 @@ import xarray as xr
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form, require, short_prompt
-from nnattr.methods.circuit_job import circuit_job
 from nnattr.methods.components import logit_constants, position_table
+from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
 from nnattr.model.model import Model
 from nnattr.tokens import continuation_id
 
@@ -22,7 +22,7 @@ By = Literal["row", "column"]
 
 
 class Side(NamedTuple):
-    """One side of a circuit, in plain values (see `nnattr.methods.circuit_job.side`)."""
+    """One side of a circuit, in plain values (see `side` of the job)."""
 
     rows: str
     through: tuple[tuple[int, int], ...]
@@ -158,7 +158,7 @@ class Circuit:
         scores = {layer for side in sides for layer, _ in side.end[1] if side.end[0] in ("q", "k")}
         layers = sorted({layer for layer, _ in heads})
         table = position_table(model)
-        module = None if table is None else model.nn._module.get_submodule(table)
+        module = None if table is None else model.module.get_submodule(table)
         multiplier, cap = logit_constants(model)
         return {
             "ids": short_prompt(model),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnattr.linalg import product_eigenvalues, product_norm, product_svd
+from nnattr.maps.norm import frozen
 from nnattr.methods.attention_weights import (
     chosen,
     fitted,
@@ -23,7 +24,6 @@ from nnattr.methods.attention_weights import (
     turned,
     value_gap,
 )
-from nnattr.methods.frozen_norm import frozen
 from nnattr.methods.weights import linear_map
 
 FLOATS = 2**25  # numbers of a chunk of the circuit's rows

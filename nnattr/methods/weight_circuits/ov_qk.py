@@ -41,9 +41,9 @@ import xarray as xr
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form
-from nnattr.methods.circuit import Circuit, Side
 from nnattr.methods.components import position_table
-from nnattr.methods.heads import Head, chosen
+from nnattr.methods.weight_circuits.weight_circuit import Circuit, Side
+from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 
 

@@ -30,13 +30,13 @@ import xarray as xr
 
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
+from nnattr.methods.attention.decompose_attention_job import attention_parts_job
 from nnattr.methods.attention_form import layer_form, require
-from nnattr.methods.attention_parts import attention_parts_job
 from nnattr.methods.components import Plan, bias, components
-from nnattr.methods.heads import Head, chosen
-from nnattr.methods.prompts import fits, listed, prepared
 from nnattr.methods.records import as_task, record
+from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
+from nnattr.model.prompts import fits, listed, prepared
 from nnattr.results import AttentionParts
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
@@ -98,7 +98,7 @@ def decompose_attention(
 
 
 def _names(model: Model, plan: Plan) -> list[str]:
-    """The components, in the order in which `nnattr.methods.attention_parts` makes them."""
+    """The components, in the order in which the job makes them."""
     split = {one["part"] for one in plan.splits}
     names = []
     for name, _ in plan.parts:

@@ -1,0 +1,1 @@
+"""What modules do, as linear maps, found where the model is: inside jobs, torch alone."""

@@ -1,0 +1,1 @@
+"""What each part writes straight toward the next token."""

@@ -1,0 +1,1 @@
+"""What heads are wired to do, read off their weights."""
