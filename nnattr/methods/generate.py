@@ -11,7 +11,7 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.methods.prompts import listed, prepared
 from nnattr.model.model import Model
-from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 
 
 def generate(
