@@ -22,7 +22,8 @@ from nnattr import (
     position_pattern,
     qk_circuit,
 )
-from nnattr.methods import attention_form, attention_weights, circuit_job
+from nnattr.methods import attention_form, attention_weights
+from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
 from nnattr.methods.weights import asked
 from tests.circuits.common import dense, ov, qk
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
