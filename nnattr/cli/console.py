@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -53,7 +54,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) 
             justify="left" if i < texts else "right",
             overflow="fold",
             no_wrap=not breaks,
-            min_width=None if breaks else max(map(len, (name, *cells))),
+            min_width=None if breaks else max(map(cell_len, (name, *cells))),
         )
     for row in rows:
         made.add_row(*row)
@@ -62,7 +63,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> Table:
     """Names with a text beside each, indented."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
+    made = Table(box=None, padding=(0, 0, 0, 2), show_header=False)
     for row in rows:
         made.add_row(*row)
     return made
