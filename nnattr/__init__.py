@@ -34,9 +34,11 @@ def __getattr__(name: str) -> Any:
     return _attribute(name)
 
 
-def _figures() -> None:
-    """Load what draws results; importing it fills the table in `nnattr.drawing`."""
-    from nnattr import plots  # noqa: F401
+def _figures() -> drawing.Drawers:
+    """What draws each result; plotly is loaded here, and not before a figure is wanted."""
+    from nnattr.plots import FIGURES
+
+    return FIGURES
 
 
 drawing.filled_by(_figures)

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nnattr import Scores, cli, teaching
-from nnattr.cli import commands
+from nnattr.cli import commands, console
 from nnattr.config import RunConfig
 from tests.support.command_line import call, is_self_contained
 
@@ -161,6 +161,45 @@ def test_models():
     for name in (*teaching.NAMES, "gpt_neox", "known families"):
         assert name in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@NEEDS_MODEL
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_what_is_printed_fits_and_is_whole_in_a_pipe(tmp_path: Path, columns: int):
+    config = tmp_path / "a.yaml"
+    config.write_text("{model: teaching-gpt2, task: {name: ioi, arguments: {n: 2}}, top: 3}")
+    narrow = {"COLUMNS": str(columns)}
+    for words in (["models"], ["run", config], ["demo", "--n", 2, "--output", tmp_path / "d.html"]):
+        text = CliRunner().invoke(cli.app, [str(word) for word in words], env=narrow).output
+        lines = [line for line in text.splitlines() if not line.startswith("Wrote")]
+        assert len(lines) > 8, text
+        assert max(map(len, lines)) <= min(columns, 80)
+        assert not re.search(r"[\x1b…]", text), "control codes, or cells that were cut"
+        assert not [line for line in lines if line != line.rstrip()]
+
+
+def test_long_names_stay_whole_and_words_break_between_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = ("m" * 40, "[bold]x[/bold]", "y" * 70)
+    note = "not known, discovered on loading"
+    for some in (names[:2], names):
+        console.say(console.table(("model", "state", ""), [(n, "COLD", note) for n in some], 3))
+        text = capsys.readouterr().out
+        assert all(name in text.split() for name in some)
+        assert text.count("COLD") == len(some)
+        assert [word for word in text.split() if word in note.split()] == note.split() * len(some)
+        assert max(map(len, text.splitlines())) <= max(60, max(map(len, some)) + 2 + 5 + 2 + 10)
+
+
+def test_numbers_end_together(capsys: pytest.CaptureFixture[str]):
+    console.say(console.table(("cell", "score"), [("L0H1", "+1.0 ± 0.1"), ("L10H11", "-1.0")]))
+    assert capsys.readouterr().out.splitlines() == [
+        "cell         score",
+        "L0H1    +1.0 ± 0.1",
+        "L10H11        -1.0",
+    ]
 
 
 def test_help_does_not_wait_for_torch():

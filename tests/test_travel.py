@@ -123,6 +123,7 @@ def test_a_plain_job_has_no_fault(tmp_path: Path) -> None:
         ),
         ("class Rows:", "from enum import Enum\nclass Rows(Enum):", "Rows: is made of Enum"),
         ("class Rows:", "class Base:\n    pass\nclass Rows(Base):", None),
+        ("class Rows:", "class Rows(Exception):", None),
         ("class Rows:", "class Rows(ValueError):", "Rows: is made of ValueError"),
         ("class Rows:", "class Rows(metaclass=Meta):", "Rows: has a metaclass or keywords"),
         ("        self.size:", "        super().__init__()\n        self.size:", "calls super()"),

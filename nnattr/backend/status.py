@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
 from typing import Any, NamedTuple
 
-from nnattr.backend import NDIF, resolve
+from nnattr.backend import NDIF
 from nnattr.errors import BackendError
 
 
@@ -32,7 +31,7 @@ def deployments(backend: NDIF) -> list[Deployment]:
     """The models that a server has, the running ones first.
 
     Raises:
-        BackendError: no server answers there, or what answers is no NDIF server.
+        BackendError: no server answers there, or what answers is not an NDIF server.
     """
     import httpx
     from nnsight.schema.config import CONFIG
@@ -55,7 +54,7 @@ def deployments(backend: NDIF) -> list[Deployment]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackendError(
-            f"What answers at {host} is no NDIF server: its /status lists no deployments."
+            f"What answers at {host} is not an NDIF server: its /status lists no deployments."
         ) from error
     return sorted(found, key=lambda one: (one.state != "RUNNING", one.model, one.revision))
 
@@ -69,28 +68,3 @@ def _deployment(name: str, entry: dict[str, Any]) -> Deployment:
         dtype=str(entry.get("dtype") or "").removeprefix("torch."),
         architecture=str((config.get("text_config") or config).get("model_type") or ""),
     )
-
-
-def table(name: str, known: Container[str]) -> str:
-    """What the server that ``name`` names has, as text.
-
-    Args:
-        name: ``"ndif"`` or an address.
-        known: the architectures that nnattr has a map of.
-
-    Raises:
-        BackendError: it names no server, or as `deployments`.
-    """
-    backend = resolve(name)
-    if not isinstance(backend, NDIF):
-        raise BackendError(f"{name!r} is no server: give 'ndif' or an http(s) address.")
-    found = deployments(backend)
-    if not found:
-        return f"{backend.name} has no models yet; a model is deployed when it is first asked for."
-    width = max(len(one.model) for one in found)
-    lines = [f"{'model':{width}}  {'state':11}  {'dtype':9}  architecture"]
-    for one in found:
-        fits = "known" if one.architecture in known else "not known, discovered on loading"
-        about = f"{one.architecture} ({fits})" if one.architecture else "not said by the server"
-        lines.append(f"{one.model:{width}}  {one.state:11}  {one.dtype:9}  {about}")
-    return "\n".join(lines)

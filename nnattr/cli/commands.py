@@ -7,8 +7,6 @@ Commands import what they need when they run, so that ``nnattr --help`` is quick
 
 from __future__ import annotations
 
-import json
-import textwrap
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -105,12 +103,13 @@ def demo(
 ) -> None:
     """Find the heads that identify the indirect object, exactly and by estimate."""
     _must_be_writable(output)
+    from nnattr.cli.console import say
     from nnattr.cli.demo import measure, summary
     from nnattr.cli.demo_page import demo_page
     from nnattr.model.load import load
 
     found = measure(load(model, backend=backend), n, seed)
-    typer.echo(summary(found))
+    say(*summary(found))
     _write(output, demo_page(found))
 
 
@@ -137,10 +136,11 @@ def run(
     for path in (settings.output, plot):
         if path is not None:
             _must_be_writable(Path(path))
+    from nnattr.cli.console import say
     from nnattr.cli.run import analyse, described
 
     scores = analyse(settings)
-    typer.echo(described(scores, settings.top))
+    say(*described(scores, settings.top))
     if settings.output is not None:
         typer.echo(f"Wrote {scores.save(settings.output)}")
     if plot is not None:
@@ -256,59 +256,15 @@ def models(
     ] = None,
 ) -> None:
     """List the teaching models and the known families, or what a server has."""
-    from nnattr.arch.table import ROWS
+    from nnattr.cli.console import say
+    from nnattr.cli.models import here, on_server
 
-    if backend is not None:
-        from nnattr.backend.status import table
-
-        typer.echo(table(backend, ROWS))
-        return
-    from nnattr.teaching import NAMES, folder
-
-    typer.echo(f"{'':16}{'layers':>7}{'heads':>7}{'kv heads':>10}{'d_model':>9}{'MB':>6}")
-    for name in NAMES:
-        typer.echo(_teaching_model(name, folder(name)))
-    typer.echo(f"\n{len(ROWS)} known families, by the model_type of their configuration:")
-    typer.echo(_indented(", ".join(sorted(ROWS))))
-    typer.echo(
-        "\nOther causal language models are discovered and proven when they are loaded;\n"
-        "`nnattr doctor MODEL` shows the proof."
-    )
+    say(*(here() if backend is None else on_server(backend)))
 
 
 def main() -> None:
     """Run the command line."""
     app(prog_name="nnattr")
-
-
-def _teaching_model(name: str, folder: Path) -> str:
-    """One teaching model's size and held-out accuracies."""
-    if not (folder / "config.json").exists():
-        return f"{name:16}  not here; `python -m nnattr.teaching.train` makes it"
-    config = json.loads((folder / "config.json").read_text())
-
-    def size(*keys: str) -> Any:
-        return next((config[key] for key in keys if key in config), "?")
-
-    heads = size("num_attention_heads", "n_head")
-    kv_heads = config.get("num_key_value_heads", heads)
-    layers, width = size("num_hidden_layers", "n_layer"), size("hidden_size", "n_embd")
-    weights = folder / "model.safetensors"
-    megabytes = f"{weights.stat().st_size / 1e6:.1f}" if weights.exists() else "-"
-    line = f"{name:16}{layers:>7}{heads:>7}{kv_heads:>10}{width:>9}{megabytes:>6}"
-    if not (folder / "metrics.json").exists():
-        return line
-    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
-    accuracies = [
-        f"{key.removesuffix('_accuracy').replace('_', ' ')} {value:.1%}"
-        for key, value in metrics.items()
-        if key.endswith("_accuracy")
-    ]
-    return line + "\n" + _indented(f"held out: {', '.join(accuracies)}")
-
-
-def _indented(text: str) -> str:
-    return textwrap.fill(text, 78, initial_indent="  ", subsequent_indent="  ")
 
 
 def _must_be_writable(path: Path) -> None:

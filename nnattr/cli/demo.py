@@ -6,12 +6,12 @@ answer for a terminal, `demo_page` writes it as a page.
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from nnattr import tasks
+from nnattr.cli.console import Block, pairs, table
 from nnattr.methods.activation_patching import activation_patching
 from nnattr.methods.attribution_patching import attribution_patching
 from nnattr.metrics import LogitDiff
@@ -21,7 +21,6 @@ from nnattr.results import Agreement, Cell, Scores, agreement
 from nnattr.tasks import Task
 
 TOP = 8
-WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -98,46 +97,51 @@ def same_layout(tokenizer: Any, n: int, seed: int) -> Task:
     return task[max(groups.values(), key=len)[:n]]
 
 
-def summary(demo: Demo) -> str:
-    """The demo's answer as text of at most 80 columns."""
+def summary(demo: Demo) -> list[Block]:
+    """The demo's answer for a terminal."""
     model, task = demo.model, demo.task
-    lines = [
+    return [
         f"{model.name}: {model.architecture}, {model.n_layers} layers x {model.n_heads} heads, "
         f"{model.dtype}, {model.backend.name}",
         "",
         f"Indirect-object identification, {len(task)} pairs of prompts, such as",
-        *_wrapped("clean      ", f"{task.clean[0]} →{task.answers[0][0]}"),
-        *_wrapped("corrupted  ", f"{task.corrupted[0]} →{task.wrong_answers[0][0]}"),
+        pairs(
+            (
+                ("clean", f"{task.clean[0]} →{task.answers[0][0]}"),
+                ("corrupted", f"{task.corrupted[0]} →{task.wrong_answers[0][0]}"),
+            )
+        ),
         "",
-        f"{'':24}{'right name preferred':>22}{'logit difference':>26}",
+        _baselines(demo.exact),
+        *(("", demo.warning) if demo.warning else ()),
+        "",
+        "One head at a time from the clean run into the corrupted one: share of the logit "
+        "difference that it brings back (0 none, 1 all; ± standard error)",
+        "",
+        _heads(demo),
+        "",
+        str(demo.agreement),
+        _timing(demo),
     ]
+
+
+def _baselines(scores: Scores) -> Block:
+    """Whether the model does the task."""
+    rows = []
     for run in ("clean", "corrupted"):
-        share, mean, error = baseline(demo.exact, run)
-        lines.append(f"{run + ' prompts':24}{share:>22.0%}{measured(mean, error, 2):>26}")
-    if demo.warning:
-        lines += ["", *textwrap.wrap(demo.warning, WIDTH)]
-    lines += ["", *_heads(demo), "", str(demo.agreement), _timing(demo)]
-    return "\n".join(lines)
+        share, mean, error = baseline(scores, run)
+        rows.append((f"{run} prompts", f"{share:.0%}", measured(mean, error, 2)))
+    return table(("", "right name preferred", "logit difference"), rows)
 
 
-def _wrapped(tag: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH - 2, initial_indent=f"  {tag}", subsequent_indent=" " * (2 + len(tag))
-    )
-
-
-def _heads(demo: Demo) -> list[str]:
+def _heads(demo: Demo) -> Block:
     """The strongest heads by both methods, side by side."""
-    lines = [
-        "One head at a time from the clean run into the corrupted one: share of the",
-        "logit difference that it brings back (0 none, 1 all; ± standard error)",
-        "",
-        f"{'':4}{'activation patching (exact)':34}attribution patching (estimate)",
+    rows = [
+        (str(rank), *(f"{c.label:<8}{measured(c.value, c.stderr, 4)}" for c in cells))
+        for rank, cells in enumerate(demo.ranked, 1)
     ]
-    for rank, cells in enumerate(demo.ranked, 1):
-        one, other = (f"{cell.label:<8}{measured(cell.value, cell.stderr, 4)}" for cell in cells)
-        lines.append(f"{rank:>2}  {one:34}{other}")
-    return lines
+    header = ("", "activation patching (exact)", "attribution patching (estimate)")
+    return table(header, rows, texts=len(header))
 
 
 def _timing(demo: Demo) -> str:

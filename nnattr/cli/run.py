@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from html import unescape
 from typing import Any
 
 from nnattr import tasks
+from nnattr.cli.console import Block, table
 from nnattr.config import RunConfig, TaskConfig
 from nnattr.errors import MetricError, NnattrError, TaskError
 from nnattr.metrics import METRICS, Metric
 from nnattr.model.load import load
+from nnattr.plots import words
 from nnattr.report.again import METHODS
+from nnattr.report.values import measured
 from nnattr.results import Scores
+from nnattr.tasks import GENERATORS
 
 #: The ways to describe a task, by the fields that show which one is meant.
 WAYS = ("name", "table", "file", "clean")
@@ -74,7 +79,7 @@ def make_task(config: TaskConfig, tokenizer: Any) -> tasks.Task:
     """
     _check(config)
     if config.name is not None:
-        return generators()[config.name](tokenizer, **config.arguments)
+        return GENERATORS[config.name](tokenizer, **config.arguments)
     if config.file is not None:
         return tasks.Task.load(config.file)
     if config.table is not None:
@@ -91,40 +96,32 @@ def make_task(config: TaskConfig, tokenizer: Any) -> tasks.Task:
     )
 
 
-def generators() -> dict[str, Callable[..., tasks.Task]]:
-    """The functions of `nnattr.tasks` that make a task for a tokenizer, by name."""
-    return {
-        name: made
-        for name, made in vars(tasks).items()
-        if inspect.isfunction(made) and made.__annotations__.get("return") == "Task"
-    }
-
-
-def described(scores: Scores, top: int) -> str:
+def described(scores: Scores, top: int) -> list[Block]:
     """What was measured, the metric of both runs, and the strongest cells."""
     p = scores.provenance
     options = ", ".join(f"{key}={value!r}" for key, value in p.arguments.items())
     means = scores.baselines.mean("example").dropna("run").to_series()
     ranking, cells = scores.top(top), scores.mean().raw.size
     error = " (± standard error)" if scores.baselines.sizes["example"] > 1 else ""
-    return "\n".join(
-        [
-            f"{p.method}({options})",
-            f"{p.model} on {p.backend}, {p.task}",
-            "",
-            f"{p.metric}: " + ", ".join(f"{run} {value:+.4f}" for run, value in means.items()),
-            "",
-            f"The {len(ranking)} strongest of {cells}{error}:",
-            repr(ranking),
-            "",
-            f"{p.seconds:.2f} s",
-        ]
-    )
+    return [
+        f"{p.method}({options})",
+        f"{p.model} on {p.backend}, {p.task}",
+        "",
+        f"{p.metric}: " + ", ".join(f"{run} {value:+.4f}" for run, value in means.items()),
+        "",
+        f"The {len(ranking)} strongest of {cells}{error}:",
+        table(
+            ("cell", unescape(words.unit(scores))),
+            [(cell.label, measured(cell.value, cell.stderr, 4)) for cell in ranking],
+        ),
+        "",
+        f"{p.seconds:.2f} s",
+    ]
 
 
 def _check(config: TaskConfig) -> None:
     """Refuse a description that no tokenizer could make good, before a model is loaded."""
-    known = generators()
+    known = GENERATORS
     ways = [way for way in WAYS if getattr(config, way)]
     if len(ways) != 1:
         raise TaskError(

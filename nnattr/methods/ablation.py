@@ -20,26 +20,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nnattr.backend import Tick
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.activation_patching import patching_job
 from nnattr.methods.components import position_table
 from nnattr.methods.fills import Dataset, FillKind, chosen
 from nnattr.methods.study import Study
 from nnattr.metrics import Metric
-from nnattr.model.engine import out_of_reach
-from nnattr.model.fill import fills
 from nnattr.model.layout import units
-from nnattr.model.memory import portions
 from nnattr.model.model import Model
-from nnattr.model.runs import inputs, logits_of, measure, observe, refusal
-from nnattr.model.sites import SITES, SiteName, read, write
+from nnattr.model.sites import SITES, SiteName
+from nnattr.model.sweep import ablation_job
+from nnattr.model.together import together_job
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
@@ -91,7 +86,9 @@ def ablate(
 
     Cost: that of `activation_patching`, and for a mean one forward pass over the dataset.
     """
-    study = _study(map_job, model, task, metric, site, method, positions, dataset, seed, engine)
+    study = _study(
+        ablation_job, model, task, metric, site, method, positions, dataset, seed, engine
+    )
     return _of_clean_run(study.run(checkpoint))
 
 
@@ -245,74 +242,4 @@ def _positions_payload(
         )
     if method not in ("zero", "mean") or positions != "all":
         raise TaskError("Position embeddings are ablated with 'zero' or 'mean', at all positions.")
-    return {"pos_embed": table, "dataset": {}}
-
-
-def map_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
-    """The change of the metric for every cell, one at a time."""
-    return patching_job(nn, tick, **{**payload, "filled": fills(nn, payload)})
-
-
-def together_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
-    """The change of the metric with all chosen parts replaced at once."""
-    filled = None if payload["pos_embed"] else fills(nn, payload)
-    return portions(nn, tick, {**payload, "filled": filled}, together)
-
-
-def together(nn: Any, tick: Tick, ask: SimpleNamespace) -> dict[str, Any]:
-    """The metric of the plain run and its change, for one portion of the examples."""
-    refused = out_of_reach(nn, ask)
-    if refused:
-        return refused
-    _, logits = observe(nn, ask, ask.base, ())
-    clean = logits[:, -1]
-    base = measure(ask, ask.base, logits, clean)
-    refused = refusal(base, ask.n)
-    if refused:
-        return refused
-    if ask.pos_embed:
-        ablated = without_positions(nn, ask)
-    else:
-        others = ask.filled
-        if others is None:
-            others = observe(nn, ask, ask.source, ("site",))[0]["site"]
-        ablated = without_parts(nn, ask, others)
-    change = measure(ask, ask.base, ablated, clean) - base
-    ask.room.rows = max(ask.room.rows, ask.n)
-    tick(1, 1)
-    return {
-        "change": change[:, None, None, None],
-        "base": base,
-        "source": base,
-        "engine": "full",
-        "dtype": str(logits.dtype),
-    }
-
-
-def without_parts(nn: Any, ask: SimpleNamespace, others: list[Tensor]) -> Tensor:
-    """The logits with the chosen units of every layer's site replaced."""
-    width = ask.base["ids"].shape[1]
-    spots = ask.spots.any(0)[..., None]  # [example, pos, 1]
-    with nn.trace(**inputs(ask, ask.base)):
-        with torch.no_grad():
-            for where, units, other in zip(ask.places, ask.ablated, others, strict=True):
-                if units.any():
-                    live = read(nn, where, width).clone()
-                    columns = units.repeat_interleave(live.shape[-1] // len(units))
-                    chosen = (spots & columns).to(live.device)
-                    write(nn, where, torch.where(chosen, other.to(live), live))
-            logits = logits_of(nn, ask)
-    return logits
-
-
-def without_positions(nn: Any, ask: SimpleNamespace) -> Tensor:
-    """The logits with every position embedding replaced by zero, or by the mean of the table's."""
-    with nn.trace(**inputs(ask, ask.base)):
-        with torch.no_grad():
-            table = nn.get(ask.pos_embed)
-            live = table.output
-            real = ask.base["mask"][: live.shape[0], :, None].to(live)  # a row for all, or for each
-            mean = (live * real).sum(-2, keepdim=True) / real.sum(-2, keepdim=True)
-            table.output = (mean if ask.fill == "mean" else 0 * mean).expand_as(live).clone()
-            logits = logits_of(nn, ask)
-    return logits
+    return {"ablated": None, "pos_embed": table, "dataset": {}}

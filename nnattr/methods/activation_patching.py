@@ -16,15 +16,13 @@ given the rest, not what is necessary. Effects of cells do not add up. (Vig et a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from nnattr.backend import Tick
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
-from nnattr.model.engine import sweep
 from nnattr.model.layout import PatchSite
-from nnattr.model.memory import portions
 from nnattr.model.model import Model
+from nnattr.model.sweep import patching_job
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
@@ -57,7 +55,7 @@ def activation_patching(
             reverse.
         normalized: divide by the task's mean gap between the runs: 0 = nothing changed, 1 = the
             whole way to the other run.
-        engine: ``"suffix"`` computes only what a patch can change (`nnattr.model.engine`), and is
+        engine: ``"suffix"`` computes only what a patch can change (`nnattr.model.forward`), and is
             compared with full passes on a few rows of every job; a model that it does not serve
             exactly is patched by full passes, and provenance says so. ``"full"`` asks for them.
         checkpoint: a folder for finished parts: the same call takes up what is there. Locally a
@@ -93,8 +91,3 @@ def activation_patching(
         max_memory=max_memory,
     )
     return study.run(checkpoint)
-
-
-def patching_job(nn: Any, tick: Tick, **payload: Any) -> dict[str, Any]:
-    """Both baselines and the change of the metric for every cell."""
-    return portions(nn, tick, payload, sweep)

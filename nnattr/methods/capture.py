@@ -23,11 +23,12 @@ from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
 from nnattr.methods.readout import take
+from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.patterns import accepted, attention_paths, patterns
+from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import Prompts, Where, asked, columns
 from nnattr.model.rotated import rotated
-from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import SITES, read
 from nnattr.tasks import Task
 from nnattr.tasks.positions import spots
@@ -157,7 +158,7 @@ def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     total, rows = payload["columns"].shape[0], payload["rows"]
     for start in range(0, total, rows):
         some = slice(start, start + rows)
-        prompts = {key: value[some] for key, value in payload["prompts"].items()}
+        prompts = PromptBatch(**payload["prompts"]).take(some)
         at, present = payload["columns"][some], payload["present"][some]
         found = activations(nn, payload, prompts, at, present) if payload["reads"] else {}
         if payload["pattern"] is not None:
@@ -166,7 +167,7 @@ def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
             )
             if problem is not None:
                 return {"refused": problem}
-            found["pattern"] = queries(every, prompts["mask"], at, present)
+            found["pattern"] = queries(every, prompts.mask, at, present)
         if payload["rotated"]:
             pairs, problem = rotated(nn, prompts, payload["inside"], payload["options"])
             if problem is not None:
@@ -181,12 +182,12 @@ def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
 
 
 def activations(
-    nn: Any, ask: dict[str, Any], prompts: dict[str, Tensor], at: Tensor, present: Tensor
+    nn: Any, ask: dict[str, Any], prompts: PromptBatch, at: Tensor, present: Tensor
 ) -> dict[str, Tensor]:
     """By site [example, layer, pos, ...] of one chunk, by a plain pass."""
     seen: dict[str, list[Tensor]] = {}
-    width = prompts["ids"].shape[1]
-    with nn.trace(**given(prompts, ask["options"])):
+    width = prompts.width
+    with nn.trace(**inputs(prompts, ask["options"])):
         with torch.no_grad():
             for name, where, parts, wanted in ask["reads"]:
                 value = read(nn, where, width)

@@ -25,7 +25,7 @@ class Fill:
     """The kind of an ablation and the prompts that it needs.
 
     Attributes:
-        kind: see `nnattr.model.fill`.
+        kind: see `nnattr.model.replacements`.
         dataset: the prompts that a mean is taken over.
         source: for each example of the task the prompt that it is resampled from, or itself.
         arguments: what results record.
@@ -40,7 +40,7 @@ class Fill:
         """What travels: the kind, and the dataset where a mean is taken over it."""
         means = self.kind in ("mean", "mean_positional")
         given = self.dataset.tensors if means else {}
-        return {"fill": self.kind, "dataset": given}
+        return {"replacement": self.kind, "dataset": given}
 
 
 def chosen(model: Model, task: Task, kind: str, dataset: Dataset | None, seed: int) -> Fill:

@@ -20,10 +20,10 @@ from nnattr.methods.fills import Fill
 from nnattr.methods.frame import Frame
 from nnattr.methods.records import plain, record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
-from nnattr.model.layout import PatchSite, layout, sizes, units
+from nnattr.model.layout import PatchSite, layout, units
 from nnattr.model.model import Model
+from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import fits
-from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.results import Provenance, Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, spots
@@ -87,24 +87,22 @@ class Study:
             "source": runs[order[1]].tensors,
             "base_is_clean": order[0] == "clean",
             "answers": answers,
-            "wanted": tokens,
+            "read_tokens": tokens,
             "metric": self.metric,
             "last_only": last_only,
-            "options": {"logits_to_keep": 1} if keeps else {},
-            "takes_positions": self._takes("position_ids"),
             "layers": layers,
             "units": units(self.model, self.site)[1],
-            "kv_heads": self.model.n_kv_heads,
             "spots": spots(self.task, self.positions),
             "rows": max(1, TOKENS_PER_FORWARD // self.task.width),
             "tokens": TOKENS_PER_FORWARD,
             "max_memory": self.max_memory,
-            "sizes": sizes(self.model, self.site),
-            "backward": self.job.__name__ == "attribution_job",
             "engine": self.engine,
-            "filled": None,
+            "layout": {
+                **layout(self.model, self.site),
+                "options": {"logits_to_keep": 1} if keeps else {},
+                "takes_positions": self._takes("position_ids"),
+            },
             **(self.fill.payload() if self.fill else {}),
-            **layout(self.model, self.site),
         }
 
     def _takes(self, argument: str) -> bool:

@@ -1,126 +1,137 @@
 """How rows join a pass at their own layer, beside those that came from below.
 
-``here`` is a layer of a pass: its number, the ``rows`` that join it, how many sequences are there
-already (``old``), the first position (``start``), and how many rows share a sequence (``size``).
-
 Inside a job and a trace: torch and plain values.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnattr.model.abreast import end_to_end
-from nnattr.model.patched import moved, patch
+from nnattr.model.base import BaseRun
+from nnattr.model.packing import pack
+from nnattr.model.patches import of_base_run
+from nnattr.model.question import Layout
+from nnattr.model.rows import Rows
 from nnattr.model.sites import read, write
 
 
-def laid(kept: Tensor, runs: SimpleNamespace, here: SimpleNamespace) -> Tensor:
-    """What is kept of the base run, for the rows that enter here, as it enters the model."""
-    skipped = here.start - runs.start
-    return end_to_end(kept[here.rows[:, 0].to(kept.device), skipped:], here.size)
+class Joint:
+    """A layer of a pass, as the rows that join there find it.
+
+    Attributes:
+        layer: which one; the number of layers stands for what is behind the last one.
+        rows: those that join.
+        size: how many rows share a sequence.
+        n_running: how many sequences are there already.
+        start: the first position of the pass.
+    """
+
+    def __init__(self, layer: int, rows: Rows, size: int, n_running: int, start: int) -> None:
+        self.layer = layer
+        self.rows = rows
+        self.size = size
+        self.n_running = n_running
+        self.start = start
 
 
-def entering(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, here: SimpleNamespace
-) -> tuple[Tensor, Tensor]:
-    """The residual stream of the rows that enter here, and the change or the site in its place."""
-    index = int(here.rows[0, 4])
-    stream = laid(runs.streams[here.layer], runs, here)
-    if ask.entry in ("added", "attention"):
-        new = end_to_end(moved(nn, ask, runs, index, here.rows, here.start), here.size)
-    else:
-        new = end_to_end(patch(ask, runs, index, here.rows, here.start)[1], here.size)
-    if ask.entry in ("before", "after"):
-        stream = new
-    elif ask.entry == "added":
-        stream = (stream.float() + ask.scale * new).to(stream)
-    return stream, new
-
-
-def enter(nn: Any, ask: SimpleNamespace, here: SimpleNamespace, stream: Tensor) -> None:
-    """Let a residual stream enter a layer, beside what comes from below if anything does."""
-    paths = ask.layer_paths
-    if not here.old:
-        for path in paths[: here.layer]:
-            skip(nn, path, stream, ask.arity["layer"])
-    if here.layer == len(paths):
-        if here.old:
-            beside(nn, paths[-1], stream)
+def join_stream(nn: Any, layout: Layout, base: BaseRun, joint: Joint, stream: Tensor) -> None:
+    """Let a residual stream [sequence, pos, d] enter a layer, beside what comes from below."""
+    paths = layout.layers
+    if not joint.n_running:
+        for path in paths[: joint.layer]:
+            skip(nn, path, stream, base.layer_arity)
+    if joint.layer == len(paths):
+        if joint.n_running:
+            append_output(nn, paths[-1], stream)
         return
-    module = nn.get(paths[here.layer])
-    if here.old:
+    module = nn.get(paths[joint.layer])
+    if joint.n_running:
         module.input = torch.cat([module.input, stream.to(module.input)])
-    elif here.layer == 0:
+    elif joint.layer == 0:
         module.input = stream
 
 
 def contribute(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, here: SimpleNamespace, new: Tensor
+    nn: Any, layout: Layout, base: BaseRun, joint: Joint, unbatched: Any, value: Tensor
 ) -> None:
-    """Let attention return what it did in the base run, and the change, for those that enter."""
-    base, path = laid(runs.attention[here.layer], runs, here), ask.attn[here.layer]
-    shift = new / ask.scale if ask.site == "resid_mid" else new
-    behind = ask.normed and ask.site != "z"  # a norm follows attention: add after it
-    shifted = base if behind else (base.float() + shift).to(base)
-    if here.old:
-        keep(nn, ask, path, here.old + len(base), here.old)
-        beside(nn, path, shifted)
+    """For joining rows attention returns what it did in the base run, plus ``value``."""
+    kept = of_base_run(base.attention[joint.layer], base, joint.rows, joint.start)
+    old, path = pack(kept, joint.size), layout.attention[joint.layer]
+    shifted = old if layout.behind_norm else (old.float() + value).to(old)
+    if joint.n_running:
+        limit_batch(
+            nn, path, ("attention",), joint.n_running + len(old), joint.n_running, unbatched
+        )
+        append_output(nn, path, shifted)
     else:
-        skip(nn, path, shifted, ask.arity["attention"])
-    if behind:
-        norm = nn.get(ask.norms[here.layer])
-        value = norm.output
-        shifted = (value[here.old :].float() + shift).to(value)
-        norm.output = torch.cat([value[: here.old], shifted])
+        skip(nn, path, shifted, base.attention_arity)
+    if layout.behind_norm:
+        norm = nn.get(layout.norms[joint.layer])
+        output = norm.output
+        shifted = (output[joint.n_running :].float() + value).to(output)
+        norm.output = torch.cat([output[: joint.n_running], shifted])
 
 
 def replace(
-    nn: Any, ask: SimpleNamespace, runs: SimpleNamespace, here: SimpleNamespace, new: Tensor
+    nn: Any, layout: Layout, base: BaseRun, joint: Joint, unbatched: Any, value: Tensor
 ) -> None:
-    """Write the site inside the layer, for those that enter."""
-    where = ask.places[here.layer]
-    if here.old:
-        live = read(nn, where, new.shape[1])
-        new = torch.cat([live[: here.old], new.to(live)])
-    write(nn, where, new)
+    """For joining rows the site inside the layer becomes ``value``."""
+    where = layout.places[joint.layer]
+    if joint.n_running:
+        live = read(nn, where, value.shape[1])
+        value = torch.cat([live[: joint.n_running], value.to(live)])
+    write(nn, where, value)
 
 
-#: What is done inside a layer that rows enter, by how a patch enters the model.
-WITHIN = {"attention": contribute, "inside": replace}
+#: What is done with an entry's value within the layer, by how a patch enters the model.
+PATCH_INSIDE_LAYER = {"attention": contribute, "inside": replace}
 
 
-def keep(nn: Any, ask: SimpleNamespace, path: str, of: int, count: int) -> None:
-    """Let a module that is given ``of`` sequences work on the first ``count``, inside a trace."""
+def limit_batch(
+    nn: Any, path: str, name: tuple[Any, ...], of: int, count: int, unbatched: Any
+) -> None:
+    """Let a module that is given ``of`` sequences work on the first ``count``, inside a trace.
+
+    ``name`` begins the names of its arguments; see `first_sequences`.
+    """
     if count < of:
         module = nn.get(path)
-        module.inputs = firsts(ask, module.inputs, of, count, (path in ask.layer_paths,))
+        module.inputs = first_sequences(module.inputs, name, of, count, unbatched)
 
 
-def firsts(ask: SimpleNamespace, given: Any, of: int, count: int, name: tuple[Any, ...]) -> Any:
+def first_sequences(
+    given: Any, name: tuple[Any, ...], of: int, count: int, unbatched: set[Any] | frozenset[Any]
+) -> Any:
     """A module's arguments for the first ``count`` of ``of`` sequences.
 
-    ``ask.whole`` are those that had another length when the engine was compared with full passes:
-    in some later pass they may happen to have this one.
+    ``unbatched`` names arguments that are known not to be batched: their first axis could equal
+    the batch size by chance. As a set, while a mode is compared with full passes, it is added to;
+    as a frozenset it is what was found then.
     """
     if isinstance(given, Tensor):
-        if ask.comparing and given.ndim > 1 and len(given) not in (1, of):
-            ask.whole.add(name)
-        fits = given.ndim > 1 and len(given) == of and name not in ask.whole
+        learning = isinstance(unbatched, set)
+        if learning and given.ndim > 1 and len(given) not in (1, of):
+            unbatched.add(name)
+        fits = given.ndim > 1 and len(given) == of and name not in unbatched
         return given[:count] if fits else given
     if isinstance(given, dict):
-        return {key: firsts(ask, one, of, count, (*name, key)) for key, one in given.items()}
+        return {
+            key: first_sequences(one, (*name, key), of, count, unbatched)
+            for key, one in given.items()
+        }
     if isinstance(given, tuple | list):
-        found = [firsts(ask, one, of, count, (*name, key)) for key, one in enumerate(given)]
+        found = [
+            first_sequences(one, (*name, key), of, count, unbatched)
+            for key, one in enumerate(given)
+        ]
         return found if isinstance(given, list) else tuple(found)
     return given
 
 
-def beside(nn: Any, path: str, value: Tensor) -> None:
+def append_output(nn: Any, path: str, value: Tensor) -> None:
     """Let a module return ``value`` as further sequences, inside a trace."""
     module = nn.get(path)
     output = module.output

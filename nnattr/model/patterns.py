@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from nnattr.errors import ArchError, BackendError
+from nnattr.model.inputs import PromptBatch, inputs
+from nnattr.model.tolerance import pass_tolerance, rounding_tolerance
 
 if TYPE_CHECKING:
     from nnattr.model.model import Model
@@ -55,7 +57,7 @@ def accepted(model: Model, values: dict[str, Any]) -> dict[str, Any]:
 
 def patterns(
     nn: Any,
-    prompts: dict[str, Tensor],
+    prompts: PromptBatch,
     paths: list[list[str]],
     heads: list[list[int] | None] | None = None,
     options: dict[str, Any] | None = None,
@@ -65,7 +67,7 @@ def patterns(
 
     Args:
         nn: the nnsight model.
-        prompts: ``ids`` and ``mask`` [example, pos], padded on the left.
+        prompts: what is run.
         paths: see `attention_paths`.
         heads: the heads wanted of each layer (an empty list: the layer is not read), or None for
             all.
@@ -82,16 +84,16 @@ def patterns(
     problems: list[tuple[str, str]] = []
     before = go_eager(nn)
     try:
-        with nn.trace(**given(prompts, options)):
+        with nn.trace(**inputs(prompts, options)):
             with torch.no_grad():
                 for inside, some in zip(paths, wanted, strict=True):
                     if some is None or len(some):
                         pattern = read_pattern(nn, inside)
-                        problem = flaw(pattern, prompts["mask"], inside[0])
+                        problem = flaw(pattern, prompts.mask, inside[0])
                         if problem is not None:
                             problems.append(problem)
                             break
-                        rows = own_rows(pattern, prompts["mask"], some)
+                        rows = own_rows(pattern, prompts.mask, some)
                         found.append(rows if reduce is None else reduce(rows))
                 logits = nn.output.logits[:, -1]
     finally:
@@ -101,17 +103,9 @@ def patterns(
     return found, problems[0] if problems else None
 
 
-def given(prompts: dict[str, Tensor], options: dict[str, Any] | None) -> dict[str, Any]:
-    """The arguments of a pass; a mask only where there is padding."""
-    found: dict[str, Any] = {"input_ids": prompts["ids"], "use_cache": False, **(options or {})}
-    if not prompts["mask"].all():
-        found["attention_mask"] = prompts["mask"].long()
-    return found
-
-
 def other_model(
     nn: Any,
-    prompts: dict[str, Tensor],
+    prompts: PromptBatch,
     logits: Tensor,
     before: list[tuple[Any, Any]],
     options: dict[str, Any] | None,
@@ -122,14 +116,13 @@ def other_model(
     """
     if all(implementation == "eager" for _, implementation in before):
         return []
-    row = int(prompts["mask"].sum(1).argmax())
-    one = {name: value[row : row + 1] for name, value in prompts.items()}
-    with nn.trace(**given(one, options)):
+    row = int(prompts.mask.sum(1).argmax())
+    one = prompts.take(slice(row, row + 1))
+    with nn.trace(**inputs(one, options)):
         with torch.no_grad():
             plain = nn.output.logits[0, -1]
     gap = float((logits[row].float() - plain.float()).abs().max() / plain.float().abs().max())
-    limit = 1e-4 if torch.finfo(plain.dtype).eps < 1e-6 else 0.1
-    if gap <= limit:
+    if gap <= pass_tolerance(plain):
         return []
     reason = (
         "the attention implementation that gives patterns, eager, makes other predictions than the "
@@ -202,7 +195,7 @@ def flaw(pattern: Tensor | None, mask: Tensor, path: str) -> tuple[str, str] | N
     seen = rows[:, None, :] & earlier
     off = (pattern.float().sum(-1) - 1).abs().amax(1)[rows].max()
     ahead = pattern.abs().amax(1).masked_fill(seen, 0)[rows].max()
-    limit = max(1e-4, 4 * torch.finfo(pattern.dtype).eps)
+    limit = rounding_tolerance(pattern.dtype, 4)
     if not (off <= limit and ahead <= limit):
         reason = (
             f"what {path} returned is not a causal attention pattern: a row's sum is off 1 by "

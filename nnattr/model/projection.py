@@ -1,7 +1,4 @@
-"""Products with a part of a projection's weights, where the rest would be thrown away.
-
-`projected` is what a change of one unit adds behind an output projection; `last_queries` lets a
-layer make queries for the tokens that are still needed, and keys and values for all.
+"""What a change of one unit adds behind an output projection, by its part of the weights alone.
 
 Inside a job: torch and plain values.
 """
@@ -64,30 +61,3 @@ def called(projection: Any, change: Tensor, unit: Tensor, units: int) -> Tensor:
     given = given.flatten(-2)
     nothing = projection(torch.zeros_like(given[:1, :1]))  # the bias, if it has one
     return projection(given).float() - nothing.float()
-
-
-def last_queries(projection: Any, part: tuple[int, int, int] | None, tokens: int) -> None:
-    """Make queries for every ``tokens``-th token alone, inside a trace; others become zero.
-
-    ``part`` says which part of the output they are, where keys and values come from the same module
-    (see `nnattr.arch.spec.Place`; they come first).
-    """
-    x, ends = projection.input, slice(tokens - 1, None, tokens)
-    if part is None:
-        some = projection(x[:, ends])
-        found = some.new_zeros(*x.shape[:2], some.shape[-1])
-        found[:, ends] = some
-        projection.skip(found)
-        return
-    weight, bias = matrix(projection), getattr(projection._module, "bias", None)
-    if weight is None:
-        return
-    groups, _, last = part
-    found = x.new_zeros(*x.shape[:2], groups, weight.shape[-1] // groups)
-    for where, columns in ((ends, slice(last)), (slice(None), slice(last, None))):
-        some = weight.unflatten(-1, (groups, -1))[..., columns]
-        made = x[:, where] @ some.flatten(-2)
-        if bias is not None:
-            made += bias.unflatten(-1, (groups, -1))[:, columns].flatten()
-        found[:, where, :, columns] = made.unflatten(-1, (groups, -1))
-    projection.skip(found.flatten(-2))

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.patterns import flaw, given, go_back, go_eager, other_model, read_pattern
+from nnattr.model.inputs import PromptBatch, inputs
+from nnattr.model.patterns import flaw, go_back, go_eager, other_model, read_pattern
+from nnattr.model.tolerance import rounding_tolerance
 
 NO_CALL = (
     "does not hand its queries and keys to transformers' common attention interface, so they "
@@ -29,13 +31,13 @@ OTHER = "multiplies other queries and keys than those that it hands on; use q an
 
 
 def rotated(
-    nn: Any, prompts: dict[str, Tensor], paths: list[list[str]], options: dict[str, Any] | None
+    nn: Any, prompts: PromptBatch, paths: list[list[str]], options: dict[str, Any] | None
 ) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, str] | None]:
     """One pass: each layer's q [example, head, pos, d_head] and k [example, kv_head, pos, d_head].
 
     Args:
         nn: the nnsight model.
-        prompts: ``ids`` and ``mask`` [example, pos], padded on the left.
+        prompts: what is run.
         paths: of the layers wanted; see `nnattr.model.patterns.attention_paths`.
         options: further arguments of the pass.
 
@@ -46,7 +48,7 @@ def rotated(
     problems: list[tuple[str, str]] = []
     before = go_eager(nn)
     try:
-        with nn.trace(**given(prompts, options)):
+        with nn.trace(**inputs(prompts, options)):
             with torch.no_grad():
                 for inside in paths:
                     source = nn.get(inside[0]).source
@@ -57,7 +59,7 @@ def rotated(
                     arguments, named = call.inputs
                     q, k, mask = arguments[1], arguments[2], arguments[4]
                     pattern = read_pattern(nn, inside)
-                    problem = flaw(pattern, prompts["mask"], inside[0])
+                    problem = flaw(pattern, prompts.mask, inside[0])
                     if problem is None and not explains(q, k, mask, named, pattern, prompts):
                         problem = ("arch", f"{inside[0]} {OTHER}")
                     if problem is not None:
@@ -73,7 +75,12 @@ def rotated(
 
 
 def explains(
-    q: Tensor, k: Tensor, mask: Tensor | None, named: dict[str, Any], pattern: Any, prompts: Any
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    named: dict[str, Any],
+    pattern: Any,
+    prompts: PromptBatch,
 ) -> bool:
     """Whether the pattern is what these queries and keys give."""
     shared = q.shape[1] // k.shape[1]
@@ -83,6 +90,6 @@ def explains(
         scores = named["softcap"] * torch.tanh(scores / named["softcap"])
     if mask is not None:
         scores = scores + mask[..., : k.shape[-2]].float()
-    rows = prompts["mask"].to(q.device)[:, None, :, None]
+    rows = prompts.mask.to(q.device)[:, None, :, None]
     gap = ((scores.softmax(-1) - pattern.float()) * rows).abs().max()
-    return bool(gap <= max(1e-4, 8 * torch.finfo(pattern.dtype).eps))
+    return bool(gap <= rounding_tolerance(pattern.dtype, 8))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from nnattr.drawing import DRAWERS
+from nnattr.drawing import Drawers
 from nnattr.errors import ResultError
 from nnattr.plots.bars import bars
 from nnattr.plots.head_scores import kinds_figure, loss_figure
@@ -30,10 +30,18 @@ from nnattr.plots.lens import lens_figure
 from nnattr.plots.matrix import attention_figure, composition_figure, matrix
 from nnattr.plots.parts import parts
 from nnattr.plots.patterns import patterns_figure
-from nnattr.plots.scatter import agreement_scatter
+from nnattr.plots.scatter import agreement_figure, agreement_scatter
 from nnattr.plots.viewer import viewer
 from nnattr.plots.words import open_dims
-from nnattr.results import AttentionParts, Composition, HeadScores, Lens, Patterns, Scores
+from nnattr.results import (
+    Agreement,
+    AttentionParts,
+    Composition,
+    HeadScores,
+    Lens,
+    Patterns,
+    Scores,
+)
 
 __all__ = ["agreement_scatter", "bars", "heatmap", "matrix", "parts", "plot", "strongest"]
 
@@ -63,15 +71,15 @@ def plot(scores: Scores, *, title: str | None = None, limit: float | None = None
     return drawers[len(dims)](scores, title=title, limit=limit)
 
 
-DRAWERS.update(
-    {
-        (AttentionParts, "plot"): attention_figure,
-        (Composition, "plot"): composition_figure,
-        (HeadScores, "loss"): loss_figure,
-        (HeadScores, "plot"): kinds_figure,
-        (Lens, "plot"): lens_figure,
-        (Patterns, "plot"): patterns_figure,
-        (Patterns, "viewer"): viewer,
-        (Scores, "plot"): plot,
-    }
-)
+#: What draws each type of result: the rows that `nnattr.drawing` hands to results.
+FIGURES: Drawers = {
+    (Agreement, "plot"): agreement_figure,
+    (AttentionParts, "plot"): attention_figure,
+    (Composition, "plot"): composition_figure,
+    (HeadScores, "loss"): loss_figure,
+    (HeadScores, "plot"): kinds_figure,
+    (Lens, "plot"): lens_figure,
+    (Patterns, "plot"): patterns_figure,
+    (Patterns, "viewer"): viewer,
+    (Scores, "plot"): plot,
+}

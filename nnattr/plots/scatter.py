@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
-from nnattr.results import Scores, agreement, measured
+from nnattr.results import Agreement, Scores, agreement, measured
 
 SIDE = 440  # pixels of the square plot
 NEAR = 0.035  # labels closer in height than this share of the axis would cover each other
@@ -31,29 +31,37 @@ def agreement_scatter(
     Raises:
         ResultError: the two have different cells or units, or fewer than two cells.
     """
-    agreed = agreement(exact, estimate, k)
-    if words.unit(exact) != words.unit(estimate):
+    return agreement_figure(agreement(exact, estimate, k), title=title)
+
+
+def agreement_figure(found: Agreement, *, title: str | None = None) -> go.Figure:
+    """The same for an agreement that was measured; `Agreement.plot` returns this.
+
+    Raises:
+        ResultError: the two are in different units.
+    """
+    one, other = found.exact, found.estimate
+    if words.unit(one) != words.unit(other):
         raise ResultError(
-            f"The first scores are a {words.unit(exact)} and the second a {words.unit(estimate)}; "
+            f"The first scores are a {words.unit(one)} and the second a {words.unit(other)}; "
             "compare scores of one unit."
         )
-    one, other = exact.mean(), estimate.mean()
     x, y = (scores.values.to_numpy().ravel() for scores in (one, other))
     low, high = _span(np.concatenate([x, y]))
-    names = (words.method_name(exact), words.method_name(estimate))
+    names = (words.method_name(one), words.method_name(other))
     head = f"{names[1]} against {names[0].lower()}" if title is None else title
-    subtitle = " · ".join([str(agreed), words.subtitle(exact)])
+    subtitle = " · ".join([str(found), words.subtitle(one)])
     figure = go.Figure(_points(one, other))
     figure.update_layout(look.layout(SIDE + 110, SIDE + 70, head, subtitle))
     line = {"color": look.SOFT, "width": 1, "dash": "dot"}
     figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=line, layer="below")
-    for label in _labels(x, y, words.cell_names(one, one.cell_dims).ravel(), k, high - low):
+    for label in _labels(x, y, words.cell_names(one, one.cell_dims).ravel(), found.k, high - low):
         figure.add_annotation(label)
     frame = {"range": [low, high], "gridcolor": "#eaeef2", "zerolinecolor": "#8a8f98"}
     frame |= {"automargin": True, "zerolinewidth": 1}
     return figure.update_layout(
-        xaxis={**frame, "title": _axis_title(names[0], exact)},
-        yaxis={**frame, "title": _axis_title(names[1], estimate)},
+        xaxis={**frame, "title": _axis_title(names[0], one)},
+        yaxis={**frame, "title": _axis_title(names[1], other)},
     )
 
 

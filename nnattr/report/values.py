@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnattr.results import Scores
+from nnattr.results import Scores, cells
 
 NBSP = "\N{NO-BREAK SPACE}"  # keeps a number with its sign or unit at the end of a line
 
@@ -18,4 +18,4 @@ def baseline(scores: Scores, run: str) -> tuple[float, float, float]:
 
 def measured(value: float, error: float, digits: int = 3) -> str:
     """A value with its standard error, if that is known."""
-    return f"{value:+.{digits}f}" + (f" ±{NBSP}{error:.{digits}f}" if np.isfinite(error) else "")
+    return cells.measured(value, error, f"+.{digits}f", f".{digits}f", f" ±{NBSP}")

@@ -11,14 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from nnattr import drawing, storage
+from nnattr import drawing, storage, templates
 from nnattr.errors import ResultError
 from nnattr.results import dataset, legacy
 from nnattr.results.provenance import Provenance
@@ -133,12 +132,9 @@ class Result:
     def _repr_html_(self) -> str:
         head, _, rest = repr(self).partition("\n")
         p = self.provenance
-        where = f"{p.backend}, {p.dtype}, {p.seconds:.2f} s"
-        made = " · ".join(part for part in (p.method, p.task, where if p.method else "") if part)
-        return (
-            f"<p><b>{escape(head)}</b></p><pre>{escape(rest)}</pre><p><small>{escape(made)}</small>"
-            "</p>"
-        )
+        where = f"{p.backend}, {p.dtype}, {p.seconds:.2f} s" if p.method else ""
+        made = " · ".join(part for part in (p.method, p.task, where) if part)
+        return templates.fill("results/result.html.jinja", head=head, rest=rest, made=made)
 
 
 def read(path: str | Path, kinds: Mapping[str, type[Any]]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -11,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nnattr.errors import ResultError
-from nnattr.graph import Part
+from nnattr.graph import Part, parse
 
 #: What comes first: the largest effect either way, the most positive, the most negative.
 By: TypeAlias = Literal["abs", "value", "-value"]
@@ -105,8 +104,9 @@ def ranking(
 
 def _part(name: str) -> Any:
     """A part of a model as a ranking of such parts gives it: ``(0, 7)`` for ``L0H7``."""
-    head = re.fullmatch(r"L(\d+)H(\d+)", name)
-    return name if head is None else tuple(map(int, head.groups()))
+    part = parse(name)
+    writes = part.kind == "head" and part.port is None
+    return (part.layer, part.number) if writes else name
 
 
 def cell_label(cell: Mapping[str, Any], token: str | None = None) -> str:

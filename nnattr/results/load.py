@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nnattr.results.agreement import Agreement
 from nnattr.results.attention_parts import AttentionParts
 from nnattr.results.base import Result, read
 from nnattr.results.composition import Composition
@@ -12,7 +13,7 @@ from nnattr.results.lens import Lens
 from nnattr.results.patterns import Patterns
 from nnattr.results.scores import Scores
 
-TYPES = (AttentionParts, Composition, HeadScores, Lens, Patterns, Scores)
+TYPES = (Agreement, AttentionParts, Composition, HeadScores, Lens, Patterns, Scores)
 #: Every type of result, by the name that its files bear.
 KINDS: dict[str, type[Result]] = {kind.__name__: kind for kind in TYPES}
 

@@ -16,6 +16,8 @@ from a file (``Task.load``), or by one of the generators, which are functions of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nnattr.tasks.choose import Keep, Prediction
 from nnattr.tasks.form import Answers, Drop, Groups, IdGroups, Spans
 from nnattr.tasks.generators.facts import facts
@@ -29,6 +31,7 @@ from nnattr.tasks.table import AnswerMap
 from nnattr.tasks.task import Task
 
 __all__ = [
+    "GENERATORS",
     "AnswerMap",
     "Answers",
     "Drop",
@@ -47,3 +50,14 @@ __all__ = [
     "requests",
     "subject_verb",
 ]
+
+#: The generators by the name that run files give them.
+GENERATORS: dict[str, Callable[..., Task]] = {
+    "ioi": ioi,
+    "greater_than": greater_than,
+    "facts": facts,
+    "repeated_tokens": repeated_tokens,
+    "requests": requests,
+    "gendered_pronoun": gendered_pronoun,
+    "subject_verb": subject_verb,
+}

@@ -154,8 +154,8 @@ def test_the_models_of_a_server() -> None:
     page = (200, json.dumps({"deployments": entries}))
     with serving(Script(page=lambda *_: page)) as script:
         lines = [" ".join(line.split()) for line in listed(script).splitlines()]
-    assert "openai-community/gpt2 RUNNING bfloat16 gpt2 (known)" in lines
-    assert "x/new DEPLOYING q (not known, discovered on loading)" in lines
+    assert "openai-community/gpt2 RUNNING bfloat16 gpt2 known" in lines
+    assert "x/new DEPLOYING q discovered on loading" in lines
     assert "meta/cold COLD not said by the server" in lines
 
 
@@ -169,4 +169,4 @@ def test_a_server_that_does_not_list_its_models(page: tuple[int, str]) -> None:
 
 def test_no_server_to_list() -> None:
     assert "No NDIF server answered" in listed(Script(url="http://127.0.0.1:9"), code=1)
-    assert "is no server" in listed(Script(url="local"), code=1)
+    assert "is not a server" in listed(Script(url="local"), code=1)

@@ -15,7 +15,9 @@ import torch
 
 import nnattr
 from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob
-from nnattr.model import engine, memory, runs
+from nnattr.model import memory, passes, portions, sweep
+from nnattr.model.mode import Mode
+from nnattr.model.shortcuts import Scratch, one_step_gelu
 from tests.methods.common import assert_same
 from tests.support.engine import compared, pair, task
 from tests.support.families import families
@@ -94,15 +96,15 @@ def test_a_metric_that_reads_every_token(family, metric):
 
 @pytest.mark.parametrize("family", families())
 def test_the_last_layer_is_cut_to_what_the_metric_reads(family, monkeypatch):
-    """The control: a model that had to run it whole would say so by an empty list."""
+    """The control: a model that had to run it whole would say so by its mode."""
     asked: list[bool] = []
-    rerun = engine.rerun
+    run = passes.run
 
-    def watched(nn, ask, *rest):
-        asked.append(bool(ask.narrow))
-        return rerun(nn, ask, *rest)
+    def watched(*given):
+        asked.append(next(one.narrow for one in given if isinstance(one, Mode)))
+        return run(*given)
 
-    monkeypatch.setattr(engine, "rerun", watched)
+    monkeypatch.setattr(passes, "run", watched)
     model = tiny_model(family)
     compared(model, task(model, pair(9, 4)))
     assert asked
@@ -113,7 +115,7 @@ def test_the_last_layer_is_cut_to_what_the_metric_reads(family, monkeypatch):
 @pytest.mark.parametrize("family", ["bloom", "mpt", "llama"])
 def test_layers_go_together_only_if_they_did_when_compared(family, tokens, monkeypatch):
     """Two rows from the first start do not fit a pass; from later ones they do."""
-    monkeypatch.setattr(memory, "CPU_TOKENS", tokens)
+    monkeypatch.setattr(portions, "CPU_TOKENS", tokens)
     model = tiny_model(family)
     question = task(model, pair(9, 2), pair(9, 2, shift=3))
     for site in ("z", "resid_pre"):
@@ -124,13 +126,13 @@ def test_layers_go_together_only_if_they_did_when_compared(family, tokens, monke
 def laid_out(monkeypatch) -> list[int]:
     """How many rows shared a sequence, pass by pass."""
     sizes: list[int] = []
-    rerun = engine.rerun
+    run = passes.run
 
     def watched(*given):
         sizes.append(given[-1])
-        return rerun(*given)
+        return run(*given)
 
-    monkeypatch.setattr(engine, "rerun", watched)
+    monkeypatch.setattr(passes, "run", watched)
     return sizes
 
 
@@ -138,13 +140,13 @@ def laid_out(monkeypatch) -> list[int]:
 def test_rows_of_several_layers_share_a_pass(family, monkeypatch):
     """But for bloom, which counts heads and prompts in one axis."""
     together: list[int] = []
-    rerun = engine.rerun
+    run = passes.run
 
-    def watched(nn, ask, runs, rows, *rest):
-        together.append(len(rows[:, 4].unique()))
-        return rerun(nn, ask, runs, rows, *rest)
+    def watched(nn, question, base, rows, *rest):
+        together.append(len(rows.layer.unique()))
+        return run(nn, question, base, rows, *rest)
 
-    monkeypatch.setattr(engine, "rerun", watched)
+    monkeypatch.setattr(passes, "run", watched)
     sizes = {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
     model = tiny_model(family, **(sizes if family == "gpt_neo" else {}))
     question = task(model, pair(9, 4), pair(6, 3, shift=5))
@@ -169,7 +171,7 @@ def test_behind_a_long_prompt_the_rows_of_an_example_share_its_keys(family, laid
 )
 def test_lots_of_rows_when_they_do_not_come_out_even(site, tokens, laid_out, monkeypatch):
     """Passes of few tokens, examples that differ elsewhere, a metric that reads every position."""
-    monkeypatch.setattr(memory, "CPU_TOKENS", tokens)
+    monkeypatch.setattr(portions, "CPU_TOKENS", tokens)
     model = tiny_model("llama")
     question = task(model, pair(24, 19), pair(24, 22, shift=3), pair(21, 17, shift=5))
     compared(model, question, site=site, positions="each")
@@ -250,19 +252,19 @@ def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch, tmp_p
     question = task(model, *[pair(9, 4, shift=i) for i in range(3)])
     options = {"checkpoint": tmp_path} if parts == "layers" else {}
     right = nnattr.activation_patching(model, question, LogitDiff())
-    seen, exact = [], engine.exact
+    seen, fastest = [], sweep.fastest
 
     def failing(*given):
         seen.append(given)
-        return exact(*given) and len(seen) != fails + 1
+        return fastest(*given) if len(seen) != fails + 1 else None
 
-    monkeypatch.setattr(engine, "exact", failing)
+    monkeypatch.setattr(sweep, "fastest", failing)
     if parts == "examples":
-        monkeypatch.setattr(memory, "held", lambda _: 1 << 60)
+        monkeypatch.setattr(memory, "bytes_per_example", lambda *_: 1 << 60)
     scores = nnattr.activation_patching(model, question, LogitDiff(), **options)
     assert len(seen) == 3
     assert scores.provenance.arguments["engine"] == "full"
-    assert scores.provenance.fell_back == "full passes give other numbers"
+    assert scores.provenance.fell_back == sweep.DISAGREES
     assert_same(scores.raw, right.raw)
 
 
@@ -277,7 +279,7 @@ def test_no_sequence_is_longer_than_the_model_was_seen_to_serve(limit):
 
 
 def test_progress_goes_on_with_every_pass(monkeypatch):
-    monkeypatch.setattr(memory, "CPU_TOKENS", 5)
+    monkeypatch.setattr(portions, "CPU_TOKENS", 5)
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(
         "nnattr.backend.progress.ProgressBar.tick", lambda _, *given: seen.append(given)
@@ -296,7 +298,7 @@ def test_gelu_in_one_step_is_gelu():
     exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
     found: dict[str, Any] = {}
     module = SimpleNamespace(input=x, skip=lambda value: found.update(value=value))
-    runs.one_step(SimpleNamespace(get=lambda _: module), "act", {})
+    one_step_gelu(SimpleNamespace(get=lambda _: module), "act", Scratch())
     torch.testing.assert_close(found["value"].double(), exact, rtol=1e-6, atol=1e-6)
 
 
@@ -306,7 +308,7 @@ def test_gradients_after_a_shared_prefix_are_those_of_whole_prompts(family, monk
     question = task(model, pair(9, 4), pair(6, 3, shift=5))
     found = {}
     for worth in (0, 10_000):
-        monkeypatch.setattr("nnattr.model.caches.WORTH_SHARING", worth)
+        monkeypatch.setattr("nnattr.model.gradients.WORTH_SHARING", worth)
         scores = nnattr.attribution_patching(
             model, question, LogitDiff(), positions="each", normalized=False
         )

@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import nnattr
 from nnattr import LogProb, Scores, Task, TaskError, activation_patching, attribution_patching
-from nnattr.model import engine, memory
+from nnattr.model import fastest, passes
+from nnattr.model.memory import bytes_per_row
 from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
 from tests.support.engine import pair, task
 from tests.support.families import families
@@ -46,18 +47,18 @@ def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monke
     """Passes of several rows, without the last layer's: there a row is its last token."""
     model, shares = tiny(family), []
 
-    def measured(ask, rows, need, tokens, work, size):
-        def watched(some):
-            found = []
-            taken = allocated(lambda: found.append(work(some)))
-            below = int((some[:, 4] < model.n_layers - 1).sum())
-            if below > 2:
-                shares.append(below * need / taken)
-            return found[0]
+    changes = passes.changes
 
-        return memory.fitting(ask, rows, need, tokens, watched, size)
+    def measured(nn, question, base, mode, rows, start, size):
+        found = []
+        given = nn, question, base, mode, rows, start, size
+        taken = allocated(lambda: found.append(changes(*given)))
+        below = int((rows.layer < model.n_layers - 1).sum())
+        if below > 2:
+            shares.append(below * bytes_per_row(question, start, base.start, size) / taken)
+        return found[0]
 
-    monkeypatch.setattr(engine, "fitting", measured)
+    monkeypatch.setattr(passes, "changes", measured)
     pairs = [pair(width, differs, shift=i) for i in range(4)]
     activation_patching(model, task(model, *pairs), LogProb(), site=site)
     assert shares
@@ -94,7 +95,7 @@ def test_more_examples_take_no_more_memory():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pass_that_does_not_fit_is_halved_and_that_is_remembered(method, monkeypatch):
     """The module itself runs out of memory where a pass has more than so many rows."""
-    monkeypatch.setattr(engine, "shareable", lambda *_: False)  # each row is a sequence
+    monkeypatch.setattr(fastest, "can_pack", lambda *_: False)  # each row is a sequence
     model, task, most = teaching("teaching-gpt2"), question(), 5
     free = METHODS[method](model, task, LogProb())
     seen: list[int] = []

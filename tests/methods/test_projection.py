@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 import nnattr
 from nnattr import LogitDiff
-from nnattr.model.projection import called, last_queries, matrix, projected
+from nnattr.model.projection import called, matrix, projected
 from tests.support.engine import compared, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 
@@ -33,17 +33,13 @@ KINDS = {
 
 
 class Seen:
-    """A module as a trace shows it, with an input; keeps what it is skipped with."""
+    """A module as a trace shows it."""
 
-    def __init__(self, module: Any, x: torch.Tensor | None = None) -> None:
-        self._module, self.weight, self.input = module, module.weight, x
-        self.output: Any = None
+    def __init__(self, module: Any) -> None:
+        self._module, self.weight = module, module.weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._module(x)
-
-    def skip(self, value: torch.Tensor) -> None:
-        self.output = value
 
 
 def made(kind: str, n: int, m: int) -> Any:
@@ -69,26 +65,6 @@ def test_a_units_change_goes_through_its_own_weights(kind, width):
     assert (matrix(projection) is None) == (kind == "adapted")
     for way in (projected, called):
         torch.testing.assert_close(way(projection, change, unit, units), right)
-
-
-@pytest.mark.parametrize("tokens", [2, 6])
-@pytest.mark.parametrize("part", [None, (1, 0, 4), (2, 0, 2)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_queries_of_the_last_token_beside_all_keys_and_values(kind, part, tokens):
-    x = torch.randn(2, 6, 12)
-    projection = Seen(made(kind, 12, 12), x)
-    last_queries(projection, part, tokens)
-    right = projection(x)
-    queries = torch.ones(12, dtype=torch.bool)
-    if part is not None:
-        if kind == "adapted":
-            assert projection.output is None
-            return
-        groups, _, last = part
-        queries = (torch.arange(12 // groups) < last).repeat(groups)
-    ends = torch.arange(6) % tokens == tokens - 1
-    made_for_all = torch.where(ends[:, None] | ~queries, right, torch.zeros(()))
-    torch.testing.assert_close(projection.output, made_for_all)
 
 
 def test_a_module_without_weights_of_its_own_is_called():

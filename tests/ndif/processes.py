@@ -17,16 +17,17 @@ from pathlib import Path
 
 import psutil
 
-#: Where the folders of runs are: Ray's sockets lie below and their paths must stay short.
+#: Where the folders of runs are. Ray's sockets lie below, and paths of sockets must not exceed 107
+#: bytes: 30 are left for a mark.
 FOLDERS = Path("/tmp")
 
-_MARK = re.compile(r"nnattr-ndif-(\d+)\.(\d+)\.[0-9a-f]{6}")
+_MARK = re.compile(r"nnattr-(\d+)\.([0-9a-f]+)\.[0-9a-f]{4}")
 
 
 def new_mark() -> str:
     """A name for a run of this process, which is also the name of its folder."""
     owner = psutil.Process()
-    return f"nnattr-ndif-{owner.pid}.{_birth(owner)}.{secrets.token_hex(3)}"
+    return f"nnattr-{owner.pid}.{_birth(owner):x}.{secrets.token_hex(2)}"
 
 
 def runs() -> dict[str, list[psutil.Process]]:
@@ -61,7 +62,7 @@ def stop(mark: str, deadline: float = 20.0) -> None:
 
 def stop_leftovers() -> None:
     """Stop the runs whose owner is gone, and delete their folders."""
-    folders = [path.name for path in FOLDERS.glob("nnattr-ndif-*")]
+    folders = [path.name for path in FOLDERS.glob("nnattr-*")]
     for mark in {*runs(), *folders}:
         if _orphaned(mark):
             stop(mark)
@@ -73,7 +74,7 @@ def _orphaned(mark: str) -> bool:
     if not (parts := _MARK.fullmatch(mark)):
         return False
     try:
-        return abs(_birth(psutil.Process(int(parts[1]))) - int(parts[2])) > 1
+        return abs(_birth(psutil.Process(int(parts[1]))) - int(parts[2], 16)) > 1
     except psutil.NoSuchProcess:
         return True
 

@@ -14,6 +14,7 @@ import torch
 
 import nnattr
 from nnattr import BackendError, Model
+from nnattr.model.inputs import PromptBatch
 from nnattr.model.patterns import accepted, attention_paths, patterns
 from nnattr.tokens import encode
 from tests.ndif.server import Server
@@ -22,7 +23,8 @@ NAMES = ("teaching-gpt2", "teaching-llama")
 
 
 def pattern_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    found, problem = patterns(nn, payload["prompts"], payload["paths"])
+    prompts = PromptBatch(**payload["prompts"])
+    found, problem = patterns(nn, prompts, payload["paths"])
     return {"refused": problem} if problem else {"patterns": [one.cpu() for one in found]}
 
 

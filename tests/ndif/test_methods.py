@@ -148,7 +148,7 @@ def test_the_doctor_and_the_list_of_models(
     assert len(jobs) == 1
     line = _listed(server, name)
     family = model(name).architecture
-    assert line.split()[1:] == ["RUNNING", "float32", family, "(known)"]
+    assert line.split()[1:] == ["RUNNING", "float32", family, "known"]
 
 
 def _listed(server: Server, name: str) -> str:

@@ -2,12 +2,14 @@
 
 ``python -m tests.notebooks.build`` executes the sources and writes the ``.ipynb`` files with their
 outputs; ``make notebooks`` calls it. A figure is kept twice: as plotly's own data, for a live
-notebook, and as an image, for pages that show notebooks without running anything.
+notebook, and as an image, for pages that show notebooks without running anything. What it was made
+from is kept with it, so that tests run it again only when something of that has changed.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import sys
@@ -37,6 +39,16 @@ def source(path: Path) -> Any:
     for i, cell in enumerate(notebook.cells):
         cell["id"], cell["metadata"] = f"cell-{i}", {}
     return notebook
+
+
+def made_from(path: Path) -> str:
+    """A digest of what a notebook's outputs come from: its source, the package, all versions."""
+    package = [one for one in sorted((ROOT / "nnattr").rglob("*")) if one.is_file()]
+    kept = [one for one in package if one.suffix != ".pyc"]
+    digest = hashlib.sha256()
+    for file in (path, ROOT / "constraints.txt", *kept):
+        digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def executed(path: Path, **environment: str) -> Any:
@@ -88,6 +100,7 @@ def main(names: list[str]) -> None:
         if names and not any(name in path.stem for name in names):
             continue
         notebook = pictured(executed(path))
+        notebook.metadata["made_from"] = made_from(path)
         target = path.with_suffix(".ipynb")
         jupytext.write(notebook, target)
         size, text = target.stat().st_size, target.read_text(encoding="utf-8")

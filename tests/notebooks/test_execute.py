@@ -8,7 +8,16 @@ import jupytext
 import nbformat
 import pytest
 
-from tests.notebooks.build import IMAGE, LARGEST, LIVE, ROOT, SOURCES, executed, source
+from tests.notebooks.build import (
+    IMAGE,
+    LARGEST,
+    LIVE,
+    ROOT,
+    SOURCES,
+    executed,
+    made_from,
+    source,
+)
 
 NAMES = [path.stem for path in SOURCES]
 
@@ -57,6 +66,8 @@ def test_the_first_cell_picks_model_and_backend(path: Path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_a_notebook_runs(path: Path):
-    fresh = executed(path)
     committed = jupytext.read(path.with_suffix(".ipynb"))
+    if committed.metadata.get("made_from") == made_from(path):
+        pytest.skip("what is committed was made from these very files")
+    fresh = executed(path)
     assert len(figures(fresh)) == len(figures(committed))

@@ -25,6 +25,8 @@ from pathlib import Path
 THERE = {"torch", *sys.stdlib_module_names}
 #: Decorators that a class may have on its methods: they come along with the class.
 OF_METHODS = {"property"}
+#: Classes of Python's own that a class may be made of: what a job raises and catches itself.
+BASES = {"Exception"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.Import | ast.ImportFrom
@@ -147,7 +149,7 @@ class Sources:
             yield "its module does not say `from __future__ import annotations`"
         yield from _flaws(node)
         for base in node.bases if isinstance(node, ast.ClassDef) else ():
-            if self.place(place, ast.unparse(base)) is None:
+            if ast.unparse(base) not in BASES and self.place(place, ast.unparse(base)) is None:
                 yield f"is made of {ast.unparse(base)}, which is not a class of ours"
         for inner in ast.walk(node):
             if isinstance(inner, ast.Import | ast.ImportFrom):

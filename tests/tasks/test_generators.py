@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -157,3 +158,16 @@ def tiny_with_words() -> Any:
     found = AutoTokenizer.from_pretrained(folder("teaching-gpt2"))
     found.chat_template = None
     return found
+
+
+def test_the_generators_are_listed() -> None:
+    made = {
+        name
+        for name in tasks.__all__
+        if inspect.isfunction(one := getattr(tasks, name))
+        and next(iter(inspect.signature(one).parameters)) == "tokenizer"
+    }
+    assert made == tasks.GENERATORS.keys()
+    for name, generator in tasks.GENERATORS.items():
+        assert generator is getattr(tasks, name)
+        assert f"`{name}`" in (tasks.__doc__ or "")

@@ -34,10 +34,11 @@ from nnattr.graph import Part
 from nnattr.methods.records import as_task, record
 from nnattr.methods.weights import linear_map
 from nnattr.model.heads import Heads, chosen
+from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.patterns import accepted, attention_paths, patterns
+from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import Prompts, asked
-from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
 from nnattr.results import Patterns
 from nnattr.tokens import Tokens
@@ -106,9 +107,10 @@ def attention_patterns(
 def patterns_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The chosen heads' patterns [example, head, query_pos, key_pos], sorted by layer and head."""
     parts = []
-    total, rows = payload["prompts"]["ids"].shape[0], payload["rows"]
+    every = PromptBatch(**payload["prompts"])
+    total, rows = len(every), payload["rows"]
     for start in range(0, total, rows):
-        prompts = {key: value[start : start + rows] for key, value in payload["prompts"].items()}
+        prompts = every.take(slice(start, start + rows))
         found, problem = patterns(
             nn, prompts, payload["paths"], payload["heads"], payload["options"]
         )
@@ -122,12 +124,12 @@ def patterns_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     return {"patterns": torch.cat(parts)}
 
 
-def value_sizes(nn: Any, prompts: dict[str, Tensor], ask: dict[str, Any]) -> list[Tensor]:
+def value_sizes(nn: Any, prompts: PromptBatch, ask: dict[str, Any]) -> list[Tensor]:
     """For each layer with chosen heads the length of v W_O [example, head, key_pos]."""
     sizes: list[Tensor] = []
-    width = prompts["ids"].shape[1]
+    width = prompts.width
     values = ask["values"]
-    with nn.trace(**given(prompts, ask["options"])):
+    with nn.trace(**inputs(prompts, ask["options"])):
         with torch.no_grad():
             for layer, heads in enumerate(ask["heads"]):
                 if len(heads):

@@ -38,10 +38,11 @@ from nnattr.methods.capture import at_positions
 from nnattr.methods.readout import take
 from nnattr.methods.records import as_task, plain, record
 from nnattr.methods.weights import linear_map
+from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.patterns import accepted, attention_paths, patterns
+from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import Prompts, Where, asked
-from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read, write
 from nnattr.results import HeadScores, Provenance
 from nnattr.tasks import Task
@@ -142,7 +143,7 @@ def copying_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     total, rows = payload["columns"].shape[0], payload["rows"]
     for start in range(0, total, rows):
         some = slice(start, start + rows)
-        prompts = {key: value[some] for key, value in payload["prompts"].items()}
+        prompts = PromptBatch(**payload["prompts"]).take(some)
         at = payload["columns"][some]
         streams, ids = held(nn, payload, prompts, at)
         alone = one_by_one(nn, payload, streams, ids)
@@ -158,14 +159,12 @@ def copying_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     return {**values, "attention": torch.cat(attention)} if attention else values
 
 
-def held(
-    nn: Any, ask: dict[str, Any], prompts: dict[str, Tensor], at: Tensor
-) -> tuple[Tensor, Tensor]:
+def held(nn: Any, ask: dict[str, Any], prompts: PromptBatch, at: Tensor) -> tuple[Tensor, Tensor]:
     """What layer 0 leaves at each token [token, d_model], and the tokens' ids."""
-    with nn.trace(**given(prompts, ask["options"])):
+    with nn.trace(**inputs(prompts, ask["options"])):
         with torch.no_grad():
-            stream = take(read(nn, ask["after"], prompts["ids"].shape[1]), at).clone()
-    return stream.flatten(0, 1), prompts["ids"].gather(1, at).flatten()
+            stream = take(read(nn, ask["after"], prompts.width), at).clone()
+    return stream.flatten(0, 1), prompts.ids.gather(1, at).flatten()
 
 
 def one_by_one(nn: Any, ask: dict[str, Any], streams: Tensor, ids: Tensor) -> Tensor:
@@ -203,7 +202,7 @@ def predicts(nn: Any, ask: dict[str, Any], output: Tensor, ids: Tensor) -> Tenso
 
 
 def last_looks(
-    nn: Any, ask: dict[str, Any], prompts: dict[str, Tensor], wanted: Tensor
+    nn: Any, ask: dict[str, Any], prompts: PromptBatch, wanted: Tensor
 ) -> tuple[list[Tensor], Any]:
     """Each layer's attention from the last position to the wanted keys [example, head]."""
 

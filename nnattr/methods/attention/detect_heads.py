@@ -33,10 +33,11 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
 from nnattr.methods.records import as_task, record
+from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, given, patterns
+from nnattr.model.patterns import accepted, attention_paths, patterns
+from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import Prompts, asked
-from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.results import HeadScores
 from nnattr.tokens import Tokens, pad_id, token_strings
 
@@ -125,9 +126,10 @@ def detect_heads(
 def detection_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """``scores`` [example, layer, kind, head] and ``loss`` [example, pos] of every prompt."""
     kinds, losses = [], []
-    total, rows = payload["prompts"]["ids"].shape[0], payload["rows"]
+    every = PromptBatch(**payload["prompts"])
+    total, rows = len(every), payload["rows"]
     for start in range(0, total, rows):
-        prompts = {key: value[start : start + rows] for key, value in payload["prompts"].items()}
+        prompts = every.take(slice(start, start + rows))
         found, problem = by_kind(nn, prompts, payload)
         if problem is not None:
             return {"refused": problem}
@@ -137,9 +139,9 @@ def detection_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     return {"scores": torch.cat(kinds), "loss": torch.cat(losses)}
 
 
-def by_kind(nn: Any, prompts: dict[str, Tensor], ask: dict[str, Any]) -> tuple[list[Tensor], Any]:
+def by_kind(nn: Any, prompts: PromptBatch, ask: dict[str, Any]) -> tuple[list[Tensor], Any]:
     """Each layer's scores [example, kind, head], or why there are none."""
-    wanted = keys(prompts["ids"], prompts["mask"])
+    wanted = keys(prompts.ids, prompts.mask)
 
     def reduce(pattern: Tensor) -> Tensor:
         """One layer's pattern to its scores."""
@@ -149,12 +151,12 @@ def by_kind(nn: Any, prompts: dict[str, Tensor], ask: dict[str, Any]) -> tuple[l
     return patterns(nn, prompts, ask["paths"], None, ask["options"], reduce)
 
 
-def token_losses(nn: Any, prompts: dict[str, Tensor]) -> Tensor:
+def token_losses(nn: Any, prompts: PromptBatch) -> Tensor:
     """Minus the log probability of each token [example, pos]; 0 at the first."""
-    with nn.trace(**given(prompts, None)):
+    with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             logits = nn.output.logits[:, :-1].float()
-            ids = prompts["ids"].to(logits.device)
+            ids = prompts.ids.to(logits.device)
             own = logits.gather(-1, ids[:, 1:, None])[..., 0]
             loss = (logits.logsumexp(-1) - own).cpu()
     return torch.nn.functional.pad(loss, (1, 0))

@@ -33,8 +33,8 @@ from nnattr.methods.components import logit_constants
 from nnattr.methods.readout import joined, model_inputs, take, top_tokens
 from nnattr.methods.records import as_task, plain, record
 from nnattr.model.model import Model
+from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import Where, columns, listed, prepared
-from nnattr.model.runs import TOKENS_PER_FORWARD
 from nnattr.model.sites import read
 from nnattr.results import Lens
 from nnattr.tokens import Tokens, continuation_id

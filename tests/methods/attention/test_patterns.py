@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from nnattr import ArchError, BackendError, Model
+from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.patterns import (
     accepted,
     attention_paths,
     flaw,
-    given,
     go_back,
     go_eager,
     patterns,
@@ -28,7 +28,8 @@ PROMPTS = ["w3 w4 w5 w6 w7 w8 w9", "w33 w34 w35", "w40 w41 w42 w43 w44 w45"]
 
 
 def job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    found, problem = patterns(nn, payload["prompts"], payload["paths"], payload["heads"])
+    prompts = PromptBatch(**payload["prompts"])
+    found, problem = patterns(nn, prompts, payload["paths"], payload["heads"])
     return {"refused": problem} if problem else {"patterns": [one.cpu() for one in found]}
 
 
@@ -101,7 +102,7 @@ def test_bfloat16_passes_the_same_check() -> None:
 
 
 def failing_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    broken = {"ids": payload["prompts"]["ids"] + 10_000, "mask": payload["prompts"]["mask"]}
+    broken = PromptBatch(payload["prompts"]["ids"] + 10_000, payload["prompts"]["mask"])
     patterns(nn, broken, payload["paths"])
     return {}
 
@@ -177,14 +178,14 @@ def test_a_module_that_returns_none_is_named() -> None:
 
 def both_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Patterns, and v and z of a pass of the model as it is."""
-    prompts = payload["prompts"]
+    prompts = PromptBatch(**payload["prompts"])
     found, problem = patterns(nn, prompts, payload["paths"])
     v, z = [], []
-    with nn.trace(**given(prompts, None)):
+    with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             for values, heads in zip(payload["v"], payload["z"], strict=True):
-                v.append(read(nn, values, prompts["ids"].shape[1]).clone())
-                z.append(read(nn, heads, prompts["ids"].shape[1]).clone())
+                v.append(read(nn, values, prompts.width).clone())
+                z.append(read(nn, heads, prompts.width).clone())
     return {"refused": problem} if problem else {"patterns": found, "v": v, "z": z}
 
 

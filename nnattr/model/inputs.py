@@ -1,0 +1,79 @@
+"""Prompts as a model reads them, and the arguments of a forward pass.
+
+Inside a job: torch and plain values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class PromptBatch:
+    """Prompts side by side, padded on the left.
+
+    Attributes:
+        ids: their tokens [example, pos].
+        mask: which of these are not padding [example, pos].
+    """
+
+    def __init__(self, ids: Tensor, mask: Tensor) -> None:
+        self.ids = ids
+        self.mask = mask
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def width(self) -> int:
+        """How many positions they take."""
+        return self.ids.shape[1]
+
+    def take(self, example: Any) -> PromptBatch:
+        """Those of these examples: a slice, or indices [row]."""
+        return PromptBatch(self.ids[example], self.mask[example])
+
+    def cut(self, start: int) -> PromptBatch:
+        """Their tokens from ``start`` on, as prompts of their own."""
+        return PromptBatch(self.ids[:, start:], self.mask[:, start:])
+
+    def positions(self) -> Tensor:
+        """Positions counted from each prompt's own first token [example, pos]."""
+        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def inputs(
+    prompts: PromptBatch,
+    options: dict[str, Any] | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    cache: Any = None,
+    keep_cache: bool = False,
+    takes_positions: bool = False,
+) -> dict[str, Any]:
+    """The model's arguments for the tokens from ``start`` to ``stop``; a mask only with padding.
+
+    Args:
+        prompts: what is run.
+        options: further arguments of the pass, such as ``{"logits_to_keep": 1}``.
+        start: the first position that is run.
+        stop: the one behind the last.
+        cache: keys and values of the positions before ``start``. The mask covers these as well, and
+            positions, which a model would count from the cache, are counted from each prompt's own
+            first token.
+        keep_cache: whether the pass returns its keys and values.
+        takes_positions: whether the model can be told positions.
+    """
+    mask = prompts.mask[:, :stop]
+    given: dict[str, Any] = {"input_ids": prompts.ids[:, start:stop]}
+    if not mask.all():
+        given["attention_mask"] = mask.long()
+        if cache is not None and takes_positions:
+            given["position_ids"] = prompts.positions()[:, start:stop]
+    if cache is None:
+        given["use_cache"] = keep_cache
+    else:
+        given["past_key_values"] = cache
+    return given | (options or {})
