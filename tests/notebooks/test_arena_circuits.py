@@ -2,7 +2,8 @@
 
 Its numbers are of its own toy; a teaching model has numbers of its own, and the same story. Each
 test names the section it stands for. That the numbers are right is shown elsewhere
-(`tests/circuits`, `tests/peers`, `tests/dla/test_next_token_attribution.py`).
+(`tests/methods/weight_circuits`, `tests/peers`, and
+`tests/methods/direct/test_next_token_attribution.py`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nnattr import ArchError, ResultError, TaskError, decompose_attention
 from nnattr.tasks import repeated_tokens
-from tests.circuits.common import dense
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
+from tests.methods.weight_circuits.common import dense
 from tests.support.families import ALIBI, NORMED
 from tests.tiny import FAMILIES, tiny_model
 

@@ -23,10 +23,10 @@ from nnattr import (
     qk_circuit,
 )
 from nnattr.methods import attention_form, attention_weights
-from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
+from nnattr.methods.weight_circuits import weight_circuit_job
 from nnattr.methods.weights import asked
-from tests.circuits.common import dense, ov, qk
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
+from tests.methods.weight_circuits.common import dense, ov, qk
 from tests.support.families import ALIBI, NORMED, UNTURNED
 from tests.tiny import FAMILIES, HEADS, tiny_model
 
@@ -235,7 +235,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     circuits = [ov_circuit(model, (1, 2)), qk_circuit(model, (1, 2), key_via=(0, 1))]
     at_once = [(one.copying_accuracy(3), one.norm()) for one in circuits]
-    monkeypatch.setattr(circuit_job, "FLOATS", 300)
+    monkeypatch.setattr(weight_circuit_job, "FLOATS", 300)
     for one, (share, norm) in zip(circuits, at_once, strict=True):
         assert one.copying_accuracy(3) == share
         assert one.norm() == pytest.approx(norm, rel=1e-5)
@@ -312,7 +312,7 @@ def test_modules_are_asked_where_weights_cannot_be_seen(
         calls.append(arguments)
         return asked(*arguments)
 
-    for home in (attention_weights, circuit_job):
+    for home in (attention_weights, weight_circuit_job):
         monkeypatch.setattr(home, "linear_map", by_asking)
     for one, expected in zip(circuits, seen, strict=True):
         np.testing.assert_allclose(one.block([3, 40, 7]), expected, rtol=1e-3, atol=1e-4)

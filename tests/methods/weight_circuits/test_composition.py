@@ -10,8 +10,8 @@ import torch
 
 from nnattr import ArchError, ResultError, TaskError, composition
 from nnattr.methods.weight_circuits.composition import random_composition
-from tests.circuits.common import ov, qk
 from tests.methods.common import TEACHING, teaching, tiny
+from tests.methods.weight_circuits.common import ov, qk
 from tests.support.families import NORMED
 from tests.tiny import FAMILIES, HEADS, LAYERS, tiny_model
 

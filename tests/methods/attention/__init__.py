@@ -1,0 +1,1 @@
+"""Tests of questions about heads: where they look and what they make of it."""

@@ -1,0 +1,1 @@
+"""Tests of what parts write straight toward the next token."""

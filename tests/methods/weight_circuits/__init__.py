@@ -1,0 +1,1 @@
+"""Tests of what weights say with no prompt at all."""
