@@ -1,0 +1,1 @@
+"""How a patched row becomes a number."""
