@@ -25,8 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from nnattr.engine.sweep import ablation_job
-from nnattr.engine.together import together_job
+from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
 from nnattr.methods.components import position_table
 from nnattr.methods.fills import Dataset, FillKind, chosen

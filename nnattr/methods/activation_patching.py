@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nnattr.engine.sweep import patching_job
+from nnattr.engine import patching_job
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.layout import PatchSite
@@ -55,7 +55,7 @@ def activation_patching(
             reverse.
         normalized: divide by the task's mean gap between the runs: 0 = nothing changed, 1 = the
             whole way to the other run.
-        engine: ``"suffix"`` computes only what a patch can change (`nnattr.engine.forward`), and is
+        engine: ``"suffix"`` computes only what a patch can change (`nnattr.engine`), and is
             compared with full passes on a few rows of every job; a model that it does not serve
             exactly is patched by full passes, and provenance says so. ``"full"`` asks for them.
         checkpoint: a folder for finished parts: the same call takes up what is there. Locally a

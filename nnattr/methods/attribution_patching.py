@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnattr.engine.gradients import attribution_job
+from nnattr.engine import attribution_job
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.layout import PatchSite
