@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
 from nnattr.methods.components import position_table
 from nnattr.methods.fills import Dataset, FillKind, chosen
@@ -33,8 +34,6 @@ from nnattr.metrics import Metric
 from nnattr.model.layout import units
 from nnattr.model.model import Model
 from nnattr.model.sites import SITES, SiteName
-from nnattr.model.sweep import ablation_job
-from nnattr.model.together import together_job
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions

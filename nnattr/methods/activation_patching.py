@@ -18,11 +18,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from nnattr.engine import patching_job
 from nnattr.methods.study import Direction, Study
 from nnattr.metrics import Metric
 from nnattr.model.layout import PatchSite
 from nnattr.model.model import Model
-from nnattr.model.sweep import patching_job
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
@@ -55,13 +55,13 @@ def activation_patching(
             reverse.
         normalized: divide by the task's mean gap between the runs: 0 = nothing changed, 1 = the
             whole way to the other run.
-        engine: ``"suffix"`` computes only what a patch can change (`nnattr.model.forward`), and is
+        engine: ``"suffix"`` computes only what a patch can change (`nnattr.engine`), and is
             compared with full passes on a few rows of every job; a model that it does not serve
             exactly is patched by full passes, and provenance says so. ``"full"`` asks for them.
         checkpoint: a folder for finished parts: the same call takes up what is there. Locally a
             part is a layer; on a server a job, of which there is one unless the backend has limits.
         max_memory: bytes to plan with besides the weights, where the job runs; by default most of
-            what is free there (see `nnattr.model.memory`). Provenance has the peak.
+            what is free there (see `nnattr.engine.memory`). Provenance has the peak.
 
     Returns:
         scores with dims ``(example, layer[, head or kv_head][, pos][, neuron])``.

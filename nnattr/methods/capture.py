@@ -22,12 +22,12 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.methods.readout import take
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked, columns
 from nnattr.model.sites import SITES
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read
 from nnattr.runs.portions import TOKENS_PER_FORWARD

@@ -22,9 +22,9 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import TaskError
-from nnattr.methods.readout import joined, model_inputs, take
 from nnattr.model.model import Model
 from nnattr.model.prompts import columns, listed, prepared
+from nnattr.runs.logits import joined, model_inputs, take
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 
 if TYPE_CHECKING:

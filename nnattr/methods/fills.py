@@ -25,7 +25,7 @@ class Fill:
     """The kind of an ablation and the prompts that it needs.
 
     Attributes:
-        kind: see `nnattr.model.replacements`.
+        kind: see `nnattr.engine.replacements`.
         dataset: the prompts that a mean is taken over.
         source: for each example of the task the prompt that it is resampled from, or itself.
         arguments: what results record.

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnattr.errors import TaskError
-from nnattr.methods.readout import model_inputs, top_tokens
 from nnattr.model.model import Model
 from nnattr.model.prompts import listed, prepared
+from nnattr.runs.logits import model_inputs, top_tokens
 from nnattr.templates import fill
 from nnattr.tokens import prompt_ids
 

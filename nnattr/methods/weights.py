@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnattr.arch.modules import raw
-from nnattr.model.projection import in_out
+from nnattr.engine.projection import in_out
 
 ASKED = 512  # unit vectors at a time
 SIZE = 256.0  # their length: large against a bias, so that taking the bias away loses no digits

@@ -6,7 +6,7 @@ neurons, and everything in parallel blocks); a change is added to what ``attenti
 and the layer's MLP runs on; or the site is replaced ``inside`` a layer that is run from its start
 (queries, keys, values). A patch of z or of neurons first goes through the output projection.
 
-A patched ``pattern`` is a patch of z: see `nnattr.model.pattern_patch`.
+A patched ``pattern`` is a patch of z: see `nnattr.engine.pattern_patch`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MIXING = ("resid_pre", "k", "v")
 
 
 def layout(model: Model, site: PatchSite) -> dict[str, Any]:
-    """Plain values that travel with a job: see `nnattr.model.question.Layout`.
+    """Plain values that travel with a job: see `nnattr.engine.question.Layout`.
 
     Raises:
         ArchError: the site is unknown or this family does not have it.
@@ -118,7 +118,7 @@ def units(model: Model, site: PatchSite) -> tuple[str | None, int]:
 
 
 def sizes(model: Model, site: PatchSite) -> dict[str, int]:
-    """Floats per token of what takes memory: see `nnattr.model.question.Sizes`."""
+    """Floats per token of what takes memory: see `nnattr.engine.question.Sizes`."""
     module = model.nn._module
     embedding = module.get_submodule(model.spec.embed).weight
     layer = module.get_submodule(f"{model.spec.layers}.0")

@@ -35,7 +35,6 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.methods.capture import at_positions
-from nnattr.methods.readout import take
 from nnattr.methods.records import as_task, plain, record
 from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
@@ -43,6 +42,7 @@ from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked
 from nnattr.results import HeadScores, Provenance
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read, write
 from nnattr.runs.portions import TOKENS_PER_FORWARD

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.norm import Frozen, apply, frozen, per_unit, pull
-from nnattr.methods.readout import model_inputs
 from nnattr.methods.weights import linear_map
+from nnattr.runs.logits import model_inputs
 from nnattr.runs.places import read
 
 WORDS = ("tokens", "weights")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import BaseRun
-from nnattr.model.packing import pack
-from nnattr.model.patches import of_base_run
-from nnattr.model.question import Layout
-from nnattr.model.rows import Rows
+from nnattr.engine.base import BaseRun
+from nnattr.engine.packing import pack
+from nnattr.engine.patches import of_base_run
+from nnattr.engine.question import Layout
+from nnattr.engine.rows import Rows
 from nnattr.runs.places import read, write
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.question import Question
+from nnattr.engine.question import Question
 from nnattr.runs.inputs import inputs
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read

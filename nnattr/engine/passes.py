@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import BaseRun
-from nnattr.model.forward import run, run_full
-from nnattr.model.memory import bytes_per_row
-from nnattr.model.mode import Mode
-from nnattr.model.patches import enter_patched
-from nnattr.model.question import Question, measure
-from nnattr.model.rows import Rows
+from nnattr.engine.base import BaseRun
+from nnattr.engine.forward import run, run_full
+from nnattr.engine.memory import bytes_per_row
+from nnattr.engine.mode import Mode
+from nnattr.engine.patches import enter_patched
+from nnattr.engine.question import Question, measure
+from nnattr.engine.rows import Rows
 from nnattr.runs.portions import Budget, ran_out, release
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import BaseRun
-from nnattr.model.projection import projected
-from nnattr.model.question import Question
-from nnattr.model.rows import Rows
+from nnattr.engine.base import BaseRun
+from nnattr.engine.projection import projected
+from nnattr.engine.question import Question
+from nnattr.engine.rows import Rows
 
 
 class Entry:

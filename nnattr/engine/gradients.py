@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import SITE, first_difference, observe
-from nnattr.model.cache import fork, prefix
-from nnattr.model.memory import portions_for
-from nnattr.model.pattern_patch import patched_by_patterns
-from nnattr.model.question import (
+from nnattr.engine.base import SITE, first_difference, observe
+from nnattr.engine.cache import fork, prefix
+from nnattr.engine.memory import portions_for
+from nnattr.engine.pattern_patch import patched_by_patterns
+from nnattr.engine.question import (
     Question,
     every_example,
     measure,
@@ -26,7 +26,7 @@ from nnattr.model.question import (
     require_one_number,
     sandboxed,
 )
-from nnattr.model.shortcuts import read_logits
+from nnattr.engine.shortcuts import read_logits
 from nnattr.runs.inputs import inputs
 from nnattr.runs.places import cut, read
 from nnattr.runs.portions import RefusedError

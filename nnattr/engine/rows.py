@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.question import Question
+from nnattr.engine.question import Question
 
 #: A row runs at most this much longer than it needs, so that rows can share a pass. Less than 2, so
 #: that rows of the last token alone have passes of their own.

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.cache import Prefixes, fork, prefix_cache
-from nnattr.model.pattern_patch import patched_by_patterns
-from nnattr.model.question import Question, every_example, measure, require_one_number
-from nnattr.model.shortcuts import Scratch, one_step_gelu, read_logits
+from nnattr.engine.cache import Prefixes, fork, prefix_cache
+from nnattr.engine.pattern_patch import patched_by_patterns
+from nnattr.engine.question import Question, every_example, measure, require_one_number
+from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
 

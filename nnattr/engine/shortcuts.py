@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.question import Question
+from nnattr.engine.question import Question
 
 #: In the tanh form of GELU, ``x / 2 * (1 + tanh(u))``, 2 u is so many times x + 0.044715 x^3.
 TWICE = 2 * (2 / math.pi) ** 0.5

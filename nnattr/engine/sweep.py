@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from nnattr.model.base import BaseRun, base_run
-from nnattr.model.fastest import fastest, resumes
-from nnattr.model.memory import portions_for
-from nnattr.model.mode import Mode
-from nnattr.model.packing import rows_per_sequence
-from nnattr.model.passes import passes
-from nnattr.model.question import Question, question_of, require_edits_in_place
-from nnattr.model.replacements import replacements_of
-from nnattr.model.rows import Rows, by_start, effort, plan
+from nnattr.engine.base import BaseRun, base_run
+from nnattr.engine.fastest import fastest, resumes
+from nnattr.engine.memory import portions_for
+from nnattr.engine.mode import Mode
+from nnattr.engine.packing import rows_per_sequence
+from nnattr.engine.passes import passes
+from nnattr.engine.question import Question, question_of, require_edits_in_place
+from nnattr.engine.replacements import replacements_of
+from nnattr.engine.rows import Rows, by_start, effort, plan
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 
 #: Characters that are kept of what a model says against the engine.

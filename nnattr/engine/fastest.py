@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import SHORT, BaseRun, run_from
-from nnattr.model.cache import prefix_cache
-from nnattr.model.mode import Mode
-from nnattr.model.packing import can_pack, rows_per_sequence
-from nnattr.model.passes import passes
-from nnattr.model.question import Question, measure, sandboxed
-from nnattr.model.rows import Rows, joined
+from nnattr.engine.base import SHORT, BaseRun, run_from
+from nnattr.engine.cache import prefix_cache
+from nnattr.engine.mode import Mode
+from nnattr.engine.packing import can_pack, rows_per_sequence
+from nnattr.engine.passes import passes
+from nnattr.engine.question import Question, measure, sandboxed
+from nnattr.engine.rows import Rows, joined
 from nnattr.runs.portions import Budget, ran_out
 from nnattr.runs.tolerance import pass_tolerance, same_logits
 

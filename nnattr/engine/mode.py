@@ -14,7 +14,7 @@ class Mode:
     Attributes:
         full: none at all: every row runs through all layers and positions.
         together: rows of several layers share a pass, each joins at its own layer.
-        packed: rows of an example share a sequence (see `nnattr.model.packing`).
+        packed: rows of an example share a sequence (see `nnattr.engine.packing`).
         narrow: the last layer goes on with the last position alone, if the metric reads no other.
         longest: the longest sequence, with what is cached before it, that was compared with full
             passes; None before the comparison.

@@ -49,7 +49,7 @@ class Layout:
         embed, unembed: the paths of the token embedding and of the unembedding.
         layers: the paths of the layers.
         steps: what may be read or done in a layer while it runs, in forward order: pairs of a name
-            and a place or path; see `nnattr.model.base.observe`.
+            and a place or path; see `nnattr.engine.base.observe`.
         attention: the paths of the attention modules.
         norms: the paths of what stands behind them: a norm, or the projection itself.
         gelus: the paths of GELUs that torch computes faster in one step.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import SITE, observe
-from nnattr.model.question import Question, question_of
+from nnattr.engine.base import SITE, observe
+from nnattr.engine.question import Question, question_of
 from nnattr.runs.inputs import PromptBatch
 
 

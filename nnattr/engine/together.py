@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import SITE, observe
-from nnattr.model.memory import portions_for
-from nnattr.model.question import (
+from nnattr.engine.base import SITE, observe
+from nnattr.engine.memory import portions_for
+from nnattr.engine.question import (
     Question,
     measure,
     question_of,
     require_edits_in_place,
     require_one_number,
 )
-from nnattr.model.replacements import replacements_of
-from nnattr.model.shortcuts import read_logits
+from nnattr.engine.replacements import replacements_of
+from nnattr.engine.shortcuts import read_logits
 from nnattr.runs.inputs import inputs
 from nnattr.runs.places import read, write
 

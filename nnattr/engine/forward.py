@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.base import BaseRun
-from nnattr.model.cache import cache_of_rows
-from nnattr.model.join import PATCH_INSIDE_LAYER, Joint, join_stream, limit_batch
-from nnattr.model.mode import Mode
-from nnattr.model.packing import grouped, pack, packed_inputs, unpack
-from nnattr.model.patches import Entry, patched_site
-from nnattr.model.question import Layout, Question
-from nnattr.model.rows import Rows
-from nnattr.model.shortcuts import Scratch, one_step_gelu, read_logits
+from nnattr.engine.base import BaseRun
+from nnattr.engine.cache import cache_of_rows
+from nnattr.engine.join import PATCH_INSIDE_LAYER, Joint, join_stream, limit_batch
+from nnattr.engine.mode import Mode
+from nnattr.engine.packing import grouped, pack, packed_inputs, unpack
+from nnattr.engine.patches import Entry, patched_site
+from nnattr.engine.question import Layout, Question
+from nnattr.engine.rows import Rows
+from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
 from nnattr.runs.inputs import inputs
 from nnattr.runs.places import read, write
 
@@ -116,7 +116,7 @@ def run(
         enter: with what some of them enter a layer.
         mode: how rows are run.
         start: the first position.
-        size: how many rows of an example share a sequence (see `nnattr.model.packing`).
+        size: how many rows of an example share a sequence (see `nnattr.engine.packing`).
     """
     layout, tokens = question.layout, question.base.width - start
     order, scratch = ordered(question, rows, size), Scratch()
