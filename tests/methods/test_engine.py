@@ -201,7 +201,7 @@ def test_many_small_passes_give_the_same(monkeypatch):
     model = tiny_model("qwen3")
     question = task(model, *[pair(9, 4, shift=i) for i in range(5)])
     whole = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
-    monkeypatch.setattr("nnattr.methods.study.TOKENS_PER_FORWARD", 20)
+    monkeypatch.setattr("nnattr.jobs.study.TOKENS_PER_FORWARD", 20)
     parts = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
     torch.testing.assert_close(
         torch.tensor(parts.raw.to_numpy()),

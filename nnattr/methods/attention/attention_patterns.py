@@ -31,7 +31,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.graph import Part
-from nnattr.methods.records import as_task, record
+from nnattr.jobs.record import as_task, record
 from nnattr.methods.weights import linear_map
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model

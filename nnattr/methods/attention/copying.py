@@ -34,8 +34,8 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import TaskError
-from nnattr.methods.capture import at_positions
-from nnattr.methods.records import as_task, plain, record
+from nnattr.jobs.record import as_task, plain, record
+from nnattr.methods.behaviour.capture import at_positions
 from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths

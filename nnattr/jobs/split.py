@@ -2,7 +2,7 @@
 
 Without limits a study is one job. A limit on a job's seconds or bytes, or a server that refuses a
 job for its size, splits it by layers, never by cell. With a checkpoint every finished part is kept
-(`nnattr.methods.checkpoint`), so that the same study picks up where it stopped.
+(`nnattr.jobs.checkpoint`), so that the same study picks up where it stopped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 from nnattr.backend import Cost
 from nnattr.errors import ResultError, TooLargeError
-from nnattr.methods.checkpoint import Part, Store
-from nnattr.methods.frame import Frame
+from nnattr.jobs.checkpoint import Part, Store
+from nnattr.jobs.frame import Frame
 
 if TYPE_CHECKING:
-    from nnattr.methods.study import Study
+    from nnattr.jobs.study import Study
 
 Values: TypeAlias = dict[str, Any]
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from nnattr.axes import ORDER
 from nnattr.backend import Cost
 from nnattr.errors import ArchError, BackendError, MetricError, NnattrError, TaskError
-from nnattr.methods.records import ran
+from nnattr.jobs.record import ran
 from nnattr.results import Provenance, Scores
 
 #: A job that cannot go on returns ``{"refused": (kind, reason)}``; this is what we raise for it.

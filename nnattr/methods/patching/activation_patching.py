@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from nnattr.engine import patching_job
-from nnattr.methods.study import Direction, Study
+from nnattr.jobs.layout import PatchSite
+from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
-from nnattr.model.layout import PatchSite
 from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task

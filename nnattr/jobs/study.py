@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
 from nnattr.errors import TaskError
-from nnattr.methods.chunks import in_chunks
-from nnattr.methods.fills import Fill
-from nnattr.methods.frame import Frame
-from nnattr.methods.records import plain, record
+from nnattr.jobs.frame import Frame
+from nnattr.jobs.layout import PatchSite, layout, units
+from nnattr.jobs.record import plain, record
+from nnattr.jobs.replacement import Fill
+from nnattr.jobs.split import in_chunks
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
-from nnattr.model.layout import PatchSite, layout, units
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits
 from nnattr.results import Provenance, Scores

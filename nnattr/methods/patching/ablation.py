@@ -27,11 +27,11 @@ from torch import Tensor
 
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
+from nnattr.jobs.layout import units
+from nnattr.jobs.replacement import Dataset, FillKind, chosen
+from nnattr.jobs.study import Study
 from nnattr.methods.components import position_table
-from nnattr.methods.fills import Dataset, FillKind, chosen
-from nnattr.methods.study import Study
 from nnattr.metrics import Metric
-from nnattr.model.layout import units
 from nnattr.model.model import Model
 from nnattr.model.sites import SITES, SiteName
 from nnattr.results import Scores

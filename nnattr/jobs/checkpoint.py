@@ -19,11 +19,11 @@ import torch
 from nnattr import storage
 from nnattr.backend import Cost
 from nnattr.errors import BackendError, ResultError
-from nnattr.methods.frame import Frame
+from nnattr.jobs.frame import Frame
 from nnattr.metrics import describe
 
 if TYPE_CHECKING:
-    from nnattr.methods.study import Study
+    from nnattr.jobs.study import Study
 
 #: What a part holds besides plain values.
 TENSORS = ("change", "base", "source")

@@ -20,9 +20,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnattr.engine import attribution_job
-from nnattr.methods.study import Direction, Study
+from nnattr.jobs.layout import PatchSite
+from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
-from nnattr.model.layout import PatchSite
 from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
