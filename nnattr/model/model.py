@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from nnattr.arch.modules import raw
 from nnattr.arch.spec import ArchSpec
 from nnattr.backend import Backend, JobFunction, Outcome
+from nnattr.errors import TaskError
 from nnattr.model import sites
-from nnattr.model.predict import predictions
+from nnattr.runs.logits import prediction_job
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import IdGroups, Predictions
 from nnattr.tokens import Tokens
 
@@ -137,7 +141,22 @@ class Model:
             TaskError: a prompt is longer than the model's context.
             BackendError: the job failed where it ran.
         """
-        return predictions(self, tokens, asked, k, last)
+        width, limit = tokens.ids.shape[1], self.context_length
+        if limit is not None and width > limit:
+            raise TaskError(f"The longest prompt is {width} tokens, and {self.name} takes {limit}.")
+        words = max(map(len, asked), default=0)
+        filled = [[*row, *[0] * (words - len(row))] for row in asked] or [[]] * len(tokens)
+        payload = {
+            "prompts": tokens.tensors,
+            "asked": torch.tensor(filled, dtype=torch.long),
+            "k": k,
+            "last": last,
+            "rows": max(1, TOKENS_PER_FORWARD // width),
+            "embed": self.spec.embed,
+            "options": {"logits_to_keep": last} if self.accepts("logits_to_keep") else {},
+        }
+        values = self.run(prediction_job, payload, label="predictions").values
+        return Predictions(*(values[name] for name in ("ids", "logits", "asked", "log_norm")))
 
     def __repr__(self) -> str:
         return (

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.portions import Portions
+
 
 def model_inputs(prompts: dict[str, Tensor]) -> dict[str, Any]:
     """The model's inputs for the prompts; a mask only where there is padding."""
@@ -17,6 +20,39 @@ def model_inputs(prompts: dict[str, Tensor]) -> dict[str, Any]:
     if not prompts["mask"].all():
         given["attention_mask"] = prompts["mask"].long()
     return given
+
+
+def prediction_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """The best tokens, the logits asked for and the normaliser, at the last positions.
+
+    See `nnattr.tasks.Predictions`.
+    """
+    every = PromptBatch(**payload["prompts"])
+    portions = Portions(nn, tick, payload["embed"], len(every), payload["rows"])
+    for some in portions:
+        with portions.attempt():
+            given = inputs(every.take(some), payload["options"])
+            asked = payload["asked"][some]
+            portions.keep(predicted(nn, given, asked, payload["k"], payload["last"]))
+            portions.tick(1, 1)
+    return portions.joined()
+
+
+def predicted(
+    nn: Any, given: dict[str, Any], asked: Tensor, k: int, last: int
+) -> dict[str, Tensor]:
+    """What one pass predicts at its ``last`` positions; ``asked`` are token ids [example, word]."""
+    with nn.trace(**given):
+        with torch.no_grad():
+            logits = nn.output.logits[:, -last:].float()
+    best = logits.topk(min(k, logits.shape[-1]), -1)
+    wanted = asked.to(logits.device)[:, None].expand(-1, logits.shape[1], -1)
+    return {
+        "ids": best.indices,
+        "logits": best.values,
+        "asked": logits.gather(-1, wanted),
+        "log_norm": logits.logsumexp(-1),
+    }
 
 
 def take(values: Tensor, columns: Tensor) -> Tensor:
