@@ -193,8 +193,11 @@ def measured(families: tuple[str, ...]) -> dict[str, dict[str, np.ndarray] | str
     return found
 
 
-def compared(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Where two versions differ: arrays are matched by name where names agree, else by content."""
+def compared(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[str]:
+    """Where two versions differ by more than a share of an array's largest number.
+
+    Arrays are matched by name where names agree, else by content.
+    """
     lines = [f"{name}: not measured" for name in old if name not in new]
     for name, theirs in old.items():
         ours = new.get(name, theirs)
@@ -219,6 +222,8 @@ def compared(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
                 lines.append(f"{name}, {key} {array.shape}: gone; now {[*ours]}")
                 continue
             gap = np.nanmax(np.abs(same_shape[0].astype(complex) - array.astype(complex)))
+            if gap <= tolerance * np.nanmax(np.abs(array)):
+                continue
             lines.append(f"{name}, {key}: moved by {gap:.3g} of {np.nanmax(np.abs(array)):.3g}")
     return lines
 
@@ -229,6 +234,7 @@ def main() -> int:
     parser.add_argument("what", choices=("store", "compare"))
     parser.add_argument("file")
     parser.add_argument("--families", nargs="*", default=[*TEACHING, *LAYOUTS])
+    parser.add_argument("--tolerance", type=float, default=0.0, help="share of the largest number")
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = measured(tuple(given.families))
@@ -238,8 +244,11 @@ def main() -> int:
     old = torch.load(given.file, weights_only=False)
     if set(given.families) != {*TEACHING, *LAYOUTS}:
         old = {name: one for name, one in old.items() if name.split(":")[0] in given.families}
-    lines = compared(old, found)
-    print("\n".join(lines) or f"{len(old)} calls, all numbers the same to the bit.")
+    lines = compared(old, found, given.tolerance)
+    print(
+        "\n".join(lines)
+        or f"{len(old)} calls: no number moved by more than {given.tolerance} of the largest."
+    )
     return bool(lines)
 
 

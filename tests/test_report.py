@@ -14,7 +14,7 @@ import yaml
 import nnattr
 from nnattr import ResultError, Scores, TaskError
 from nnattr.errors import NnattrError
-from nnattr.report import Part, report_page
+from nnattr.report import Entry, report_page
 from nnattr.report.again import again
 from tests.browser import CHROMIUM, Tab, browser
 from tests.support.command_line import call, is_self_contained
@@ -70,7 +70,7 @@ def test_a_file_of_schema_1_still_loads():
         _ = scores.task
     with pytest.raises(TaskError, match="does not hold its task"):
         nnattr.Task.load(old)
-    html = report_page([Part(scores, old.name)])
+    html = report_page([Entry(scores, old.name)])
     assert "does not hold the prompts" in html
     assert "To make it again, use Python" in html
 
@@ -145,7 +145,7 @@ def test_what_no_file_can_say_is_said_in_python(saved: Path):
     scores = nnattr.activation_patching(model, task, my_metric, normalized=False)
     with pytest.raises(NnattrError, match="function of your own"):
         again(scores, "mine.safetensors")
-    html = unescape(report_page([Part(scores, "mine.safetensors")]))
+    html = unescape(report_page([Entry(scores, "mine.safetensors")]))
     assert "nnattr.activation_patching(model, before.task, metric, site='z'" in html
     with pytest.raises(ResultError, match="at least one result"):
         report_page([])
@@ -155,7 +155,7 @@ def test_prompts_that_look_like_html_do_no_harm():
     model = nnattr.load("teaching-gpt2")
     task = nnattr.tasks.ioi(model.tokenizer, n=2)
     scores = nnattr.attribution_patching(model, task, nnattr.LogitDiff())
-    html = report_page([Part(scores, "<script>alert(1)</script>")])
+    html = report_page([Entry(scores, "<script>alert(1)</script>")])
     assert "<script>alert(1)" not in html
 
 

@@ -165,8 +165,8 @@ def test_the_public_names() -> None:
 def test_importing_nnattr_loads_nothing_heavy() -> None:
     code = (
         "import sys, nnattr; "
-        "print([m for m in ('torch', 'nnsight', 'transformers', 'plotly', 'xarray', 'pandas') "
-        "if m in sys.modules])"
+        "print([m for m in ('torch', 'nnsight', 'transformers', 'plotly', 'xarray', 'pandas', "
+        "'jinja2', 'rich') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -39,7 +39,7 @@ top: 10
 
 
 class Commands(TyperGroup):
-    """A group of commands whose known errors are messages and whose interruption is quiet."""
+    """A command group: a known error becomes one message, and Ctrl-C ends without one."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -144,9 +144,9 @@ def run(
     if settings.output is not None:
         typer.echo(f"Wrote {scores.save(settings.output)}")
     if plot is not None:
-        from nnattr.report import Part, report_page
+        from nnattr.report import Entry, report_page
 
-        _write(plot, report_page([Part(scores, config.stem, settings)]))
+        _write(plot, report_page([Entry(scores, config.stem, settings)]))
 
 
 @app.command()
@@ -163,12 +163,12 @@ def report(
     """Write saved results as one page: task, figures, strongest cells, agreement, origin."""
     _must_be_writable(output)
     from nnattr.model.load import load
-    from nnattr.report import Part, report_page
+    from nnattr.report import Entry, report_page
     from nnattr.results import Scores
 
-    parts = [Part(Scores.load(path), path.name) for path in results]
+    entries = [Entry(Scores.load(path), path.name) for path in results]
     loaded = None if model is None else load(model, backend=backend)
-    _write(output, report_page(parts, loaded))
+    _write(output, report_page(entries, loaded))
 
 
 @app.command()

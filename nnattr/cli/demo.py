@@ -52,7 +52,7 @@ class Demo:
     @property
     def warning(self) -> str:
         """What to think of the scores if the model does not do the task; empty if it does."""
-        clean, corrupted = (baseline(self.exact, run)[0] for run in ("clean", "corrupted"))
+        clean, corrupted = (baseline(self.exact, run).preferred for run in ("clean", "corrupted"))
         if clean > 0.5 > corrupted:
             return ""
         return (
@@ -83,8 +83,8 @@ def measure(model: Model, n: int, seed: int) -> Demo:
         method(model, task[:1], metric, normalized=False)
     estimate = attribution_patching(model, task, metric)
     exact = activation_patching(model, task, metric)
-    alike = same_layout(model.tokenizer, n, seed)
-    by_position = activation_patching(model, alike, metric, site="resid_pre", positions="each")
+    aligned = same_layout(model.tokenizer, n, seed)
+    by_position = activation_patching(model, aligned, metric, site="resid_pre", positions="each")
     return Demo(model, task, exact, estimate, by_position, seed)
 
 
@@ -129,8 +129,8 @@ def _baselines(scores: Scores) -> Block:
     """Whether the model does the task."""
     rows = []
     for run in ("clean", "corrupted"):
-        share, mean, error = baseline(scores, run)
-        rows.append((f"{run} prompts", f"{share:.0%}", measured(mean, error, 2)))
+        one = baseline(scores, run)
+        rows.append((f"{run} prompts", f"{one.preferred:.0%}", measured(one.mean, one.stderr, 2)))
     return table(("", "right name preferred", "logit difference"), rows)
 
 

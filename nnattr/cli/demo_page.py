@@ -28,10 +28,10 @@ def demo_page(demo: Demo) -> str:
 
 
 def _facts(demo: Demo) -> Markup:
-    best = demo.ranked[0][0]
+    best, clean = demo.ranked[0][0], baseline(demo.exact, "clean")
     return html.facts(
         {
-            "of the clean prompts prefer the right name": f"{baseline(demo.exact, 'clean')[0]:.0%}",
+            "of the clean prompts prefer the right name": f"{clean.preferred:.0%}",
             f"of the logit difference moves with head {best.label} alone": f"{best.value:.0%}",
             "Pearson correlation of the estimate with the exact scores": (
                 f"{demo.agreement.pearson:.3f}"
@@ -54,7 +54,7 @@ def _task(demo: Demo) -> Markup:
 
 
 def _baselines(demo: Demo) -> Markup:
-    gap = baseline(demo.exact, "clean")[1] - baseline(demo.exact, "corrupted")[1]
+    gap = baseline(demo.exact, "clean").mean - baseline(demo.exact, "corrupted").mean
     return html.section(
         "Does the model do the task?",
         html.paragraph(

@@ -1,25 +1,25 @@
-"""One analysis as a file describes it: from a `RunConfig` to `Scores`, and to text."""
+"""``nnattr run``: the analysis that a run file describes, and a summary of what it found."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import unescape
 from typing import Any
 
 from nnattr import tasks
+from nnattr.calls.registry import METHODS, Method
 from nnattr.cli.console import Block, table
 from nnattr.config import RunConfig, TaskConfig
 from nnattr.errors import MetricError, NnattrError, TaskError
 from nnattr.metrics import METRICS, Metric
 from nnattr.model.load import load
 from nnattr.plots import words
-from nnattr.report.again import METHODS
 from nnattr.report.values import measured
 from nnattr.results import Scores
 from nnattr.tasks import GENERATORS
 
-#: The ways to describe a task, by the fields that show which one is meant.
+#: The fields of `TaskConfig` of which exactly one describes the task.
 WAYS = ("name", "table", "file", "clean")
 
 
@@ -37,18 +37,18 @@ def analyse(config: RunConfig) -> Scores:
     task = make_task(config.task, model.tokenizer)
     if config.task.keep is not None:
         task = task.filter(model, config.task.keep)
-    return method(model, task, metric, **given)
+    return method.function(model, task, metric, **given)
 
 
 def make_metric(config: RunConfig) -> Metric:
-    """The metric of a file.
+    """The metric that a run file names.
 
     Raises:
-        MetricError: there is none of that name, or it does not take these arguments.
+        MetricError: no metric has that name, or it does not take these arguments.
     """
     if config.metric not in METRICS:
         raise MetricError(
-            f"metric is {config.metric!r}; a file can name {', '.join(METRICS)}. A function of "
+            f"metric is {config.metric!r}; a run file can name {', '.join(METRICS)}. A function of "
             "your own works from Python."
         )
     try:
@@ -57,9 +57,9 @@ def make_metric(config: RunConfig) -> Metric:
         raise MetricError(f"The metric {config.metric}: {error}.") from error
 
 
-def _arguments(config: RunConfig, method: Callable[..., Scores]) -> dict[str, Any]:
-    """The method's keyword arguments: of the file's own fields those that it knows, and options."""
-    known = list(inspect.signature(method).parameters)[3:]
+def _arguments(config: RunConfig, method: Method) -> dict[str, Any]:
+    """The method's keyword arguments: those fields of the file that it takes, and the options."""
+    known = [name for name in method.arguments if name not in ("task", "metric")]
     fields = ("site", "positions", "direction", "normalized")
     given = {name: getattr(config, name) for name in fields if name in known}
     given = {name: value for name, value in given.items() if value is not None}
@@ -72,7 +72,7 @@ def _arguments(config: RunConfig, method: Callable[..., Scores]) -> dict[str, An
 
 
 def make_task(config: TaskConfig, tokenizer: Any) -> tasks.Task:
-    """The task of a file, described in one of the four ways of `TaskConfig`.
+    """The task that a run file describes, in one of the four ways of `TaskConfig`.
 
     Raises:
         TaskError: the task does not fit the tokenizer, or the description itself is wrong.
@@ -120,31 +120,38 @@ def described(scores: Scores, top: int) -> list[Block]:
 
 
 def _check(config: TaskConfig) -> None:
-    """Refuse a description that no tokenizer could make good, before a model is loaded."""
-    known = GENERATORS
+    """Refuse a wrong description of a task before a model is loaded."""
     ways = [way for way in WAYS if getattr(config, way)]
     if len(ways) != 1:
         raise TaskError(
             f"The task is described by {' and '.join(ways) or 'nothing'}; give exactly one of: "
-            f"name ({', '.join(known)}), table, file, or pairs (clean, corrupted and answers)."
+            f"name ({', '.join(GENERATORS)}), table, file, or pairs (clean, corrupted and answers)."
         )
-    for given, taker in (
-        (config.options, tasks.Task.from_pairs),
-        (config.columns, tasks.Task.from_table),
-    ):
-        unknown = [key for key in given if key not in inspect.signature(taker).parameters]
-        if unknown:
-            raise TaskError(f"The task has {unknown[0]!r}, which {taker.__qualname__} lacks.")
-    if config.name is None:
-        return
-    if config.name not in known:
+    _check_keys(config.options, tasks.Task.from_pairs)
+    _check_keys(config.columns, tasks.Task.from_table)
+    if config.name is not None:
+        _check_generator(config.name, config.arguments)
+
+
+def _check_keys(given: Iterable[str], taker: Callable[..., tasks.Task]) -> None:
+    known = list(inspect.signature(taker).parameters)
+    unknown = [key for key in given if key not in known]
+    if unknown:
         raise TaskError(
-            f"There is no task called {config.name!r}; nnattr.tasks has {', '.join(known)}. Leave "
+            f"The task has {unknown[0]!r}, which {taker.__qualname__} does not take; it takes "
+            f"{', '.join(known)}."
+        )
+
+
+def _check_generator(name: str, arguments: dict[str, Any]) -> None:
+    if name not in GENERATORS:
+        raise TaskError(
+            f"There is no task called {name!r}; nnattr.tasks has {', '.join(GENERATORS)}. Leave "
             "the name out to give clean, corrupted and answers."
         )
-    signature = inspect.signature(known[config.name])
+    signature = inspect.signature(GENERATORS[name])
     try:
-        signature.bind("tokenizer", **config.arguments)
+        signature.bind("tokenizer", **arguments)
     except TypeError as error:
         options = ", ".join(list(signature.parameters)[1:])
-        raise TaskError(f"The task {config.name!r}: {error}; it takes {options}.") from error
+        raise TaskError(f"The task {name!r}: {error}; it takes {options}.") from error

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nnattr.maps.norm import frozen
 from nnattr.methods.weights import linear_map
-from nnattr.model.sites import cut
+from nnattr.runs.places import cut
 
 #: Of one layer, in plain values: what `nnattr.methods.attention_form.layer_form` gives.
 Form = dict[str, Any]

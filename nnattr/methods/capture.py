@@ -5,8 +5,8 @@ whatever backend the model has; or only what a function of yours makes of them, 
 activation never costs the download of all.
 
 The values are those of the model as it runs: ``q`` and ``k`` as they are projected, ``rot_q`` and
-``rot_k`` as they meet (after rotary turns and the norms of heads, `nnattr.model.rotated`), patterns
-from the eager implementation (`nnattr.model.patterns`). For anything else go down to nnsight:
+``rot_k`` as they meet (after rotary turns and the norms of heads, `nnattr.runs.rotated`), patterns
+from the eager implementation (`nnattr.runs.patterns`). For anything else go down to nnsight:
 ``with model.nn.trace(...)`` has every module of the raw model.
 """
 
@@ -23,13 +23,15 @@ from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
 from nnattr.methods.readout import take
-from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, patterns
-from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked, columns
-from nnattr.model.rotated import rotated
-from nnattr.model.sites import SITES, read
+from nnattr.model.sites import SITES
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.patterns import patterns
+from nnattr.runs.places import read
+from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.runs.rotated import rotated
 from nnattr.tasks import Task
 from nnattr.tasks.positions import spots
 from nnattr.tokens import Tokens

@@ -24,8 +24,8 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.methods.readout import joined, model_inputs, take
 from nnattr.model.model import Model
-from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import columns, listed, prepared
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
-from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import listed, prepared
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 
 
 def generate(

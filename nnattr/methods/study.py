@@ -22,9 +22,9 @@ from nnattr.methods.records import plain, record
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
 from nnattr.model.layout import PatchSite, layout, units
 from nnattr.model.model import Model
-from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import fits
 from nnattr.results import Provenance, Scores
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, spots
 

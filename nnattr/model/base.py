@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from nnattr.model.cache import Prefixes, fork, prefix_cache
-from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.pattern_patch import patched_by_patterns
 from nnattr.model.question import Question, every_example, measure, require_one_number
 from nnattr.model.shortcuts import Scratch, one_step_gelu, read_logits
-from nnattr.model.sites import read
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.places import read
 
 #: Steps of a run (see `observe`) that read what rows enter with, and how modules return it.
 STREAMS = ("stream", "attention", "arity", "end")

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.inputs import inputs
 from nnattr.model.question import Question, sandboxed
 from nnattr.model.shortcuts import Scratch, read_logits
+from nnattr.runs.inputs import inputs
 
 #: Cache classes whose `update` returns the old and the new concatenated and keeps no other state.
 JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nnattr.arch.modules import raw
 from nnattr.model.projection import in_out
-from nnattr.model.sites import read, write
+from nnattr.runs.places import read, write
 
 Places = dict[str, list[tuple[Any, ...]]]
 

@@ -21,10 +21,10 @@ from nnattr.model.cache import prefix_cache
 from nnattr.model.mode import Mode
 from nnattr.model.packing import can_pack, rows_per_sequence
 from nnattr.model.passes import passes
-from nnattr.model.portions import Budget, ran_out
 from nnattr.model.question import Question, measure, sandboxed
 from nnattr.model.rows import Rows, joined
-from nnattr.model.tolerance import pass_tolerance, same_logits
+from nnattr.runs.portions import Budget, ran_out
+from nnattr.runs.tolerance import pass_tolerance, same_logits
 
 
 class Probes:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from nnattr.model.base import BaseRun
 from nnattr.model.cache import cache_of_rows
-from nnattr.model.inputs import inputs
 from nnattr.model.join import PATCH_INSIDE_LAYER, Joint, join_stream, limit_batch
 from nnattr.model.mode import Mode
 from nnattr.model.packing import grouped, pack, packed_inputs, unpack
@@ -27,7 +26,8 @@ from nnattr.model.patches import Entry, patched_site
 from nnattr.model.question import Layout, Question
 from nnattr.model.rows import Rows
 from nnattr.model.shortcuts import Scratch, one_step_gelu, read_logits
-from nnattr.model.sites import read, write
+from nnattr.runs.inputs import inputs
+from nnattr.runs.places import read, write
 
 
 class Order:

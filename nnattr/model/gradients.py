@@ -16,10 +16,8 @@ from torch import Tensor
 
 from nnattr.model.base import SITE, first_difference, observe
 from nnattr.model.cache import fork, prefix
-from nnattr.model.inputs import inputs
 from nnattr.model.memory import portions_for
 from nnattr.model.pattern_patch import patched_by_patterns
-from nnattr.model.portions import RefusedError
 from nnattr.model.question import (
     Question,
     every_example,
@@ -29,8 +27,10 @@ from nnattr.model.question import (
     sandboxed,
 )
 from nnattr.model.shortcuts import read_logits
-from nnattr.model.sites import cut, read
-from nnattr.model.tolerance import same_logits
+from nnattr.runs.inputs import inputs
+from nnattr.runs.places import cut, read
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import same_logits
 
 #: Shared tokens below which a cache of them costs more passes than it saves.
 WORTH_SHARING = 256

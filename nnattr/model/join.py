@@ -15,7 +15,7 @@ from nnattr.model.packing import pack
 from nnattr.model.patches import of_base_run
 from nnattr.model.question import Layout
 from nnattr.model.rows import Rows
-from nnattr.model.sites import read, write
+from nnattr.runs.places import read, write
 
 
 class Joint:

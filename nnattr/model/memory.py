@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnattr.model.portions import Portions
 from nnattr.model.question import Question
+from nnattr.runs.portions import Portions
 
 #: Floats per token that a layer holds at once: so many residual streams, and widest activations.
 STREAMS, WIDEST = 8, 5

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.inputs import PromptBatch
 from nnattr.model.question import Question
+from nnattr.runs.inputs import PromptBatch
 
 
 def can_pack(question: Question, cache: Any) -> bool:

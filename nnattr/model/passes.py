@@ -17,9 +17,9 @@ from nnattr.model.forward import run, run_full
 from nnattr.model.memory import bytes_per_row
 from nnattr.model.mode import Mode
 from nnattr.model.patches import enter_patched
-from nnattr.model.portions import Budget, ran_out, release
 from nnattr.model.question import Question, measure
 from nnattr.model.rows import Rows
+from nnattr.runs.portions import Budget, ran_out, release
 
 
 def passes(

@@ -3,7 +3,7 @@
 A head's z is its pattern times the values, so to take the source run's pattern into the base run is
 to add :math:`(A^{source} - A^{base}) v^{base}` to z, at the query positions that are patched. No
 attention code is touched, and the fast kernels go on serving the patched runs. Patterns are read as
-`nnattr.model.patterns` reads and proves them; besides, :math:`A^{base} v^{base}` must be the base
+`nnattr.runs.patterns` reads and proves them; besides, :math:`A^{base} v^{base}` must be the base
 run's z, or the model is refused (a sink or a gate between pattern and z, say).
 
 Inside a job: torch and plain values.
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.inputs import inputs
-from nnattr.model.patterns import patterns
-from nnattr.model.portions import RefusedError
 from nnattr.model.question import Question
-from nnattr.model.sites import read
-from nnattr.model.tolerance import pass_tolerance
+from nnattr.runs.inputs import inputs
+from nnattr.runs.patterns import patterns
+from nnattr.runs.places import read
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import pass_tolerance
 
 
 def patched_by_patterns(

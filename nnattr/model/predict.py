@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnattr.errors import TaskError
-from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import IdGroups, Predictions
 from nnattr.tokens import Tokens
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.inputs import PromptBatch
-from nnattr.model.portions import RefusedError
+from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.portions import RefusedError
 
 
 class Sizes:

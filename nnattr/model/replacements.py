@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nnattr.model.base import SITE, observe
-from nnattr.model.inputs import PromptBatch
 from nnattr.model.question import Question, question_of
+from nnattr.runs.inputs import PromptBatch
 
 
 def replacements_of(nn: Any, payload: dict[str, Any]) -> list[Tensor] | None:

@@ -15,10 +15,10 @@ from nnattr.model.memory import portions_for
 from nnattr.model.mode import Mode
 from nnattr.model.packing import rows_per_sequence
 from nnattr.model.passes import passes
-from nnattr.model.portions import Budget, RefusedError, ran_out
 from nnattr.model.question import Question, question_of, require_edits_in_place
 from nnattr.model.replacements import replacements_of
 from nnattr.model.rows import Rows, by_start, effort, plan
+from nnattr.runs.portions import Budget, RefusedError, ran_out
 
 #: Characters that are kept of what a model says against the engine.
 LONGEST = 300

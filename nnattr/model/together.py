@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from nnattr.model.base import SITE, observe
-from nnattr.model.inputs import inputs
 from nnattr.model.memory import portions_for
 from nnattr.model.question import (
     Question,
@@ -22,7 +21,8 @@ from nnattr.model.question import (
 )
 from nnattr.model.replacements import replacements_of
 from nnattr.model.shortcuts import read_logits
-from nnattr.model.sites import read, write
+from nnattr.runs.inputs import inputs
+from nnattr.runs.places import read, write
 
 
 class Removed:

@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from nnattr.report.results import Part, report_page
+from nnattr.report.results import Entry, report_page
 
-__all__ = ["Part", "report_page"]
+__all__ = ["Entry", "report_page"]

@@ -1,44 +1,39 @@
-"""The file that reproduces a result: from `Scores` back to the `RunConfig` of ``nnattr run``."""
+"""The run file that reproduces a result: from `Scores` back to a `RunConfig`."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from typing import get_args
 
 from nnattr.calls.plain import metric_call
+from nnattr.calls.registry import METHODS
 from nnattr.config import RunConfig
 from nnattr.errors import NnattrError
-from nnattr.methods.activation_patching import activation_patching
-from nnattr.methods.attribution_patching import attribution_patching
-from nnattr.methods.direct.direct_logit_attribution import direct_logit_attribution
 from nnattr.results import Provenance, Scores
 
 #: The methods that a run file can name.
-METHODS: dict[str, Callable[..., Scores]] = {
-    "activation_patching": activation_patching,
-    "attribution_patching": attribution_patching,
-    "direct_logit_attribution": direct_logit_attribution,
-}
+NAMED = get_args(RunConfig.model_fields["method"].annotation)
 
 
 def again(scores: Scores, path: str) -> RunConfig:
-    """The file with which ``nnattr run`` makes the scores again.
+    """The run file that reproduces these scores.
 
     Args:
-        scores: any that a method of a file made.
-        path: where they are saved: their task is read from there.
+        scores: what a method that a run file can name returned.
+        path: where they are saved; the file reads their task from there.
 
     Raises:
-        NnattrError: no file can say it: the method or the metric is not one that a file can name,
-            or the scores do not hold their task.
+        NnattrError: a run file cannot name the method or the metric, or the scores do not hold
+            their task.
     """
     p = scores.provenance
-    if p.method not in METHODS:
-        raise NnattrError(f"`nnattr run` does not know the method {p.method}.")
+    if p.method not in NAMED:
+        raise NnattrError(
+            f"A run file cannot name the method {p.method}; it can name {', '.join(NAMED)}."
+        )
     if p.examples is None:
-        raise NnattrError(f"The scores do not hold their task, {p.task}.")
+        raise NnattrError(f"The scores do not hold their task, {p.task}; make it again first.")
     metric, metric_arguments = metric_call(p.metric)
-    known = inspect.signature(METHODS[p.method]).parameters
+    known = METHODS[p.method].arguments
     given = {key: value for key, value in p.arguments.items() if key in known and value is not None}
     fields = {key: given.pop(key) for key in list(given) if key in RunConfig.model_fields}
     return RunConfig.model_validate(

@@ -14,6 +14,7 @@ import yaml
 from markupsafe import Markup
 
 import nnattr
+from nnattr.calls.registry import METHODS
 from nnattr.config import RunConfig
 from nnattr.errors import NnattrError, ResultError
 from nnattr.methods.attention.attention_patterns import attention_patterns
@@ -25,25 +26,15 @@ from nnattr.report.again import again, backend_of
 from nnattr.results import Patterns, Scores, cell_label
 
 TOP = 10
-LOOKING = 4  # heads whose attention is shown
-LOW = 440  # pixels of a pattern's figure
+HEADS_SHOWN = 4  # heads whose attention is shown
+PATTERN_HEIGHT = 440  # pixels
 CAPTION = (
     "Mean over the examples; blue moves the metric up, red down. Point at a cell for its value."
 )
-#: What to keep in mind when reading each method's scores.
-READING = {
-    "activation_patching": "Every cell is measured: a run in which this cell alone is replaced by "
-    "that of the other run.",
-    "attribution_patching": "A first-order estimate of activation patching, all cells from one "
-    "backward pass. It is off where the model bends between the two runs: check the strongest "
-    "cells exactly.",
-    "direct_logit_attribution": "What each part writes straight toward the answer. Parts that act "
-    "through later layers do not show here.",
-}
 
 
 @dataclass(frozen=True)
-class Part:
+class Entry:
     """One result of a report.
 
     Attributes:
@@ -68,11 +59,11 @@ class Part:
         return p.model, p.dtype, p.metric, p.task_hash
 
 
-def report_page(parts: Sequence[Part], model: Model | None = None) -> str:
+def report_page(entries: Sequence[Entry], model: Model | None = None) -> str:
     """The results as one self-contained page of HTML.
 
     Args:
-        parts: the results.
+        entries: the results.
         model: where it is given, the attention of its strongest heads is measured and shown.
 
     Raises:
@@ -80,23 +71,23 @@ def report_page(parts: Sequence[Part], model: Model | None = None) -> str:
             about the heads of ``model``.
         ArchError: the model's attention gives no pattern.
     """
-    if not parts:
+    if not entries:
         raise ResultError("A report needs at least one result, and none was given.")
-    looked_at = [] if model is None else [_attention(_of_heads(parts, model), model)]
-    limits = _limits(parts)
+    attention = [] if model is None else [_attention(_of_heads(entries, model), model)]
+    limits = _limits(entries)
     blocks = [
-        *(_question(group) for group in _grouped(parts)),
-        *(_answer(part, f"scores{i}", limits[i]) for i, part in enumerate(parts)),
-        *(_comparison(*pair, f"agreement{i}") for i, pair in enumerate(_comparable(parts))),
-        *looked_at,
-        html.section("How this was made", *(_origin(part) for part in parts)),
+        *(_question(group) for group in _grouped(entries)),
+        *(_answer(entry, f"scores{i}", limits[i]) for i, entry in enumerate(entries)),
+        *(_comparison(*pair, f"agreement{i}") for i, pair in enumerate(_comparable(entries))),
+        *attention,
+        html.section("How this was made", *(_origin(entry) for entry in entries)),
     ]
-    return html.document(_title(parts), _lead(parts), blocks)
+    return html.document(_title(entries), _lead(entries), blocks)
 
 
-def _title(parts: Sequence[Part]) -> str:
+def _title(entries: Sequence[Entry]) -> str:
     models, metrics = (
-        sorted({getattr(part.scores.provenance, key) for part in parts})
+        sorted({getattr(entry.scores.provenance, key) for entry in entries})
         for key in ("model", "metric")
     )
     if len(models) == len(metrics) == 1:
@@ -104,28 +95,28 @@ def _title(parts: Sequence[Part]) -> str:
     return f"Attribution in {', '.join(models)}"
 
 
-def _lead(parts: Sequence[Part]) -> Markup:
-    count = "One result" if len(parts) == 1 else f"{len(parts)} results"
-    named = "; ".join(dict.fromkeys(part.title for part in parts))
-    best = parts[0].scores.top(1)
-    facts = {"examples": str(parts[0].scores.baselines.sizes["example"])}
+def _lead(entries: Sequence[Entry]) -> Markup:
+    count = "One result" if len(entries) == 1 else f"{len(entries)} results"
+    named = "; ".join(dict.fromkeys(entry.title for entry in entries))
+    best = entries[0].scores.top(1)
+    facts = {"examples": str(entries[0].scores.baselines.sizes["example"])}
     if best:
-        facts[f"is the strongest cell ({parts[0].title.lower()})"] = best[0].label
-        facts[f"is its {unescape(words.unit(parts[0].scores))}"] = f"{best[0].value:+.3f}"
+        facts[f"is the strongest cell ({entries[0].title.lower()})"] = best[0].label
+        facts[f"is its {unescape(words.unit(entries[0].scores))}"] = f"{best[0].value:+.3f}"
     return html.paragraph(f"{count}: {named}. Point at a figure for values.", "lead") + html.facts(
         facts
     )
 
 
-def _grouped(parts: Sequence[Part]) -> list[list[Part]]:
+def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
     """The results by what they were measured on."""
-    groups: dict[tuple[str, ...], list[Part]] = {}
-    for part in parts:
-        groups.setdefault(part.subject, []).append(part)
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.subject, []).append(entry)
     return list(groups.values())
 
 
-def _question(group: Sequence[Part]) -> Markup:
+def _question(group: Sequence[Entry]) -> Markup:
     """The prompts of a task and what the model makes of them."""
     scores = group[0].scores
     p = scores.provenance
@@ -140,9 +131,9 @@ def _question(group: Sequence[Part]) -> Markup:
     return html.section("The question", *blocks, sections.baselines(scores))
 
 
-def _answer(part: Part, name: str, limit: float | None) -> Markup:
+def _answer(entry: Entry, name: str, limit: float | None) -> Markup:
     """One result: its figure and its strongest cells."""
-    scores = part.scores
+    scores = entry.scores
     picture, table = (
         sections.heat(scores, name, CAPTION, limit=limit),
         sections.strongest(scores, TOP),
@@ -150,21 +141,27 @@ def _answer(part: Part, name: str, limit: float | None) -> Markup:
     narrow = sections.is_narrow(scores)
     said = unescape(words.subtitle(scores))
     return html.section(
-        part.title,
-        html.paragraph(f"{said[:1].upper()}{said[1:]} · {part.name}", "soft"),
-        html.paragraph(f"{_scale(scores)} {READING.get(scores.provenance.method, '')}".strip()),
+        entry.title,
+        html.paragraph(f"{said[:1].upper()}{said[1:]} · {entry.name}", "soft"),
+        html.paragraph(f"{_scale(scores)} {_reading(scores)}".strip()),
         *([html.side_by_side(picture, table)] if narrow else [picture, table]),
     )
 
 
-def _limits(parts: Sequence[Part]) -> list[float | None]:
+def _reading(scores: Scores) -> str:
+    """What to keep in mind when reading the method's numbers."""
+    method = METHODS.get(scores.provenance.method)
+    return "" if method is None else method.reading
+
+
+def _limits(entries: Sequence[Entry]) -> list[float | None]:
     """For each result where its colours end: the same for those that can be compared by eye."""
-    limits: list[float | None] = [None] * len(parts)
-    for one, other in _comparable(parts):
-        both = [part.scores.mean().values.to_numpy() for part in (one, other)]
+    limits: list[float | None] = [None] * len(entries)
+    for one, other in _comparable(entries):
+        both = [entry.scores.mean().values.to_numpy() for entry in (one, other)]
         end = max(limit_of(values, None) for values in both)
-        for part in (one, other):
-            at = parts.index(part)
+        for entry in (one, other):
+            at = entries.index(entry)
             limits[at] = max(end, limits[at] or 0.0)
     return limits
 
@@ -179,12 +176,12 @@ def _scale(scores: Scores) -> str:
     )
 
 
-def _comparable(parts: Sequence[Part]) -> Iterable[tuple[Part, Part]]:
+def _comparable(entries: Sequence[Entry]) -> Iterable[tuple[Entry, Entry]]:
     """Pairs of results that measure the same cells of the same thing in the same unit.
 
     The exact one comes first, whichever order they were given in.
     """
-    exact_first = sorted(parts, key=lambda p: p.scores.provenance.method != "activation_patching")
+    exact_first = sorted(entries, key=lambda p: p.scores.provenance.method != "activation_patching")
     for one, other in combinations(exact_first, 2):
         if one.subject != other.subject or not _same_cells(one.scores, other.scores):
             continue
@@ -201,39 +198,39 @@ def _same_cells(one: Scores, other: Scores) -> bool:
     )
 
 
-def _comparison(one: Part, other: Part, name: str) -> Markup:
+def _comparison(one: Entry, other: Entry, name: str) -> Markup:
     said, picture = sections.agreed(one.scores, other.scores, name)
     seconds = " and ".join(
-        f"{part.title} took {part.scores.provenance.seconds:.2f} s" for part in (one, other)
+        f"{entry.title} took {entry.scores.provenance.seconds:.2f} s" for entry in (one, other)
     )
     return html.section(
         "Do they agree?", html.paragraph(f"{one.name} and {other.name}: {said} {seconds}."), picture
     )
 
 
-def _of_heads(parts: Sequence[Part], model: Model) -> Part:
+def _of_heads(entries: Sequence[Entry], model: Model) -> Entry:
     """The first result that is about the heads of this model."""
-    for part in parts:
-        scores = part.scores
+    for entry in entries:
+        scores = entry.scores
         theirs = scores.provenance.model == model.name and scores.provenance.examples is not None
         if theirs and {"layer", "head"} <= set(scores.cell_dims):
-            return part
+            return entry
     raise ResultError(
         f"None of the results is about the heads of {model.name} and holds its task; they are of "
-        f"{', '.join(sorted({part.scores.provenance.model for part in parts}))}."
+        f"{', '.join(sorted({entry.scores.provenance.model for entry in entries}))}."
     )
 
 
-def _attention(part: Part, model: Model) -> Markup:
+def _attention(entry: Entry, model: Model) -> Markup:
     """Where the strongest heads of a result look, on the first example."""
-    ranked = part.scores.top(part.scores.mean().raw.size)
-    at = [part.scores.cell_dims.index(dim) for dim in ("layer", "head")]
-    heads = list(dict.fromkeys(tuple(cell.index[i] for i in at) for cell in ranked))[:LOOKING]
-    patterns = attention_patterns(model, part.scores.task[:1], heads)
+    ranked = entry.scores.top(entry.scores.mean().raw.size)
+    at = [entry.scores.cell_dims.index(dim) for dim in ("layer", "head")]
+    heads = list(dict.fromkeys(tuple(cell.index[i] for i in at) for cell in ranked))[:HEADS_SHOWN]
+    patterns = attention_patterns(model, entry.scores.task[:1], heads)
     return html.section(
         "Where the strongest heads look",
         html.paragraph(
-            f"The {len(heads)} strongest heads of {part.name} on the first clean prompt. Rows "
+            f"The {len(heads)} strongest heads of {entry.name} on the first clean prompt. Rows "
             "look, columns are looked at; what comes later cannot be seen. Attention says where a "
             "head reads, not what it makes of it."
         ),
@@ -254,21 +251,25 @@ def _attention(part: Part, model: Model) -> Markup:
 def _pattern(patterns: Patterns, head: tuple[int, int]) -> go.Figure:
     """One head's pattern, low enough for a page; as many numbers across as there is room for."""
     ticks = {"tickmode": "auto", "tickangle": 0, "title": {"text": "Position looked at"}}
-    return patterns.plot(heads=[head], title="").update_layout(height=LOW).update_xaxes(ticks)
+    return (
+        patterns.plot(heads=[head], title="")
+        .update_layout(height=PATTERN_HEIGHT)
+        .update_xaxes(ticks)
+    )
 
 
-def _origin(part: Part) -> Markup:
+def _origin(entry: Entry) -> Markup:
     """Where a result comes from, and the file that makes it again."""
-    blocks = [html.heading(part.name), sections.origin(part.scores)]
+    blocks = [html.heading(entry.name), sections.origin(entry.scores)]
     try:
-        config = part.config or again(part.scores, part.name)
+        config = entry.config or again(entry.scores, entry.name)
     except NnattrError as error:
         blocks += [
             html.paragraph(f"To make it again, use Python: {error}"),
-            html.code(_python(part)),
+            html.code(_python(entry)),
         ]
     else:
-        file = f"{part.name.removesuffix('.safetensors')}.yaml"
+        file = f"{entry.name.removesuffix('.safetensors')}.yaml"
         blocks += [
             html.paragraph(
                 f"To make it again, save this as {file} and say: nnattr run {file}", "next"
@@ -285,9 +286,9 @@ def _text(config: RunConfig) -> str:
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip()
 
 
-def _python(part: Part) -> str:
+def _python(entry: Entry) -> str:
     """The call that makes the scores again, from the task that they hold."""
-    p = part.scores.provenance
+    p = entry.scores.provenance
     method = getattr(nnattr, p.method, None)
     known = inspect.signature(method).parameters if callable(method) else {}
     given = {"dtype": p.dtype, "backend": backend_of(p)} | (
@@ -298,7 +299,7 @@ def _python(part: Part) -> str:
     lines = [
         "import nnattr",
         "",
-        f"before = nnattr.Scores.load({part.name!r})",
+        f"before = nnattr.Scores.load({entry.name!r})",
         f"model = nnattr.load({p.model!r}{_keywords(given)})",
         f"metric = nnattr.{p.metric}" if ours else f"metric = {p.metric}  # a function of your own",
         f"scores = nnattr.{p.method}(model, before.task, metric{_keywords(asked)})",

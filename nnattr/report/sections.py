@@ -18,7 +18,7 @@ from nnattr.results.statistics import bootstrap_bounds
 from nnattr.tasks import Task
 
 SHOWN = 4  # prompts that stand open on the page
-MORE = 60  # prompts that can be opened
+FOLDED = 60  # prompts that can be opened
 WORDS = 4  # of a group of answers
 RESAMPLES = 2000
 NARROW = 560  # pixels; the same as in the page's style
@@ -28,7 +28,7 @@ DIFFERENCES = ("LogitDiff", "GroupLogitDiff", "GroupLogProbDiff", "GroupProbDiff
 
 def prompts(task: Task) -> Markup:
     """The first prompts with their answers, the tokens that differ marked, and more to open."""
-    rows = [_pair(task, i) for i in range(min(len(task), SHOWN + MORE))]
+    rows = [_pair(task, i) for i in range(min(len(task), SHOWN + FOLDED))]
     shown, hidden = rows[:SHOWN], rows[SHOWN:]
     if not hidden:
         return html.pairs(shown)
@@ -59,18 +59,18 @@ def _words(group: Sequence[str]) -> str:
 def baselines(scores: Scores) -> Markup:
     """The metric of both runs without any patch, as a table."""
     name = scores.provenance.metric.removesuffix("()")
-    known = [
-        run
+    found = {
+        run: baseline(scores, run)
         for run in ("clean", "corrupted")
         if np.isfinite(scores.baselines.sel(run=run).to_numpy()).all()
-    ]
-    found = [(run, *baseline(scores, run)) for run in known]
-    prefers = name in DIFFERENCES
-    caption = "Without any patch" + (" (± standard error)" if np.isfinite(found[0][3]) else "")
-    header = ("run", *(("answer preferred",) if prefers else ()), name)
+    }
+    differs = name in DIFFERENCES
+    known = any(np.isfinite(one.stderr) for one in found.values())
+    caption = "Without any patch" + (" (± standard error)" if known else "")
+    header = ("run", *(("answer preferred",) if differs else ()), name)
     rows = [
-        (run, *((f"{share:.0%}",) if prefers else ()), measured(mean, error))
-        for run, share, mean, error in found
+        (run, *((f"{one.preferred:.0%}",) if differs else ()), measured(one.mean, one.stderr))
+        for run, one in found.items()
     ]
     return html.table(caption, header, rows)
 

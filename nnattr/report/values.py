@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from nnattr.results import Scores, cells
@@ -9,11 +11,26 @@ from nnattr.results import Scores, cells
 NBSP = "\N{NO-BREAK SPACE}"  # keeps a number with its sign or unit at the end of a line
 
 
-def baseline(scores: Scores, run: str) -> tuple[float, float, float]:
-    """Of one run: the share of prompts that prefer the answer, the metric's mean and its error."""
+@dataclass(frozen=True)
+class Baseline:
+    """The metric of one run without any patch.
+
+    Attributes:
+        preferred: the share of prompts on which it is positive: the answer is preferred.
+        mean: its mean over the prompts.
+        stderr: the standard error of the mean; NaN for one prompt.
+    """
+
+    preferred: float
+    mean: float
+    stderr: float
+
+
+def baseline(scores: Scores, run: str) -> Baseline:
+    """The metric of one run, ``"clean"`` or ``"corrupted"``, as the scores hold it."""
     values = scores.baselines.sel(run=run).to_numpy()
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float((values > 0).mean()), float(values.mean()), float(error)
+    return Baseline(float((values > 0).mean()), float(values.mean()), float(error))
 
 
 def measured(value: float, error: float, digits: int = 3) -> str:

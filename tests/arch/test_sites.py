@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnattr.model.load import load
-from nnattr.model.sites import read, write
+from nnattr.runs.places import read, write
 from tests.tiny import FAMILIES, tiny_module, tiny_tokenizer
 
 IDS = [[5, 17, 42, 8]]

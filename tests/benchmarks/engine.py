@@ -47,7 +47,7 @@ import nnattr
 from nnattr import LogitDiff, Model, Task
 from nnattr.methods.activation_patching import patching_job
 from nnattr.methods.study import Study
-from nnattr.model.portions import CPU_TOKENS
+from nnattr.runs.portions import CPU_TOKENS
 from tests.benchmarks.foundation import quiet
 from tests.tiny import tiny_tokenizer
 

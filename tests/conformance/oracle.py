@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnattr.model.model import Model
-from nnattr.model.sites import read, write
+from nnattr.runs.places import read, write
 
 IDS = [[5, 17, 42, 8, 61, 23]]
 TOLERANCE = 1e-4

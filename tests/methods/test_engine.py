@@ -15,9 +15,10 @@ import torch
 
 import nnattr
 from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob
-from nnattr.model import memory, passes, portions, sweep
+from nnattr.model import memory, passes, sweep
 from nnattr.model.mode import Mode
 from nnattr.model.shortcuts import Scratch, one_step_gelu
+from nnattr.runs import portions
 from tests.methods.common import assert_same
 from tests.support.engine import compared, pair, task
 from tests.support.families import families

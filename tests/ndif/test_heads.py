@@ -14,8 +14,9 @@ import torch
 
 import nnattr
 from nnattr import BackendError, Model
-from nnattr.model.inputs import PromptBatch
-from nnattr.model.patterns import accepted, attention_paths, patterns
+from nnattr.model.patterns import accepted, attention_paths
+from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.patterns import patterns
 from nnattr.tokens import encode
 from tests.ndif.server import Server
 

@@ -3,7 +3,7 @@ r"""Attention patterns: where do heads look?
 .. math:: A_{h,ij} = \mathrm{softmax}_j \left( q_{h,i} \cdot k_{h,j} / \sqrt{d} + m_{ij} \right)
 
 is how much query position i of head h attends to key position j, as the model itself computes it
-(`nnattr.model.patterns` says how that is read and proven). Each row sums to one.
+(`nnattr.runs.patterns` says how that is read and proven). Each row sums to one.
 
 **Attention is not attribution.** A large weight on a token says that its value vector was copied
 much, not that it matters: the vector may be short (heads often rest on the first token, whose
@@ -34,13 +34,14 @@ from nnattr.graph import Part
 from nnattr.methods.records import as_task, record
 from nnattr.methods.weights import linear_map
 from nnattr.model.heads import Heads, chosen
-from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, patterns
-from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, asked
-from nnattr.model.sites import read
 from nnattr.results import Patterns
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.patterns import patterns
+from nnattr.runs.places import read
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tokens import Tokens
 
 FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a time

@@ -38,13 +38,14 @@ from nnattr.methods.capture import at_positions
 from nnattr.methods.readout import take
 from nnattr.methods.records import as_task, plain, record
 from nnattr.methods.weights import linear_map
-from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, patterns
-from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked
-from nnattr.model.sites import read, write
 from nnattr.results import HeadScores, Provenance
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.patterns import patterns
+from nnattr.runs.places import read, write
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 

@@ -23,7 +23,7 @@ from nnattr.methods.attention_weights import (
     turned,
 )
 from nnattr.methods.weights import linear_map
-from nnattr.model.sites import read
+from nnattr.runs.places import read
 
 
 def attention_parts_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

@@ -33,12 +33,13 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
 from nnattr.methods.records import as_task, record
-from nnattr.model.inputs import PromptBatch, inputs
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths, patterns
-from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, asked
 from nnattr.results import HeadScores
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.patterns import patterns
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tokens import Tokens, pad_id, token_strings
 
 THRESHOLDS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from nnattr.errors import ArchError, MetricError
 from nnattr.methods.components import Plan, Unit, logit_constants
 from nnattr.model.model import Model
-from nnattr.model.portions import TOKENS_PER_FORWARD
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 

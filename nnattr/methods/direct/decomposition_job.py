@@ -20,7 +20,7 @@ from torch import Tensor
 from nnattr.maps.norm import Frozen, apply, frozen, per_unit, pull
 from nnattr.methods.readout import model_inputs
 from nnattr.methods.weights import linear_map
-from nnattr.model.sites import read
+from nnattr.runs.places import read
 
 WORDS = ("tokens", "weights")
 

@@ -33,10 +33,10 @@ from nnattr.methods.components import logit_constants
 from nnattr.methods.readout import joined, model_inputs, take, top_tokens
 from nnattr.methods.records import as_task, plain, record
 from nnattr.model.model import Model
-from nnattr.model.portions import TOKENS_PER_FORWARD
 from nnattr.model.prompts import Where, columns, listed, prepared
-from nnattr.model.sites import read
 from nnattr.results import Lens
+from nnattr.runs.places import read
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tokens import Tokens, continuation_id
 
 FLOATS = 2**27  # logits that one chunk of examples may hold at a time

@@ -9,16 +9,10 @@ import pytest
 import torch
 
 from nnattr import ArchError, BackendError, Model
-from nnattr.model.inputs import PromptBatch, inputs
-from nnattr.model.patterns import (
-    accepted,
-    attention_paths,
-    flaw,
-    go_back,
-    go_eager,
-    patterns,
-)
-from nnattr.model.sites import read
+from nnattr.model.patterns import accepted, attention_paths
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.patterns import flaw, go_back, go_eager, patterns
+from nnattr.runs.places import read
 from nnattr.tokens import encode
 from tests.methods.common import raw_module, tiny
 from tests.oracles import attention
@@ -44,7 +38,7 @@ def ask(model: Model, prompts: list[str], **changes: Any) -> list[torch.Tensor]:
     return accepted(model, model.run(job, payload, label="patterns").values)["patterns"]
 
 
-#: Their eager attention is another model (see `nnattr.model.patterns`).
+#: Their eager attention is another model (see `nnattr.runs.patterns`).
 UNEQUAL = ("falcon-serial",)
 
 

@@ -9,7 +9,7 @@ What is read is proven: with the mask and the scaling of the same call,
 .. math:: \mathrm{softmax}(\mathrm{cap}(q k^T \cdot \mathrm{scaling}) + \mathrm{mask})
 
 must be the pattern that the module returns, so a pass with the eager implementation is used (see
-`nnattr.model.patterns`). All of this travels: torch and plain values only.
+`nnattr.runs.patterns`). All of this travels: torch and plain values only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.model.inputs import PromptBatch, inputs
-from nnattr.model.patterns import flaw, go_back, go_eager, other_model, read_pattern
-from nnattr.model.tolerance import rounding_tolerance
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.patterns import flaw, go_back, go_eager, other_model, read_pattern
+from nnattr.runs.tolerance import rounding_tolerance
 
 NO_CALL = (
     "does not hand its queries and keys to transformers' common attention interface, so they "
@@ -42,7 +42,7 @@ def rotated(
         options: further arguments of the pass.
 
     Returns:
-        queries and keys, and None or why there are none, as `nnattr.model.patterns.patterns`.
+        queries and keys, and None or why there are none, as `nnattr.runs.patterns.patterns`.
     """
     found: list[tuple[Tensor, Tensor]] = []
     problems: list[tuple[str, str]] = []

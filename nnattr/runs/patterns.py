@@ -1,0 +1,179 @@
+"""Attention patterns as the model computes them, read inside a job.
+
+The fast attention kernels never hold the probabilities. Hugging Face's plain ("eager")
+implementation does, and an attention module looks up which one to use at every forward pass. So a
+job switches the model's configurations to eager for one pass and back again, also when that pass
+fails; the client's wish for an implementation would not reach every server.
+
+Nothing is believed: what a module returns counts as its pattern only if it has the shape [example,
+head, query_pos, key_pos], if every query's row sums to one, and if no query looks at a later token
+or at padding; and only if the model predicts the same as without the switch (Falcon with ALiBi does
+not: transformers 5.22 counts its bias twice there). A model that fails this is refused with what
+was measured. A sandboxed server, whose model lives in another process than the job, cannot be
+switched; models that are eager by themselves are served there.
+
+The cost is one pass, and one of a single prompt to compare with; and memory for [head, query_pos,
+key_pos] numbers of a layer while it runs. Inside a job: torch and plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.tolerance import pass_tolerance, rounding_tolerance
+
+
+def patterns(
+    nn: Any,
+    prompts: PromptBatch,
+    paths: list[list[str]],
+    heads: list[list[int] | None] | None = None,
+    options: dict[str, Any] | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[list[Tensor], tuple[str, str] | None]:
+    """One pass: each layer's pattern [example, head, query_pos, key_pos], proven.
+
+    Args:
+        nn: the nnsight model.
+        prompts: what is run.
+        paths: see `attention_paths`.
+        heads: the heads wanted of each layer (an empty list: the layer is not read), or None for
+            all.
+        options: further arguments of the pass, such as ``{"logits_to_keep": 1}``.
+        reduce: what is kept of a layer's pattern; all of it, without this.
+
+    Returns:
+        the patterns (in the model's dtype, where the layer is; rows of padding are zero), and None
+        or why there are none: ``(kind, reason)``, to be returned as ``"refused"`` and raised by
+        `accepted`.
+    """
+    wanted = [None] * len(paths) if heads is None else heads
+    found: list[Tensor] = []
+    problems: list[tuple[str, str]] = []
+    before = go_eager(nn)
+    try:
+        with nn.trace(**inputs(prompts, options)):
+            with torch.no_grad():
+                for inside, some in zip(paths, wanted, strict=True):
+                    if some is None or len(some):
+                        pattern = read_pattern(nn, inside)
+                        problem = flaw(pattern, prompts.mask, inside[0])
+                        if problem is not None:
+                            problems.append(problem)
+                            break
+                        rows = own_rows(pattern, prompts.mask, some)
+                        found.append(rows if reduce is None else reduce(rows))
+                logits = nn.output.logits[:, -1]
+    finally:
+        go_back(before)
+    if not problems:
+        problems += other_model(nn, prompts, logits, before, options)
+    return found, problems[0] if problems else None
+
+
+def other_model(
+    nn: Any,
+    prompts: PromptBatch,
+    logits: Tensor,
+    before: list[tuple[Any, Any]],
+    options: dict[str, Any] | None,
+) -> list[tuple[str, str]]:
+    """Whether the pass that gave the last ``logits`` was another model than the one that runs.
+
+    Told by the longest prompt; nothing is to be told where the model is eager by itself.
+    """
+    if all(implementation == "eager" for _, implementation in before):
+        return []
+    row = int(prompts.mask.sum(1).argmax())
+    one = prompts.take(slice(row, row + 1))
+    with nn.trace(**inputs(one, options)):
+        with torch.no_grad():
+            plain = nn.output.logits[0, -1]
+    gap = float((logits[row].float() - plain.float()).abs().max() / plain.float().abs().max())
+    if gap <= pass_tolerance(plain):
+        return []
+    reason = (
+        "the attention implementation that gives patterns, eager, makes other predictions than the "
+        f"one this model runs with (they differ by {gap:.1e} of the largest logit), so its "
+        "patterns would be another model's. To study that one, load it with "
+        "attn_implementation='eager'."
+    )
+    return [("arch", reason)]
+
+
+def go_eager(nn: Any) -> list[tuple[Any, Any]]:
+    """Make attention hold its probabilities, until `go_back` is given what this returns."""
+    before = [(config, config._attn_implementation) for config in configurations(nn._module)]
+    for config, _ in before:
+        config._attn_implementation = "eager"
+    return before
+
+
+def go_back(before: list[tuple[Any, Any]]) -> None:
+    """Undo `go_eager`."""
+    for config, implementation in before:
+        config._attn_implementation = {"": implementation}  # of this one, not of those inside it
+
+
+def configurations(module: Any) -> list[Any]:
+    """Every configuration that some part of the model reads, each once."""
+    held = [getattr(part, "config", None) for part in module.modules()]
+    found: dict[int, Any] = {}
+    while held:
+        config = held.pop(0)
+        if hasattr(config, "_attn_implementation") and id(config) not in found:
+            found[id(config)] = config
+            held += [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]
+    return list(found.values())
+
+
+def read_pattern(nn: Any, inside: list[str]) -> Tensor | None:
+    """The first thing with four axes that one of these modules returns, inside a trace."""
+    for path in inside:
+        output = nn.get(path).output
+        if isinstance(output, tuple):
+            for part in output[1:]:
+                if isinstance(part, Tensor) and part.ndim == 4:
+                    return part
+    return None
+
+
+def own_rows(pattern: Any, mask: Tensor, heads: list[int] | None) -> Tensor:
+    """The chosen heads' pattern, with the rows of padding, which mean nothing, set to zero."""
+    chosen = pattern if heads is None else pattern[:, heads]
+    return torch.where(mask.to(chosen.device)[:, None, :, None], chosen, torch.zeros_like(chosen))
+
+
+def flaw(pattern: Tensor | None, mask: Tensor, path: str) -> tuple[str, str] | None:
+    """Why this is not the attention pattern of the prompts, as (kind, reason), or None if it is."""
+    if pattern is None:
+        reason = (
+            f"{path} returned no attention probabilities although it was asked to compute them "
+            "step by step. A sandboxed server cannot be asked; otherwise load the model with "
+            "attn_implementation='eager'."
+        )
+        return "backend", reason
+    n, width = mask.shape
+    shape = tuple(pattern.shape)
+    if shape[0] != n or shape[2:] != (width, width):
+        reason = f"{path} returned {shape}, and a pattern of these prompts is [{n}, head, "
+        return "arch", f"{reason}{width}, {width}]."
+    rows = mask.to(pattern.device)
+    earlier = torch.ones(width, width, dtype=torch.bool, device=rows.device).tril()
+    seen = rows[:, None, :] & earlier
+    off = (pattern.float().sum(-1) - 1).abs().amax(1)[rows].max()
+    ahead = pattern.abs().amax(1).masked_fill(seen, 0)[rows].max()
+    limit = rounding_tolerance(pattern.dtype, 4)
+    if not (off <= limit and ahead <= limit):
+        reason = (
+            f"what {path} returned is not a causal attention pattern: a row's sum is off 1 by "
+            f"{float(off):.1e}, and a query looks at a later token or at padding with "
+            f"{float(ahead):.1e}."
+        )
+        return "arch", reason
+    return None
