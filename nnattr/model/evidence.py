@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nnattr.arch.modules import raw
-from nnattr.model.projection import in_out
+from nnattr.maps.linear import in_out
 from nnattr.runs.places import read, write
 
 Places = dict[str, list[tuple[Any, ...]]]

@@ -34,10 +34,10 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import TaskError
+from nnattr.maps.linear import linear_map
 from nnattr.methods.capture import at_positions
 from nnattr.methods.readout import take
 from nnattr.methods.records import as_task, plain, record
-from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked
