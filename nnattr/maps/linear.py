@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.arch.modules import raw
+from nnattr.runs.places import raw
 
 ASKED = 512  # unit vectors at a time
 SIZE = 256.0  # their length: large against a bias, so that taking the bias away loses no digits

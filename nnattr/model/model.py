@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nnattr.arch.modules import raw
+import torch
+
 from nnattr.arch.spec import ArchSpec
 from nnattr.backend import Backend, JobFunction, Outcome
+from nnattr.errors import TaskError
 from nnattr.model import sites
-from nnattr.model.predict import predictions
+from nnattr.model.predict import prediction_job
+from nnattr.runs.places import raw
+from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import IdGroups, Predictions
 from nnattr.tokens import Tokens
 
@@ -137,7 +141,24 @@ class Model:
             TaskError: a prompt is longer than the model's context.
             BackendError: the job failed where it ran.
         """
-        return predictions(self, tokens, asked, k, last)
+        width, limit = tokens.ids.shape[1], self.context_length
+        if limit is not None and width > limit:
+            raise TaskError(f"The longest prompt is {width} tokens, and {self.name} takes {limit}.")
+        words = max(map(len, asked), default=0)
+        filled = [[*row, *[0] * (words - len(row))] for row in asked] or [[]] * len(tokens)
+        payload = {
+            "ids": tokens.ids,
+            "mask": tokens.mask.long(),
+            "asked": torch.tensor(filled, dtype=torch.long),
+            "k": k,
+            "last": last,
+            "rows": max(1, TOKENS_PER_FORWARD // width),
+            "options": {
+                "use_cache": False,
+                **({"logits_to_keep": last} if self.accepts("logits_to_keep") else {}),
+            },
+        }
+        return Predictions(**self.run(prediction_job, payload, label="predictions").values)
 
     def __repr__(self) -> str:
         return (

@@ -2,40 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-from nnattr.errors import TaskError
-from nnattr.runs.portions import TOKENS_PER_FORWARD
-from nnattr.tasks import IdGroups, Predictions
-from nnattr.tokens import Tokens
-
-if TYPE_CHECKING:
-    from nnattr.model.model import Model
-
-
-def predictions(model: Model, tokens: Tokens, asked: IdGroups, k: int, last: int) -> Predictions:
-    """Run the prompts once, in one job; see `nnattr.model.model.Model.predict`."""
-    width = tokens.ids.shape[1]
-    limit = model.context_length
-    if limit is not None and width > limit:
-        raise TaskError(f"The longest prompt is {width} tokens, and {model.name} takes {limit}.")
-    forward = type(model.nn._module).forward
-    trimmed = "logits_to_keep" in inspect.signature(forward).parameters
-    words = max(map(len, asked), default=0)
-    filled = [[*row, *[0] * (words - len(row))] for row in asked] or [[]] * len(tokens)
-    payload = {
-        "ids": tokens.ids,
-        "mask": tokens.mask.long(),
-        "asked": torch.tensor(filled, dtype=torch.long),
-        "k": k,
-        "last": last,
-        "rows": max(1, TOKENS_PER_FORWARD // width),
-        "options": {"use_cache": False, **({"logits_to_keep": last} if trimmed else {})},
-    }
-    return Predictions(**model.run(prediction_job, payload, label="predictions").values)
 
 
 def prediction_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
