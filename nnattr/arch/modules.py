@@ -1,4 +1,4 @@
-"""What is asked of a module by its class and name alone: here and inside jobs."""
+"""What a module is, told by its class and its name alone."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ import re
 from typing import Any
 
 _NORM = re.compile(r"norm|(^|_)ln(_|$|\d)", re.IGNORECASE)
-
-
-def raw(envoy: Any) -> Any:
-    """The Hugging Face module that an nnsight model, or a part of one, stands for.
-
-    nnsight has no public name for it; this is the one place that uses its private one.
-    """
-    return envoy._module
 
 
 def is_norm(name: str, module: Any) -> bool:

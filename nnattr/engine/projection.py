@@ -10,26 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def in_out(projection: Any) -> Tensor:
-    """The weights of a linear module or a Conv1D, as nnsight gives it, as [in, out]."""
-    kinds = type(projection._module).__mro__
-    turned = any(kind.__name__ == "Conv1D" for kind in kinds)
-    return projection.weight if turned else projection.weight.T
-
-
-def matrix(projection: Any) -> Tensor | None:
-    """The weights [in, out] of a plain linear map, where they are at hand and all that it does.
-
-    They are not in a sandbox, where modules are kept on disk, and where others stand in for them
-    (quantized, adapted, parametrized).
-    """
-    weight = getattr(projection, "weight", None)
-    if weight is None or weight.is_meta:
-        return None
-    kind = type(projection._module)
-    plain = kind is torch.nn.Linear or kind.__name__ == "Conv1D"
-    return in_out(projection) if plain else None
+from nnattr.maps.linear import matrix
 
 
 def projected(projection: Any, change: Tensor, unit: Tensor, units: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.question import Question
+from nnattr.runs.places import raw
 
 #: In the tanh form of GELU, ``x / 2 * (1 + tanh(u))``, 2 u is so many times x + 0.044715 x^3.
 TWICE = 2 * (2 / math.pi) ** 0.5
@@ -64,7 +65,7 @@ def read_logits(nn: Any, question: Question, whole: bool = False) -> Tensor:
         logits = nn.output.logits
         return logits if tokens is None else logits[..., tokens.to(logits.device)]
     rows = tokens.to(head.weight.device)
-    bias = getattr(head._module, "bias", None)
+    bias = getattr(raw(head), "bias", None)
     bias = None if bias is None else bias[rows]
     head.skip(torch.nn.functional.linear(head.input, head.weight[rows], bias))
     return nn.output.logits

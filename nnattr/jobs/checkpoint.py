@@ -117,7 +117,7 @@ def digest(study: Study) -> str:
         describe(study.metric),
         _code(study.metric),
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
-        _weights(study.model.nn._module),
+        _weights(study.model.module),
         provenance.task_hash,
         provenance.versions,
     ]

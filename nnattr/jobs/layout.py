@@ -119,7 +119,7 @@ def units(model: Model, site: PatchSite) -> tuple[str | None, int]:
 
 def sizes(model: Model, site: PatchSite) -> dict[str, int]:
     """Floats per token of what takes memory: see `nnattr.engine.question.Sizes`."""
-    module = model.nn._module
+    module = model.module
     embedding = module.get_submodule(model.spec.embed).weight
     layer = module.get_submodule(f"{model.spec.layers}.0")
     widest = max(max(weight.shape[-2:]) for weight in layer.parameters() if weight.ndim > 1)
@@ -160,6 +160,6 @@ def _tail(spec: ArchSpec) -> list[str]:
 
 def _gelus(model: Model, path: str) -> list[str]:
     """The modules of a layer that torch computes faster in one step."""
-    layer = model.nn._module.get_submodule(path)
+    layer = model.module.get_submodule(path)
     modules = layer.named_modules()
     return [f"{path}.{name}" for name, part in modules if type(part).__name__ == _TANH_GELU]

@@ -7,7 +7,6 @@ ones into the clean run; *base* is the run patched into, *source* the run the ac
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ class Study:
         runs = {"clean": self.task.clean_tokens}
         runs["corrupted"] = self.fill.source if self.fill else self.task.corrupted_tokens
         last_only = bool(getattr(self.metric, "last_only", False))
-        keeps = last_only and self._takes("logits_to_keep")
+        keeps = last_only and self.model.accepts("logits_to_keep")
         layers = list(range(self.model.n_layers)) if layers is None else list(layers)
         tokens, answers = wanted(self.metric, answer_fields(self.task))
         return {
@@ -100,15 +99,10 @@ class Study:
             "layout": {
                 **layout(self.model, self.site),
                 "options": {"logits_to_keep": 1} if keeps else {},
-                "takes_positions": self._takes("position_ids"),
+                "takes_positions": self.model.accepts("position_ids"),
             },
             **(self.fill.payload() if self.fill else {}),
         }
-
-    def _takes(self, argument: str) -> bool:
-        """Whether the model's forward takes this argument."""
-        forward = type(self.model.nn._module).forward
-        return argument in inspect.signature(forward).parameters
 
     def frame(self) -> Frame:
         """What the answer's numbers will mean."""

@@ -1,6 +1,6 @@
 """Where a layer's attention keeps its weights and how it may make its scores, in plain values.
 
-What is found here is a guess from names and configuration; `nnattr.methods.attention_weights` holds
+What is found here is a guess from names and configuration; `nnattr.maps.attention` holds
 it against a run. What cannot be a product of weights is refused before anything runs.
 """
 

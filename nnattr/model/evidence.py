@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.arch.modules import raw
-from nnattr.engine.projection import in_out
-from nnattr.runs.places import read, write
+from nnattr.maps.linear import in_out
+from nnattr.runs.places import raw, read, write
 
 Places = dict[str, list[tuple[Any, ...]]]
 

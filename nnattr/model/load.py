@@ -8,13 +8,13 @@ from typing import Any
 
 from nnattr import teaching
 from nnattr.arch.discover import candidates
-from nnattr.arch.modules import raw
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.backend import Backend, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
+from nnattr.runs.places import raw
 
 #: Values of ``device`` by which transformers spreads a model over devices itself.
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")

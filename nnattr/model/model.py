@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from nnattr.arch.modules import raw
 from nnattr.arch.spec import ArchSpec
 from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.errors import TaskError
 from nnattr.model import sites
 from nnattr.runs.logits import prediction_job
+from nnattr.runs.places import raw
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import IdGroups, Predictions
 from nnattr.tokens import Tokens

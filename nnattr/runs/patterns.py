@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.places import raw
 from nnattr.runs.tolerance import pass_tolerance, rounding_tolerance
 
 
@@ -108,7 +109,7 @@ def other_model(
 
 def go_eager(nn: Any) -> list[tuple[Any, Any]]:
     """Make attention hold its probabilities, until `go_back` is given what this returns."""
-    before = [(config, config._attn_implementation) for config in configurations(nn._module)]
+    before = [(config, config._attn_implementation) for config in configurations(raw(nn))]
     for config, _ in before:
         config._attn_implementation = "eager"
     return before

@@ -1,4 +1,4 @@
-"""Activations read and replaced, inside a trace.
+"""Modules found, and activations read and replaced, inside a trace.
 
 A place is ``(path, side, part)``, see `nnattr.arch.spec.Place`. Inside a job: torch and plain
 values.
@@ -9,6 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+
+
+def raw(envoy: Any) -> Any:
+    """The Hugging Face module that an nnsight model, or a part of one, stands for.
+
+    nnsight has no public name for it; this is the one place that uses its private one.
+    """
+    return envoy._module
 
 
 def cut(value: Tensor, part: tuple[int, int, int] | None) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nnattr.graph import Part
 from nnattr.jobs.record import as_task, record
-from nnattr.methods.weights import linear_map
+from nnattr.maps.linear import linear_map
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths

@@ -35,8 +35,8 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, plain, record
+from nnattr.maps.linear import linear_map
 from nnattr.methods.behaviour.capture import at_positions
-from nnattr.methods.weights import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked

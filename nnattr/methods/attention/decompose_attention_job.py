@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.maps.norm import apply, frozen, per_unit
-from nnattr.methods.attention_weights import (
+from nnattr.maps.attention import (
     chosen,
     fitted,
     layer_weights,
@@ -22,7 +21,8 @@ from nnattr.methods.attention_weights import (
     rotations,
     turned,
 )
-from nnattr.methods.weights import linear_map
+from nnattr.maps.linear import linear_map
+from nnattr.maps.norm import apply, frozen, per_unit
 from nnattr.runs.places import read
 
 

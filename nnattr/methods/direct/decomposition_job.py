@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import Frozen, apply, frozen, per_unit, pull
-from nnattr.methods.weights import linear_map
 from nnattr.runs.logits import model_inputs
 from nnattr.runs.places import read
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from nnattr.linalg import product_eigenvalues, product_norm, product_svd
-from nnattr.maps.norm import frozen
-from nnattr.methods.attention_weights import (
+from nnattr.maps.attention import (
     chosen,
     fitted,
     layer_weights,
@@ -24,7 +23,8 @@ from nnattr.methods.attention_weights import (
     turned,
     value_gap,
 )
-from nnattr.methods.weights import linear_map
+from nnattr.maps.linear import linear_map
+from nnattr.maps.norm import frozen
 
 FLOATS = 2**25  # numbers of a chunk of the circuit's rows
 

@@ -24,8 +24,8 @@ from nnattr import (
     attention_vs_mlp,
     direct_logit_attribution,
 )
+from nnattr.maps.linear import asked, linear_map
 from nnattr.maps.norm import apply, frozen, pull
-from nnattr.methods.weights import asked, linear_map
 from tests.methods.common import (
     TEACHING,
     assert_far,

@@ -22,9 +22,10 @@ from nnattr import (
     position_pattern,
     qk_circuit,
 )
-from nnattr.methods import attention_form, attention_weights
+from nnattr.maps import attention
+from nnattr.maps.linear import asked
+from nnattr.methods import attention_form
 from nnattr.methods.weight_circuits import weight_circuit_job
-from nnattr.methods.weights import asked
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.methods.weight_circuits.common import dense, ov, qk
 from tests.support.families import ALIBI, NORMED, UNTURNED
@@ -312,7 +313,7 @@ def test_modules_are_asked_where_weights_cannot_be_seen(
         calls.append(arguments)
         return asked(*arguments)
 
-    for home in (attention_weights, weight_circuit_job):
+    for home in (attention, weight_circuit_job):
         monkeypatch.setattr(home, "linear_map", by_asking)
     for one, expected in zip(circuits, seen, strict=True):
         np.testing.assert_allclose(one.block([3, 40, 7]), expected, rtol=1e-3, atol=1e-4)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import frozen
-from nnattr.methods.weights import linear_map
 from nnattr.runs.places import cut
 
 #: Of one layer, in plain values: what `nnattr.methods.attention_form.layer_form` gives.
