@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nnattr.arch.spec import ArchSpec
+from nnattr.arguments import checked
 from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.errors import TaskError
 from nnattr.model import sites
@@ -126,6 +127,7 @@ class Model:
         """Run ``job(nn, tick, **payload)`` on this model's backend as one session."""
         return self.backend.run(self.nn, job, payload, label=label)
 
+    @checked
     def predict(
         self, tokens: Tokens, *, asked: IdGroups = (), k: int = 5, last: int = 1
     ) -> Predictions:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnattr.arch.spec import missing
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, BackendError
 from nnattr.model import sites
 from nnattr.model.evidence import gather
@@ -102,6 +103,7 @@ class Proof:
         return "\n".join(lines)
 
 
+@checked
 def verify(model: Model, ids: Any = None) -> Proof:
     """Prove on the live model that its spec is right.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 from nnattr.results.dataset import dataset
@@ -58,6 +59,7 @@ class Agreement(Result):
         """One row per cell, with both scores and their errors."""
         return self.data.drop_vars("baselines").to_dataframe().reset_index()
 
+    @checked
     def plot(self, *, title: str | None = None) -> go.Figure:
         """The estimate against the exact scores, a point per cell.
 
@@ -83,6 +85,7 @@ class Agreement(Result):
         return repr(self).removeprefix("Agreement(").removesuffix(")")
 
 
+@checked
 def agreement(exact: Scores, estimate: Scores, k: int = 10) -> Agreement:
     """Compare an estimate with the exact scores, cell by cell.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.graph import parse
 from nnattr.results.base import Result
@@ -47,6 +48,7 @@ class Composition(Result):
         """
         return self.data["values"].rename(f"{self.kind}-composition")
 
+    @checked
     def pair(self, sender: Any, receiver: Any) -> float:
         """The score of one pair, each given as ``(layer, head)`` or ``"L0H7"``.
 
@@ -62,6 +64,7 @@ class Composition(Result):
             raise ResultError(f"{names[0]} and {names[1]} are no pair of a head and a later one.")
         return found
 
+    @checked
     def top(self, k: int = 10) -> Ranking:
         """The ``k`` pairs with the largest scores; the index is ``((layer, head), (layer, head))``.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.results import statistics
 from nnattr.results.base import Result
@@ -104,6 +105,7 @@ class HeadScores(Result):
         """Standard error of `mean` over the examples; NaN for a single one."""
         return statistics.standard_error(self.scores)
 
+    @checked
     def heads(self, kind: str) -> Ranking:
         """The heads that reach the kind's threshold, strongest first; ``.indices`` has the pairs.
 
@@ -112,6 +114,7 @@ class HeadScores(Result):
         """
         return Ranking(cell for cell in self.top(kind, None) if cell.value >= self.limit(kind))
 
+    @checked
     def limit(self, kind: str) -> float:
         """The threshold of a kind.
 
@@ -122,6 +125,7 @@ class HeadScores(Result):
             raise ResultError(f"There is no kind {kind!r}; expected one of {self.kinds}.")
         return self.thresholds[kind]
 
+    @checked
     def top(self, kind: str, k: int | None = 5) -> Ranking:
         """The ``k`` strongest heads of a kind (None: all), whatever the threshold.
 
@@ -150,6 +154,7 @@ class HeadScores(Result):
         data = {"score": mean, "stderr": self.stderr(), "found": mean >= limits}
         return xr.Dataset(data).to_dataframe().reset_index()
 
+    @checked
     def plot(self, kind: str | None = None, *, title: str | None = None) -> go.Figure:
         """Heat maps of the mean scores, layer by head; one kind or all.
 
@@ -165,6 +170,7 @@ class HeadScores(Result):
         """
         return self._drawn("plot", kind, title)
 
+    @checked
     def plot_loss(self, *, title: str | None = None) -> go.Figure:
         """The loss at every position, averaged over examples, and of both halves.
 

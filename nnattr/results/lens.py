@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from nnattr.arguments import checked
 from nnattr.results.base import Result
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Lens(Result):
         table = self.data.to_dataframe().reset_index()
         return table.query("position >= 0").reset_index(drop=True)
 
+    @checked
     def plot(
         self, example: int = 0, *, colour: Shade = "probability", title: str | None = None
     ) -> go.Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nnattr.arguments import checked
 from nnattr.results.agreement import Agreement
 from nnattr.results.attention_parts import AttentionParts
 from nnattr.results.base import Result, read
@@ -18,6 +19,7 @@ TYPES = (Agreement, AttentionParts, Composition, HeadScores, Lens, Patterns, Sco
 KINDS: dict[str, type[Result]] = {kind.__name__: kind for kind in TYPES}
 
 
+@checked
 def load_result(path: str | Path) -> Result:
     """Read the file of any result, as its ``save`` wrote it, now or with schema 1 or 2.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.axes import ORDER
 from nnattr.errors import ResultError
 from nnattr.results import statistics
@@ -132,6 +133,7 @@ class Scores(Result):
             raise ResultError("These scores hold no examples and no errors, so no standard error.")
         return error / abs(self.scale)
 
+    @checked
     def bootstrap_ci(
         self, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
     ) -> xr.DataArray:
@@ -149,6 +151,7 @@ class Scores(Result):
         coords = {"bound": ["low", "high"], **template.coords}
         return xr.DataArray(bounds, dims=("bound", *template.dims), coords=coords)
 
+    @checked
     def permutation_pvalue(self, n_permutations: int = 10_000, seed: int = 0) -> xr.DataArray:
         """How often chance alone would move each cell's mean this far from zero.
 
@@ -163,6 +166,7 @@ class Scores(Result):
         found = statistics.sign_flip_pvalues(data.reshape(len(data), -1), n_permutations, seed)
         return self._of_cells(found)
 
+    @checked
     def significant(
         self, q: float = 0.05, n_permutations: int = 10_000, seed: int = 0
     ) -> xr.DataArray:
@@ -192,6 +196,7 @@ class Scores(Result):
         pvalues = self.permutation_pvalue(n_permutations, seed).to_numpy().ravel()
         return self._of_cells(statistics.benjamini_hochberg(pvalues, q))
 
+    @checked
     def where(self, cells: xr.DataArray) -> Scores:
         """The scores of these cells alone; the others become NaN, grey in figures.
 
@@ -236,6 +241,7 @@ class Scores(Result):
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
 
+    @checked
     def top(self, k: int = 10, by: By = "abs") -> Ranking:
         """The ``k`` strongest cells of the mean over examples.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnattr.arguments import checked
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
 from nnattr.tasks.description import Description, column_label, described
@@ -31,6 +32,7 @@ class Task(Examples):
     """
 
     @classmethod
+    @checked
     def from_pairs(
         cls,
         clean: Sequence[str],
@@ -95,6 +97,7 @@ class Task(Examples):
         return cls(**fields, name=name)
 
     @classmethod
+    @checked
     def from_prompts(
         cls,
         prompts: Sequence[str],
@@ -112,6 +115,7 @@ class Task(Examples):
         return cls.from_pairs(prompts, None, answers, wrong_answers, tokenizer=tokenizer, **given)
 
     @classmethod
+    @checked
     def from_table(
         cls,
         source: Any,
@@ -173,11 +177,13 @@ class Task(Examples):
             **given,
         )
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the task as one JSON file (the folder must exist) and return its path."""
         return write_task(self, path)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Task:
         """Read what `save` wrote, or the task in a result's file; no code runs.
 
@@ -186,6 +192,7 @@ class Task(Examples):
         """
         return cls(**read_task(path))
 
+    @checked
     def describe(self, examples: int = 1) -> Description:
         """What the model really sees, token by token, and where clean and corrupted differ.
 
@@ -197,6 +204,7 @@ class Task(Examples):
         """
         return described(self, examples)
 
+    @checked
     def filter(self, model: Predictor, keep: Keep = "correct") -> Task:
         """The examples on which the model does what the task is about; the others are recorded.
 
@@ -218,6 +226,7 @@ class Task(Examples):
         kept, drops = judged(self, model, keep)
         return replace(self[kept], dropped=self.dropped + drops)
 
+    @checked
     def split(self, seed: int = 0) -> tuple[Task, Task]:
         """Two halves, to discover on the first and to report on the second.
 

@@ -30,6 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.jobs.record import as_task, record
 from nnattr.maps.linear import linear_map
@@ -47,6 +48,7 @@ from nnattr.tokens import Tokens
 FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a time
 
 
+@checked
 def attention_patterns(
     model: Model,
     prompts: Prompts,

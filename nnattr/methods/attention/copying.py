@@ -33,6 +33,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, plain, record
 from nnattr.maps.linear import linear_map
@@ -52,6 +53,7 @@ from nnattr.tokens import Tokens
 FLOATS = 2**27  # logits that one chunk of tokens may hold at a time
 
 
+@checked
 def copying_score(
     model: Model,
     prompts: Prompts,
@@ -98,6 +100,7 @@ def copying_score(
     return _result(model, tokens, {"copying": known.nanmean(-1)}, threshold, made)
 
 
+@checked
 def name_mover_score(
     model: Model, task: Task, *, k: int = 5, negative: bool = False, threshold: float = 0.3
 ) -> HeadScores:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
 from nnattr.jobs.record import as_task, record
@@ -42,6 +43,7 @@ from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 
 
+@checked
 def decompose_attention(
     model: Model,
     prompts: str | Sequence[str] | Task,

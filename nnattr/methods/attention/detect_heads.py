@@ -30,6 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
 from nnattr.jobs.record import as_task, record
@@ -53,6 +54,7 @@ FLOATS = 2**26  # numbers of a layer's patterns, or logits, that one chunk may h
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a tokenizer's fallback for what it cannot write
 
 
+@checked
 def detect_heads(
     model: Model,
     prompts: Prompts | None = None,

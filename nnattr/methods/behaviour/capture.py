@@ -21,6 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
@@ -85,6 +86,7 @@ def capture(
 ) -> dict[str, Tensor]: ...
 
 
+@checked
 def capture(
     model: Model,
     prompts: Prompts,

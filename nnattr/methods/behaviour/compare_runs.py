@@ -21,6 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import columns, listed, prepared
@@ -63,6 +64,7 @@ class Comparison:
         )
 
 
+@checked
 def compare_runs(
     model: Model,
     a: str | Sequence[str],

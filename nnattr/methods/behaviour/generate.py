@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import listed, prepared
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 
 
+@checked
 def generate(
     model: Model,
     prompts: str | Sequence[str],

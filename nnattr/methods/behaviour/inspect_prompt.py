@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import listed, prepared
@@ -92,6 +93,7 @@ class Inspection:
         return fill("results/inspection.html.jinja", prompt=prompt, tables=tables)
 
 
+@checked
 def inspect_prompt(
     model: Model, prompt: str, answer: str | None = None, top_k: int = 10
 ) -> Inspection:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks.form import Form
@@ -45,6 +46,7 @@ class AnswerTable(tuple[Answer, ...]):
         return "\n".join(rows)
 
 
+@checked
 def most_frequent_answers(
     model: Model,
     prompts: Sequence[str],

@@ -31,6 +31,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.backend import Outcome
 from nnattr.errors import ResultError, TaskError
 from nnattr.graph import parse
@@ -47,6 +48,7 @@ from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, spots
 
 
+@checked
 def direct_logit_attribution(
     model: Model,
     task: Task,
@@ -123,6 +125,7 @@ def direct_logit_attribution(
     return Scores.from_arrays(raw, _baselines(outcome, run), 1.0, made, rest=rest)
 
 
+@checked
 def attention_vs_mlp(scores: Scores) -> Scores:
     """How much of the whole comes from attention, the MLPs, the embedding and the biases.
 

@@ -27,6 +27,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part
 from nnattr.jobs.record import as_task, plain, record
@@ -42,6 +43,7 @@ from nnattr.tokens import Tokens, continuation_id
 FLOATS = 2**27  # logits that one chunk of examples may hold at a time
 
 
+@checked
 def logit_lens(
     model: Model,
     prompts: str | Sequence[str],

@@ -27,6 +27,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.jobs.record import record
 from nnattr.methods.components import Unit, chosen_layers, components
@@ -43,6 +44,7 @@ METRIC = "logit of the next token"
 UNITS = ("head", "component", "neuron")
 
 
+@checked
 def next_token_attribution(
     model: Model,
     prompts: str | Sequence[str] | Task,

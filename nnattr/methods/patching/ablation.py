@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
 from nnattr.jobs.layout import units
@@ -43,6 +44,7 @@ from nnattr.tasks.positions import Positions
 Part: TypeAlias = int | tuple[int, int]
 
 
+@checked
 def ablate(
     model: Model,
     task: Task,
@@ -91,6 +93,7 @@ def ablate(
     return _of_clean_run(study.run(checkpoint))
 
 
+@checked
 def ablate_together(
     model: Model,
     task: Task,

@@ -18,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from nnattr.arguments import checked
 from nnattr.engine import patching_job
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
@@ -28,6 +29,7 @@ from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 
 
+@checked
 def activation_patching(
     model: Model,
     task: Task,

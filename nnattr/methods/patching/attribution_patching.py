@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nnattr.arguments import checked
 from nnattr.engine import attribution_job
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
@@ -29,6 +30,7 @@ from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 
 
+@checked
 def attribution_patching(
     model: Model,
     task: Task,

@@ -30,6 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
@@ -45,6 +46,7 @@ Kind = Literal["Q", "K", "V"]
 FACTORS = {"Q": ("q", "k"), "K": ("k", "q"), "V": ("v", "o")}
 
 
+@checked
 def composition(
     model: Model, kind: Kind, *, fold_norm: bool = False, samples: int = 300, seed: int = 0
 ) -> Composition:
@@ -97,6 +99,7 @@ def composition(
     return Composition(values.to_dataset(), made, kind, mean, spread, fold_norm)
 
 
+@checked
 def random_composition(
     d_model: int, d_head: int, samples: int = 300, seed: int = 0
 ) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.linalg import FactoredMatrix
 from nnattr.maps.attention import look
@@ -55,6 +56,7 @@ class HeadWeights:
         return FactoredMatrix(self.W_Q, self.W_K.T)
 
 
+@checked
 def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
     """A head's matrices as `ov_circuit` and `qk_circuit` use them.
 

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form
@@ -47,6 +48,7 @@ from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 
 
+@checked
 def ov_circuit(
     model: Model,
     heads: Head | Sequence[Head],
@@ -86,6 +88,7 @@ def ov_circuit(
     )
 
 
+@checked
 def qk_circuit(
     model: Model,
     head: Head,
@@ -128,6 +131,7 @@ def qk_circuit(
     return Circuit(model, name, query, key, distance, fold_norm)
 
 
+@checked
 def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr.DataArray:
     r"""Where a head would look if it saw positions alone: softmax of ``W_pos W_Q W_K^T W_pos^T``.
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form, require, short_prompt
@@ -52,6 +53,7 @@ class Circuit:
     distance: int = 0
     fold_norm: bool = False
 
+    @checked
     def copying_accuracy(self, top_k: int = 1, by: By = "row") -> float:
         """How often a token's own entry is among the ``top_k`` largest of its row.
 
@@ -90,6 +92,7 @@ class Circuit:
         """The Frobenius norm."""
         return self.ask("norm", {})
 
+    @checked
     def directions(self, k: int = 5, tokens: int = 8) -> pd.DataFrame:
         """The strongest singular directions and the tokens (or positions) at their two ends.
 
@@ -122,6 +125,7 @@ class Circuit:
         order = ["direction", "end"]
         return pd.DataFrame(table).sort_values(order, kind="stable", ignore_index=True)
 
+    @checked
     def block(
         self, rows: Sequence[str | int], columns: Sequence[str | int] | None = None
     ) -> xr.DataArray:

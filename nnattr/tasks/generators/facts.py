@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, Literal
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
@@ -20,6 +21,7 @@ from nnattr.tasks.task import Task
 from nnattr.tasks.templates import CAPITAL_STATEMENTS, QUESTIONS, article
 
 
+@checked
 def facts(
     tokenizer: Any, *, n: int = 8, seed: int = 0, kind: Literal["yes_no", "capitals"] = "yes_no"
 ) -> Task:

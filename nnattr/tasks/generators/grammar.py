@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
@@ -20,6 +21,7 @@ from nnattr.tasks.task import Task
 from nnattr.tasks.templates import AGREEMENT, PRONOUN, article
 
 
+@checked
 def gendered_pronoun(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     """A name and the pronoun that stands for it: ``Mary went home because`` -> `` she``.
 
@@ -65,6 +67,7 @@ def gendered_pronoun(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     return assembled(tokenizer, examples, f"gendered_pronoun(n={n}, seed={seed})")
 
 
+@checked
 def subject_verb(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     """Agreement across a distracting noun: ``The keys near the cabinet`` -> `` are``.
 

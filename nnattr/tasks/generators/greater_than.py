@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
@@ -20,6 +21,7 @@ from nnattr.tasks.templates import GREATER_THAN
 from nnattr.tokens import continuations
 
 
+@checked
 def greater_than(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     """Greater-than: ``The war lasted from the year 1732 to the year 17`` (Hanna et al. 2023).
 

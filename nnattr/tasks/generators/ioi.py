@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, Literal
 
+from nnattr.arguments import checked
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
@@ -27,6 +28,7 @@ TEMPLATES = (
 )
 
 
+@checked
 def ioi(
     tokenizer: Any,
     *,

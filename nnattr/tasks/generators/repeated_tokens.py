@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, Literal
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import Example, assembled, at_least_one, required
@@ -17,6 +18,7 @@ WORDS = tuple(
 )
 
 
+@checked
 def repeated_tokens(
     tokenizer: Any,
     *,

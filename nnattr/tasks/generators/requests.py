@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks.generators.template import (
     Example,
@@ -21,6 +22,7 @@ from nnattr.tasks.vocabulary import ALLOWED, HARMFUL
 Wish = tuple[str, str]
 
 
+@checked
 def requests(
     tokenizer: Any,
     *,
