@@ -55,6 +55,7 @@ class Agreement(Result):
         """The estimate, averaged over examples."""
         return self._scores("estimate")
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per cell, with both scores and their errors."""
         return self.data.drop_vars("baselines").to_dataframe().reset_index()

@@ -60,6 +60,7 @@ class AttentionParts(Result):
         """The ``k`` pairs (query component, key component) whose scores vary most."""
         return ranking(self.data["spread"].mean("example"), k=k, by="value")
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per prompt and pair of components, with the ``spread`` of its scores."""
         return self.data["spread"].to_dataframe().reset_index()

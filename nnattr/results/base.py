@@ -77,6 +77,7 @@ class Result:
             )
         return Task(**unpacked(self.provenance.examples, "The result's task"))
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """The data as a table."""
         return self.data.to_dataframe().reset_index()

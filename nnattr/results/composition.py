@@ -72,6 +72,7 @@ class Composition(Result):
         """
         return ranking(self.values, k=k, by="value")
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per pair, with its score and how many spreads it is above the baseline."""
         table = self.values.rename("score").to_dataframe().reset_index().dropna(ignore_index=True)

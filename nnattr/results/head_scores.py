@@ -97,10 +97,12 @@ class HeadScores(Result):
         """The kinds, in order."""
         return [str(kind) for kind in self.scores["kind"].to_numpy()]
 
+    @checked
     def mean(self) -> xr.DataArray:
         """The scores [kind, layer, head], averaged over the examples that show the kind."""
         return self.scores.mean("example")
 
+    @checked
     def stderr(self) -> xr.DataArray:
         """Standard error of `mean` over the examples; NaN for a single one."""
         return statistics.standard_error(self.scores)
@@ -136,6 +138,7 @@ class HeadScores(Result):
         mean, spread = (one.sel(kind=kind, drop=True) for one in (self.mean(), self.stderr()))
         return ranking(mean, spread, k, "value")
 
+    @checked
     def halves(self) -> tuple[float, float]:
         """The mean loss in the first and in the second copy of a repeated sequence.
 
@@ -147,6 +150,7 @@ class HeadScores(Result):
         first, second = self.loss[:, : self.second], self.loss[:, self.second :]
         return float(first.mean()), float(second.mean())
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per kind and head, with its standard error and whether it reaches its limit."""
         mean = self.mean()

@@ -44,6 +44,7 @@ class Lens(Result):
         """The points of the residual stream, first to last."""
         return [str(name) for name in self.data["component"].to_numpy()]
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example, point, position and rank."""
         table = self.data.to_dataframe().reset_index()

@@ -77,6 +77,7 @@ class Patterns(Result):
         one = self.values[example, self.heads.index((layer, head)), :length, :length]
         return one.reset_coords(drop=True)
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per prompt, head, query and key at or before it, with both tokens."""
         every = self.values.rename("attention").to_dataframe().reset_index()

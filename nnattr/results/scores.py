@@ -115,6 +115,7 @@ class Scores(Result):
         """The dimensions that name a cell, e.g. ``("layer", "head")``."""
         return tuple(str(dim) for dim in self.raw.dims if dim != "example")
 
+    @checked
     def mean(self) -> Scores:
         """The average over examples, with its standard error kept in ``error``."""
         if "example" not in self.raw.dims:
@@ -123,6 +124,7 @@ class Scores(Result):
         rest = None if self.rest is None else self.rest.mean("example")
         return self.with_arrays(raw=self.raw.mean("example"), error=spread, rest=rest)
 
+    @checked
     def stderr(self) -> xr.DataArray:
         """Standard error of the mean over examples, in the unit of ``values``; NaN for one example.
 
@@ -253,6 +255,7 @@ class Scores(Result):
         mean = self.mean()
         return ranking(mean.values, None if mean.error is None else mean.stderr(), k, by)
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example and cell, with the columns ``value`` and ``raw``."""
         return xr.Dataset({"value": self.values, "raw": self.raw}).to_dataframe().reset_index()

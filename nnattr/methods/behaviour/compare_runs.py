@@ -52,6 +52,7 @@ class Comparison:
     b: tuple[str, ...]
     top_k: int
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per pair (and position)."""
         return self.data.to_dataframe().reset_index()

@@ -57,6 +57,7 @@ class Inspection:
     answer: tuple[str, ...]
     steps: tuple[Step, ...]
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per step and guess; ``answer`` says which guess is the answer's token."""
         import pandas as pd

@@ -74,10 +74,12 @@ class Circuit:
             )
         return self.ask("copying", {"top_k": top_k, "by": by})
 
+    @checked
     def eigenvalues(self) -> np.ndarray:
         """The eigenvalues (complex) other than the zeros of a matrix of small rank."""
         return self.ask("eigenvalues", {}).numpy()
 
+    @checked
     def copying_score(self) -> float:
         """The sum of the eigenvalues over the sum of their sizes: 1 copies, -1 suppresses.
 
@@ -88,6 +90,7 @@ class Circuit:
         values = self.eigenvalues()
         return float(np.real(values).sum() / np.abs(values).sum())
 
+    @checked
     def norm(self) -> float:
         """The Frobenius norm."""
         return self.ask("norm", {})
