@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.results import Agreement, Scores, agreement, measured
@@ -16,7 +16,7 @@ NEAR = 0.035  # labels closer in height than this share of the axis would cover 
 
 @checked
 def agreement_scatter(
-    exact: Scores, estimate: Scores, *, k: int = 10, title: str | None = None
+    exact: Scores, estimate: Scores, *, k: Positive = 10, title: str | None = None
 ) -> go.Figure:
     """Estimated against exact scores, with the line on which they are equal.
 

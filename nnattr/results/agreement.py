@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 from nnattr.results.dataset import dataset
@@ -87,7 +87,7 @@ class Agreement(Result):
 
 
 @checked
-def agreement(exact: Scores, estimate: Scores, k: int = 10) -> Agreement:
+def agreement(exact: Scores, estimate: Scores, k: Positive = 10) -> Agreement:
     """Compare an estimate with the exact scores, cell by cell.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Natural, Positive, checked
 from nnattr.errors import ResultError
 from nnattr.graph import Part
 from nnattr.results.base import Result
@@ -56,7 +56,7 @@ class AttentionParts(Result):
         return [str(name) for name in self.data["component"].to_numpy()]
 
     @checked
-    def top(self, k: int = 10) -> Ranking:
+    def top(self, k: Positive = 10) -> Ranking:
         """The ``k`` pairs (query component, key component) whose scores vary most."""
         return ranking(self.data["spread"].mean("example"), k=k, by="value")
 
@@ -67,7 +67,12 @@ class AttentionParts(Result):
 
     @checked
     def plot(
-        self, what: View = "spread", *, example: int = 0, pair: str | None = None, **options: Any
+        self,
+        what: View = "spread",
+        *,
+        example: Natural = 0,
+        pair: str | None = None,
+        **options: Any,
     ) -> go.Figure:
         """One view as a figure, not shown.
 
@@ -85,7 +90,7 @@ class AttentionParts(Result):
         return self._drawn("plot", self.view(what, example, pair), what, example, **options)
 
     @checked
-    def view(self, what: str, example: int = 0, pair: str | None = None) -> xr.DataArray:
+    def view(self, what: str, example: Natural = 0, pair: str | None = None) -> xr.DataArray:
         """The two-dimensional array behind a figure."""
         if what not in self.data or not 0 <= example < len(self.tokens):
             raise ResultError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.graph import parse
 from nnattr.results.base import Result
@@ -65,7 +65,7 @@ class Composition(Result):
         return found
 
     @checked
-    def top(self, k: int = 10) -> Ranking:
+    def top(self, k: Positive = 10) -> Ranking:
         """The ``k`` pairs with the largest scores; the index is ``((layer, head), (layer, head))``.
 
         The sender comes first.

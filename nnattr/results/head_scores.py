@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.results import statistics
 from nnattr.results.base import Result
@@ -128,7 +128,7 @@ class HeadScores(Result):
         return self.thresholds[kind]
 
     @checked
-    def top(self, kind: str, k: int | None = 5) -> Ranking:
+    def top(self, kind: str, k: Positive | None = 5) -> Ranking:
         """The ``k`` strongest heads of a kind (None: all), whatever the threshold.
 
         Raises:

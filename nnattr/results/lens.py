@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nnattr.arguments import checked
+from nnattr.arguments import Natural, checked
 from nnattr.results.base import Result
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Lens(Result):
 
     @checked
     def plot(
-        self, example: int = 0, *, colour: Shade = "probability", title: str | None = None
+        self, example: Natural = 0, *, colour: Shade = "probability", title: str | None = None
     ) -> go.Figure:
         """One prompt as a figure: points down, positions across, the likeliest token in each cell.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 
@@ -62,7 +62,7 @@ class Patterns(Result):
         return list(zip(layers, numbers, strict=True))
 
     @checked
-    def of(self, layer: int, head: int, example: int = 0) -> xr.DataArray:
+    def of(self, layer: int, head: int, example: Natural = 0) -> xr.DataArray:
         """One head's pattern on one prompt [query_pos, key_pos], without what it does not have.
 
         Raises:
@@ -90,7 +90,7 @@ class Patterns(Result):
     @checked
     def plot(
         self,
-        example: int = 0,
+        example: Natural = 0,
         *,
         heads: list[tuple[int, int]] | None = None,
         title: str | None = None,

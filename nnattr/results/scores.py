@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, Seed, Share, checked
 from nnattr.axes import ORDER
 from nnattr.errors import ResultError
 from nnattr.results import statistics
@@ -137,7 +137,7 @@ class Scores(Result):
 
     @checked
     def bootstrap_ci(
-        self, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+        self, level: Share = 0.95, n_resamples: Positive = 2000, seed: Seed = 0
     ) -> xr.DataArray:
         """Percentile interval of the mean over examples, by resampling examples with replacement.
 
@@ -154,7 +154,7 @@ class Scores(Result):
         return xr.DataArray(bounds, dims=("bound", *template.dims), coords=coords)
 
     @checked
-    def permutation_pvalue(self, n_permutations: int = 10_000, seed: int = 0) -> xr.DataArray:
+    def permutation_pvalue(self, n_permutations: Positive = 10_000, seed: Seed = 0) -> xr.DataArray:
         """How often chance alone would move each cell's mean this far from zero.
 
         A sign-flip test over examples, exact where ``n_permutations`` patterns cover all of them
@@ -170,7 +170,7 @@ class Scores(Result):
 
     @checked
     def significant(
-        self, q: float = 0.05, n_permutations: int = 10_000, seed: int = 0
+        self, q: Share = 0.05, n_permutations: Positive = 10_000, seed: Seed = 0
     ) -> xr.DataArray:
         """Which cells are not noise: true where the false discovery rate stays below ``q``.
 
@@ -244,7 +244,7 @@ class Scores(Result):
             ) from problem
 
     @checked
-    def top(self, k: int = 10, by: By = "abs") -> Ranking:
+    def top(self, k: Positive = 10, by: By = "abs") -> Ranking:
         """The ``k`` strongest cells of the mean over examples.
 
         Args:

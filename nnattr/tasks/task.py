@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
 from nnattr.tasks.description import Description, column_label, described
@@ -21,6 +21,7 @@ from nnattr.tasks.file import read_task, write_task
 from nnattr.tasks.form import Answers, Form, Spans, Unusable, Where
 from nnattr.tasks.predictions import Predictor
 from nnattr.tasks.table import AnswerMap, columns
+from nnattr.tokens import Tokenizer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +41,7 @@ class Task(Examples):
         answers: Answers = (),
         wrong_answers: Answers = (),
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         spans: Spans | None = None,
         chat: bool = False,
         system: str | None = None,
@@ -104,7 +105,7 @@ class Task(Examples):
         answers: Answers = (),
         wrong_answers: Answers = (),
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         **options: Any,
     ) -> Task:
         """A task without corrupted prompts: for direct attribution, the logit lens and filtering.
@@ -120,7 +121,7 @@ class Task(Examples):
         cls,
         source: Any,
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         clean: str = "clean",
         corrupted: str | None = "corrupted",
         answer: str | None = "answer",
@@ -193,7 +194,7 @@ class Task(Examples):
         return cls(**read_task(path))
 
     @checked
-    def describe(self, examples: int = 1) -> Description:
+    def describe(self, examples: Positive = 1) -> Description:
         """What the model really sees, token by token, and where clean and corrupted differ.
 
         Args:
@@ -227,7 +228,7 @@ class Task(Examples):
         return replace(self[kept], dropped=self.dropped + drops)
 
     @checked
-    def split(self, seed: int = 0) -> tuple[Task, Task]:
+    def split(self, seed: Seed = 0) -> tuple[Task, Task]:
         """Two halves, to discover on the first and to report on the second.
 
         Examples with the same prompts stay together, so that the halves are disjoint.

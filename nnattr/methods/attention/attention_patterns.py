@@ -30,7 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.graph import Part
 from nnattr.jobs.record import as_task, record
 from nnattr.maps.linear import linear_map
@@ -54,7 +54,7 @@ def attention_patterns(
     prompts: Prompts,
     heads: Heads = "all",
     *,
-    k: int = 3,
+    k: Positive = 3,
     weighted: bool = False,
     run: Literal["clean", "corrupted"] = "clean",
 ) -> Patterns:

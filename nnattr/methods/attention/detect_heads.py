@@ -30,7 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
 from nnattr.jobs.record import as_task, record
@@ -59,9 +59,9 @@ def detect_heads(
     model: Model,
     prompts: Prompts | None = None,
     *,
-    n: int = 10,
-    length: int = 50,
-    seed: int = 0,
+    n: Positive = 10,
+    length: Positive = 50,
+    seed: Seed = 0,
     thresholds: Mapping[str, float] | None = None,
     run: Literal["clean", "corrupted"] = "clean",
 ) -> HeadScores:

@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import columns, listed, prepared
@@ -72,7 +72,7 @@ def compare_runs(
     b: str | Sequence[str],
     *,
     positions: Literal["last", "each"] = "last",
-    top_k: int = 10,
+    top_k: Positive = 10,
 ) -> Comparison:
     """Distances between the next-token logits of prompts ``a`` and prompts ``b``, pair by pair.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import listed, prepared
@@ -20,9 +20,9 @@ def generate(
     model: Model,
     prompts: str | Sequence[str],
     *,
-    max_new_tokens: int = 20,
+    max_new_tokens: Positive = 20,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> list[str]:
     """Continue each prompt.
 

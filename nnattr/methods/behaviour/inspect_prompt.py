@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import listed, prepared
@@ -96,7 +96,7 @@ class Inspection:
 
 @checked
 def inspect_prompt(
-    model: Model, prompt: str, answer: str | None = None, top_k: int = 10
+    model: Model, prompt: str, answer: str | None = None, top_k: Positive = 10
 ) -> Inspection:
     """What the model expects after a prompt, at each token of an answer.
 

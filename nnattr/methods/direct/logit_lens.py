@@ -27,7 +27,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part
 from nnattr.jobs.record import as_task, plain, record
@@ -48,7 +48,7 @@ def logit_lens(
     model: Model,
     prompts: str | Sequence[str],
     *,
-    top_k: int = 5,
+    top_k: Positive = 5,
     positions: Where = "last",
     answers: str | Sequence[str] | None = None,
 ) -> Lens:

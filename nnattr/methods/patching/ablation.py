@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from nnattr.arguments import checked
+from nnattr.arguments import Seed, checked
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
 from nnattr.jobs.layout import units
@@ -54,7 +54,7 @@ def ablate(
     method: FillKind = "zero",
     positions: Positions = "all",
     dataset: Dataset | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     engine: Literal["suffix", "full"] = "suffix",
     checkpoint: str | Path | None = None,
 ) -> Scores:
@@ -105,7 +105,7 @@ def ablate_together(
     method: FillKind = "zero",
     positions: Positions = "all",
     dataset: Dataset | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Scores:
     """The change of the metric without several parts at once, or without everything else.
 

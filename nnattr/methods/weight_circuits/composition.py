@@ -30,7 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
@@ -48,7 +48,7 @@ FACTORS = {"Q": ("q", "k"), "K": ("k", "q"), "V": ("v", "o")}
 
 @checked
 def composition(
-    model: Model, kind: Kind, *, fold_norm: bool = False, samples: int = 300, seed: int = 0
+    model: Model, kind: Kind, *, fold_norm: bool = False, samples: Positive = 300, seed: Seed = 0
 ) -> Composition:
     """The composition score of every pair of heads of different layers.
 
@@ -101,7 +101,7 @@ def composition(
 
 @checked
 def random_composition(
-    d_model: int, d_head: int, samples: int = 300, seed: int = 0
+    d_model: Positive, d_head: Positive, samples: Positive = 300, seed: Seed = 0
 ) -> tuple[float, float]:
     """The mean composition score of random matrices of these sizes, and its standard deviation."""
     generator = torch.Generator().manual_seed(seed)

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form
@@ -95,7 +95,7 @@ def qk_circuit(
     *,
     query_via: Head | None = None,
     key_via: Head | None = None,
-    distance: int = 0,
+    distance: Natural = 0,
     fold_norm: bool = False,
 ) -> Circuit:
     """How much each token as a query looks for each token as a key: ``W_E W_Q W_K^T W_E^T``.

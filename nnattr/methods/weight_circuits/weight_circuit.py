@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form, require, short_prompt
@@ -54,7 +54,7 @@ class Circuit:
     fold_norm: bool = False
 
     @checked
-    def copying_accuracy(self, top_k: int = 1, by: By = "row") -> float:
+    def copying_accuracy(self, top_k: Positive = 1, by: By = "row") -> float:
         """How often a token's own entry is among the ``top_k`` largest of its row.
 
         For an OV circuit: how often the head raises the token it attends to most of all. For a QK
@@ -96,7 +96,7 @@ class Circuit:
         return self.ask("norm", {})
 
     @checked
-    def directions(self, k: int = 5, tokens: int = 8) -> pd.DataFrame:
+    def directions(self, k: Positive = 5, tokens: Positive = 8) -> pd.DataFrame:
         """The strongest singular directions and the tokens (or positions) at their two ends.
 
         Args:
