@@ -21,26 +21,26 @@ from .errors import MetricError as MetricError
 from .errors import NnattrError as NnattrError
 from .errors import ResultError as ResultError
 from .errors import TaskError as TaskError
-from .methods.ablation import ablate as ablate
-from .methods.ablation import ablate_together as ablate_together
-from .methods.activation_patching import activation_patching as activation_patching
 from .methods.attention.attention_patterns import attention_patterns as attention_patterns
 from .methods.attention.copying import copying_score as copying_score
 from .methods.attention.copying import name_mover_score as name_mover_score
 from .methods.attention.decompose_attention import decompose_attention as decompose_attention
 from .methods.attention.detect_heads import detect_heads as detect_heads
-from .methods.attribution_patching import attribution_patching as attribution_patching
-from .methods.capture import capture as capture
-from .methods.compare_runs import compare_runs as compare_runs
+from .methods.behaviour.capture import capture as capture
+from .methods.behaviour.compare_runs import compare_runs as compare_runs
+from .methods.behaviour.generate import generate as generate
+from .methods.behaviour.inspect_prompt import inspect_prompt as inspect_prompt
+from .methods.behaviour.most_frequent_answers import most_frequent_answers as most_frequent_answers
 from .methods.direct.direct_logit_attribution import attention_vs_mlp as attention_vs_mlp
 from .methods.direct.direct_logit_attribution import (
     direct_logit_attribution as direct_logit_attribution,
 )
 from .methods.direct.logit_lens import logit_lens as logit_lens
 from .methods.direct.next_token_attribution import next_token_attribution as next_token_attribution
-from .methods.generate import generate as generate
-from .methods.inspect_prompt import inspect_prompt as inspect_prompt
-from .methods.most_frequent_answers import most_frequent_answers as most_frequent_answers
+from .methods.patching.ablation import ablate as ablate
+from .methods.patching.ablation import ablate_together as ablate_together
+from .methods.patching.activation_patching import activation_patching as activation_patching
+from .methods.patching.attribution_patching import attribution_patching as attribution_patching
 from .methods.weight_circuits.composition import composition as composition
 from .methods.weight_circuits.head_weights import head_weights as head_weights
 from .methods.weight_circuits.ov_qk import ov_circuit as ov_circuit

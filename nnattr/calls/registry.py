@@ -12,24 +12,23 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nnattr.errors import ArgumentError
-from nnattr.methods import (
-    ablation,
-    activation_patching,
-    attribution_patching,
-    capture,
-    compare_runs,
-    generate,
-    inspect_prompt,
-    most_frequent_answers,
-)
-from nnattr.methods.attention import (
-    attention_patterns,
-    copying,
-    decompose_attention,
-    detect_heads,
-)
-from nnattr.methods.direct import direct_logit_attribution, logit_lens, next_token_attribution
-from nnattr.methods.weight_circuits import composition, head_weights
+from nnattr.methods.attention.attention_patterns import attention_patterns
+from nnattr.methods.attention.copying import copying_score, name_mover_score
+from nnattr.methods.attention.decompose_attention import decompose_attention
+from nnattr.methods.attention.detect_heads import detect_heads
+from nnattr.methods.behaviour.capture import capture
+from nnattr.methods.behaviour.compare_runs import compare_runs
+from nnattr.methods.behaviour.generate import generate
+from nnattr.methods.behaviour.inspect_prompt import inspect_prompt
+from nnattr.methods.behaviour.most_frequent_answers import most_frequent_answers
+from nnattr.methods.direct.direct_logit_attribution import direct_logit_attribution
+from nnattr.methods.direct.logit_lens import logit_lens
+from nnattr.methods.direct.next_token_attribution import next_token_attribution
+from nnattr.methods.patching.ablation import ablate, ablate_together
+from nnattr.methods.patching.activation_patching import activation_patching
+from nnattr.methods.patching.attribution_patching import attribution_patching
+from nnattr.methods.weight_circuits.composition import composition
+from nnattr.methods.weight_circuits.head_weights import head_weights
 
 Kind: TypeAlias = Literal["patching", "direct", "attention", "weights", "behaviour"]
 
@@ -71,7 +70,7 @@ class Method:
 ROWS = (
     Method(
         "activation_patching",
-        activation_patching.activation_patching,
+        activation_patching,
         "patching",
         "Which parts carry the difference between two runs?",
         "Every cell is measured: a run in which this cell alone is replaced by that of the other "
@@ -79,7 +78,7 @@ ROWS = (
     ),
     Method(
         "attribution_patching",
-        attribution_patching.attribution_patching,
+        attribution_patching,
         "patching",
         "The same, estimated for all parts from one backward pass.",
         "A first-order estimate of activation patching, all cells from one backward pass. It is "
@@ -87,7 +86,7 @@ ROWS = (
     ),
     Method(
         "ablate",
-        ablation.ablate,
+        ablate,
         "patching",
         "Which parts does the behaviour need?",
         "Every cell is measured: a run in which this cell alone is taken out. Later parts may make "
@@ -95,14 +94,14 @@ ROWS = (
     ),
     Method(
         "ablate_together",
-        ablation.ablate_together,
+        ablate_together,
         "patching",
         "What is left without a set of parts, or with it alone?",
         "One run for each example, with all the named parts taken out at once.",
     ),
     Method(
         "direct_logit_attribution",
-        direct_logit_attribution.direct_logit_attribution,
+        direct_logit_attribution,
         "direct",
         "What does each part write straight toward the answer?",
         "What each part writes straight toward the answer. Parts that act through later layers do "
@@ -110,7 +109,7 @@ ROWS = (
     ),
     Method(
         "next_token_attribution",
-        next_token_attribution.next_token_attribution,
+        next_token_attribution,
         "direct",
         "What does each part write toward the token that follows, at every position?",
         "What each part writes straight toward the token that follows. Parts that act through "
@@ -118,49 +117,49 @@ ROWS = (
     ),
     Method(
         "logit_lens",
-        logit_lens.logit_lens,
+        logit_lens,
         "direct",
         "What would the model say if it ended at each layer?",
         "Early layers need not be written in the basis of the last one.",
     ),
     Method(
         "attention_patterns",
-        attention_patterns.attention_patterns,
+        attention_patterns,
         "attention",
         "Where does each head look?",
         "Attention says where a head reads, not what it makes of it.",
     ),
     Method(
         "detect_heads",
-        detect_heads.detect_heads,
+        detect_heads,
         "attention",
         "Which heads are induction heads, previous-token heads, ...?",
         "A kind is read off where a head looks on these prompts.",
     ),
     Method(
         "copying_score",
-        copying.copying_score,
+        copying_score,
         "attention",
         "Which heads raise the token that they look at?",
         "A score says that a head's output names what it reads, not that it is used.",
     ),
     Method(
         "name_mover_score",
-        copying.name_mover_score,
+        name_mover_score,
         "attention",
         "Which heads look at a name and copy it?",
         "A score says that a head's output names what it reads, not that it is used.",
     ),
     Method(
         "decompose_attention",
-        decompose_attention.decompose_attention,
+        decompose_attention,
         "attention",
         "What do a head's queries and keys get from each part before it?",
         "Shares of attention scores before the softmax.",
     ),
     Method(
         "composition",
-        composition.composition,
+        composition,
         "weights",
         "Which heads read what other heads write?",
         "A norm of products of weights, against what random matrices would give: it says what "
@@ -168,38 +167,38 @@ ROWS = (
     ),
     Method(
         "head_weights",
-        head_weights.head_weights,
+        head_weights,
         "weights",
         "What are a head's matrices?",
         "The weights as they act.",
     ),
     Method(
         "inspect_prompt",
-        inspect_prompt.inspect_prompt,
+        inspect_prompt,
         "behaviour",
         "What does the model say after a prompt, and where does the answer stand?",
     ),
     Method(
         "generate",
-        generate.generate,
+        generate,
         "behaviour",
         "How does the model go on?",
     ),
     Method(
         "compare_runs",
-        compare_runs.compare_runs,
+        compare_runs,
         "behaviour",
         "How far apart are the model's predictions on two sets of prompts?",
     ),
     Method(
         "most_frequent_answers",
-        most_frequent_answers.most_frequent_answers,
+        most_frequent_answers,
         "behaviour",
         "Which first words does the model answer with?",
     ),
     Method(
         "capture",
-        capture.capture,
+        capture,
         "behaviour",
         "What are the activations at a site?",
     ),

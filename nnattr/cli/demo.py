@@ -12,8 +12,8 @@ from typing import Any
 
 from nnattr import tasks
 from nnattr.cli.console import Block, pairs, table
-from nnattr.methods.activation_patching import activation_patching
-from nnattr.methods.attribution_patching import attribution_patching
+from nnattr.methods.patching.activation_patching import activation_patching
+from nnattr.methods.patching.attribution_patching import attribution_patching
 from nnattr.metrics import LogitDiff
 from nnattr.model.model import Model
 from nnattr.report.values import baseline, measured

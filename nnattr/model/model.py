@@ -13,7 +13,7 @@ from nnattr.arch.spec import ArchSpec
 from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.errors import TaskError
 from nnattr.model import sites
-from nnattr.model.predict import prediction_job
+from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import IdGroups, Predictions
@@ -147,18 +147,16 @@ class Model:
         words = max(map(len, asked), default=0)
         filled = [[*row, *[0] * (words - len(row))] for row in asked] or [[]] * len(tokens)
         payload = {
-            "ids": tokens.ids,
-            "mask": tokens.mask.long(),
+            "prompts": tokens.tensors,
             "asked": torch.tensor(filled, dtype=torch.long),
             "k": k,
             "last": last,
             "rows": max(1, TOKENS_PER_FORWARD // width),
-            "options": {
-                "use_cache": False,
-                **({"logits_to_keep": last} if self.accepts("logits_to_keep") else {}),
-            },
+            "embed": self.spec.embed,
+            "options": {"logits_to_keep": last} if self.accepts("logits_to_keep") else {},
         }
-        return Predictions(**self.run(prediction_job, payload, label="predictions").values)
+        values = self.run(prediction_job, payload, label="predictions").values
+        return Predictions(*(values[name] for name in ("ids", "logits", "asked", "log_norm")))
 
     def __repr__(self) -> str:
         return (

@@ -45,8 +45,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import nnattr
 from nnattr import LogitDiff, Model, Task
-from nnattr.methods.activation_patching import patching_job
-from nnattr.methods.study import Study
+from nnattr.jobs.study import Study
+from nnattr.methods.patching.activation_patching import patching_job
 from nnattr.runs.portions import CPU_TOKENS
 from tests.benchmarks.foundation import quiet
 from tests.tiny import tiny_tokenizer

@@ -15,9 +15,9 @@ import torch
 
 import nnattr
 from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob
-from nnattr.model import memory, passes, sweep
-from nnattr.model.mode import Mode
-from nnattr.model.shortcuts import Scratch, one_step_gelu
+from nnattr.engine import memory, passes, sweep
+from nnattr.engine.mode import Mode
+from nnattr.engine.shortcuts import Scratch, one_step_gelu
 from nnattr.runs import portions
 from tests.methods.common import assert_same
 from tests.support.engine import compared, pair, task
@@ -201,7 +201,7 @@ def test_many_small_passes_give_the_same(monkeypatch):
     model = tiny_model("qwen3")
     question = task(model, *[pair(9, 4, shift=i) for i in range(5)])
     whole = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
-    monkeypatch.setattr("nnattr.methods.study.TOKENS_PER_FORWARD", 20)
+    monkeypatch.setattr("nnattr.jobs.study.TOKENS_PER_FORWARD", 20)
     parts = nnattr.activation_patching(model, question, LogitDiff(), positions="each")
     torch.testing.assert_close(
         torch.tensor(parts.raw.to_numpy()),
@@ -309,7 +309,7 @@ def test_gradients_after_a_shared_prefix_are_those_of_whole_prompts(family, monk
     question = task(model, pair(9, 4), pair(6, 3, shift=5))
     found = {}
     for worth in (0, 10_000):
-        monkeypatch.setattr("nnattr.model.gradients.WORTH_SHARING", worth)
+        monkeypatch.setattr("nnattr.engine.gradients.WORTH_SHARING", worth)
         scores = nnattr.attribution_patching(
             model, question, LogitDiff(), positions="each", normalized=False
         )

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import nnattr
 from nnattr import LogProb, Scores, Task, TaskError, activation_patching, attribution_patching
-from nnattr.model import fastest, passes
-from nnattr.model.memory import bytes_per_row
+from nnattr.engine import fastest, passes
+from nnattr.engine.memory import bytes_per_row
 from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
 from tests.support.engine import pair, task
 from tests.support.families import families

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 import nnattr
 from nnattr import LogitDiff
+from nnattr.engine.projection import called, projected
 from nnattr.maps.linear import matrix
-from nnattr.model.projection import called, projected
 from tests.support.engine import compared, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 

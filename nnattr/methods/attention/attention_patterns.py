@@ -31,8 +31,8 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.graph import Part
+from nnattr.jobs.record import as_task, record
 from nnattr.maps.linear import linear_map
-from nnattr.methods.records import as_task, record
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths

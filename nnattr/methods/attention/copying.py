@@ -34,15 +34,15 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import TaskError
+from nnattr.jobs.record import as_task, plain, record
 from nnattr.maps.linear import linear_map
-from nnattr.methods.capture import at_positions
-from nnattr.methods.readout import take
-from nnattr.methods.records import as_task, plain, record
+from nnattr.methods.behaviour.capture import at_positions
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked
 from nnattr.results import HeadScores, Provenance
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read, write
 from nnattr.runs.portions import TOKENS_PER_FORWARD

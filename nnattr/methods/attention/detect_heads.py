@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
-from nnattr.methods.records import as_task, record
+from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, asked

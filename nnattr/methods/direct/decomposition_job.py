@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import Frozen, apply, frozen, per_unit, pull
-from nnattr.methods.readout import model_inputs
+from nnattr.runs.logits import model_inputs
 from nnattr.runs.places import read
 
 WORDS = ("tokens", "weights")

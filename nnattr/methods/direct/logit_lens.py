@@ -29,12 +29,12 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.graph import Part
+from nnattr.jobs.record import as_task, plain, record
 from nnattr.methods.components import logit_constants
-from nnattr.methods.readout import joined, model_inputs, take, top_tokens
-from nnattr.methods.records import as_task, plain, record
 from nnattr.model.model import Model
 from nnattr.model.prompts import Where, columns, listed, prepared
 from nnattr.results import Lens
+from nnattr.runs.logits import joined, model_inputs, take, top_tokens
 from nnattr.runs.places import read
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tokens import Tokens, continuation_id

@@ -32,10 +32,10 @@ from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
+from nnattr.jobs.record import record
 from nnattr.linalg import product_norm, triangle
 from nnattr.maps.attention import look
 from nnattr.methods.attention_form import layer_form, require, short_prompt
-from nnattr.methods.records import record
 from nnattr.methods.weight_circuits.weight_circuit_job import attentions
 from nnattr.model.model import Model
 from nnattr.results import Composition

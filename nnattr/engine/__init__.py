@@ -1,0 +1,51 @@
+"""How a patched row becomes a number: exact patching that computes only what a patch can change.
+
+A patch at layer *l* and position *p* of a causal model changes nothing below layer *l* and nothing
+before position *p*; where the two runs agree there is nothing to patch. So a patched *row* (one
+cell of one example) enters the model at its layer with the base run's residual stream, runs only
+the positions from the first one that its patch changes, and attends to the base run's keys and
+values before that. A row of *t* tokens that enters at layer *l* of *L* costs *t (L - l)* layers,
+against *S L* for a full pass of *S* tokens.
+
+::
+
+                0 ............. start ............ last position
+      layer L-1 |                 | computed anew    | -> logits -> metric - base run's metric
+            ... | keys and values |                  |
+            l+1 | of the base run | computed anew    |
+              l | (a cache)       | PATCH enters here|
+            ... |                 | skipped: stream  |
+              0 |                 | of the base run  |
+
+====  ===================================================  ====================================
+step  what happens                                         where
+====  ===================================================  ====================================
+1     a payload of plain values gets names                 `question.question_of`
+2     examples go in portions that fit                     `memory`, `nnattr.runs.portions`
+3     both plain runs are made; the base run is kept       `base.base_run`, `cache`
+4     cells whose patch can matter become rows             `rows.plan`
+5     the fastest mode that agrees with full passes        `fastest`, a `mode.Mode`
+6     rows that begin near each other go together          `rows.by_start`, `packing`
+7     as many as fit are one pass                          `passes.passes`
+8     one pass: rows enter, layer by layer                 `forward.run`
+9     with what a row enters, and how it joins the others  `patches.enter_patched`, `join`
+10    logits become the metric, less the base run's        `question.measure`, `passes.changes`
+11    changes take their places in the answer              `sweep.sweep`
+====  ===================================================  ====================================
+
+Nothing is believed. Every job holds the base run that goes on from its keys and values against its
+one pass, and two rows of the engine against full passes (`forward.run_full`, the patch written at
+its site, every layer run). A model that fails either is served by full passes, and says so.
+
+Methods use four jobs: `patching_job` and `ablation_job` patch every cell by itself, as above;
+`attribution_job` estimates all cells from one backward pass (`gradients`); `together_job` replaces
+several parts in one run (`together`). All of this runs inside a job: torch and plain values only.
+"""
+
+from __future__ import annotations
+
+from nnattr.engine.gradients import attribution_job
+from nnattr.engine.sweep import ablation_job, patching_job
+from nnattr.engine.together import together_job
+
+__all__ = ["ablation_job", "attribution_job", "patching_job", "together_job"]

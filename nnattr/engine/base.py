@@ -1,0 +1,236 @@
+"""The two plain runs: what the base run keeps for patched rows, and what is patched in.
+
+Both runs are made alike and begin at the same position, after what all pairs of prompts share, so
+that they are the same to the bit where nothing differs.
+
+Inside a job: torch and plain values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.engine.cache import Prefixes, fork, prefix_cache
+from nnattr.engine.pattern_patch import patched_by_patterns
+from nnattr.engine.question import Question, every_example, measure, require_one_number
+from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.places import read
+
+#: Steps of a run (see `observe`) that read what rows enter with, and how modules return it.
+STREAMS = ("stream", "attention", "arity", "end")
+#: The step that is the site.
+SITE = ("site",)
+#: The steps that save work.
+SHORT = ("gelu",)
+
+
+class Observed:
+    """What is seen of one plain run.
+
+    Attributes:
+        streams: what enters each layer, and what leaves the last one [example, pos, d].
+        attention: what attention modules return [example, pos, d].
+        arity: how the first attention module and the first layer return: as a tuple of so many, or
+            0 for a bare tensor.
+        site: the site in each layer [example, pos, width].
+        logits: of the tokens that the metric reads [example, pos, token].
+        cache: the keys and values of all positions, if they were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.streams: list[Tensor] = []
+        self.attention: list[Tensor] = []
+        self.arity: list[int] = []
+        self.site: list[Tensor] = []
+        self.logits = torch.empty(0)
+        self.cache: Any = None
+
+
+class BaseRun:
+    """What is known before anything is patched, at the positions from ``start`` on.
+
+    Attributes:
+        start: the position at which all this begins.
+        streams: the base run's residual stream entering each layer, and that leaving the last one
+            [example, pos, d]; empty for full passes.
+        attention: what its attention modules return [example, pos, d]; empty for full passes.
+        attention_arity, layer_arity: in a tuple of how many modules return that, 0 for none.
+        own: the site in the base run, by layer [example, pos, width].
+        other: what is patched in, by layer [example, pos, width].
+        logits: of the base run [example, pos, token], from position 0 on if the metric reads all.
+        clean: of the clean run at the last position [example, token].
+        metric: of the base run [example].
+        source_metric: of the source run [example].
+        prefixes: the base run's keys and values before a position.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: int,
+        streams: list[Tensor],
+        attention: list[Tensor],
+        attention_arity: int,
+        layer_arity: int,
+        own: dict[int, Tensor],
+        other: dict[int, Tensor],
+        logits: Tensor,
+        clean: Tensor,
+        metric: Tensor,
+        source_metric: Tensor,
+        prefixes: Prefixes,
+    ) -> None:
+        self.start = start
+        self.streams = streams
+        self.attention = attention
+        self.attention_arity = attention_arity
+        self.layer_arity = layer_arity
+        self.own = own
+        self.other = other
+        self.logits = logits
+        self.clean = clean
+        self.metric = metric
+        self.source_metric = source_metric
+        self.prefixes = prefixes
+
+
+def base_run(nn: Any, question: Question, full: bool) -> tuple[BaseRun, Tensor]:
+    """Both plain runs, and the logits of the base run as one pass from position 0 on.
+
+    Args:
+        nn: the nnsight model.
+        question: what is asked.
+        full: whether rows will be full passes, for which all positions of the site are enough.
+    """
+    start = 0 if full else first_difference(question)
+    some_begin_later = start or not question.spots[..., 0].all()
+    short = () if full else SHORT
+    steps = SITE if full else (*STREAMS, *SITE, *short)
+    keeps = bool(not full and some_begin_later)
+    ours = observe(nn, question, question.base, short if start else steps, keep_cache=keeps)
+    whole, prefixes = ours.logits, Prefixes(ours.cache)
+    if start:
+        ours = run_from(nn, question, prefixes, question.base, steps, start, whole)
+    if question.replacements is None:
+        steps = (*SITE, *short)
+        theirs = run_from(nn, question, prefixes, question.source, steps, start, whole)
+        other, source_logits = theirs.site, theirs.logits
+    else:
+        pairs = zip(question.replacements, ours.site, strict=True)
+        other = [value.to(own).expand_as(own) for value, own in pairs]
+        source_logits = ours.logits
+    own_site = {layer: ours.site[layer] for layer in question.layers}
+    other_site = {layer: other[layer] for layer in question.layers}
+    if question.layout.pattern_paths:
+        other_site = patched_by_patterns(nn, question, own_site, start)
+    clean = (ours.logits if question.base_is_clean else source_logits)[:, -1]
+    metric = measure(question, question.base, ours.logits, clean)
+    require_one_number(metric, len(question))
+    attention_arity, layer_arity = ours.arity or (0, 0)
+    base = BaseRun(
+        start=start,
+        streams=ours.streams,
+        attention=ours.attention,
+        attention_arity=attention_arity,
+        layer_arity=layer_arity,
+        own=own_site,
+        other=other_site,
+        logits=ours.logits,
+        clean=clean,
+        metric=metric,
+        source_metric=measure(question, question.source, source_logits, clean),
+        prefixes=prefixes,
+    )
+    return base, whole
+
+
+def first_difference(question: Question) -> int:
+    """The first position at which some example's runs differ (the last one, if none do)."""
+    if question.replacements is not None:
+        return 0
+    differing = (question.base.ids != question.source.ids).int()
+    last = differing.shape[1] - 1
+    return int(torch.where(differing.any(1), differing.argmax(1), last).min())
+
+
+def run_from(
+    nn: Any,
+    question: Question,
+    prefixes: Prefixes,
+    prompts: PromptBatch,
+    steps: tuple[str, ...],
+    start: int,
+    whole: Tensor,
+) -> Observed:
+    """A run of all examples that goes on from the base run's keys and values before ``start``.
+
+    Its logits before ``start`` are those of ``whole``, the base run.
+    """
+    cache = prefix_cache(nn, question, prefixes, start)
+    found = observe(nn, question, prompts, steps, start, fork(cache, every_example(question)))
+    known = whole[:, : 0 if question.last_only else start]
+    found.logits = torch.cat([known, found.logits], 1)
+    return found
+
+
+def observe(
+    nn: Any,
+    question: Question,
+    prompts: PromptBatch,
+    steps: tuple[str, ...] = (),
+    start: int = 0,
+    cache: Any = None,
+    keep_cache: bool = False,
+) -> Observed:
+    """One run from ``start`` on, without gradients: what is asked for of it, and the logits.
+
+    Args:
+        nn: the nnsight model.
+        question: whose metric and layout count.
+        prompts: what is run.
+        steps: which of the layout's steps are done. ``"stream"`` reads what enters each layer and
+            ``"end"`` what leaves the last one, ``"attention"`` what attention returns, ``"site"``
+            the site; ``"arity"`` reads how modules return; ``"gelu"`` computes GELUs in one step.
+        start: the first position that is run.
+        cache: keys and values of the positions before it.
+        keep_cache: whether those of all positions are kept.
+    """
+    found, scratch, layout = Observed(), Scratch(), question.layout
+    lists = {
+        "stream": found.streams,
+        "end": found.streams,
+        "attention": found.attention,
+        "site": found.site,
+    }
+    width = prompts.width - start
+    given = inputs(
+        prompts,
+        layout.options,
+        start=start,
+        cache=cache,
+        keep_cache=keep_cache,
+        takes_positions=layout.takes_positions,
+    )
+    with nn.trace(**given):
+        with torch.no_grad():
+            for layer in layout.steps:
+                for name, where in layer:
+                    if name not in steps:
+                        continue
+                    if name == "gelu":
+                        one_step_gelu(nn, where, scratch)
+                    elif name == "arity":
+                        value = nn.get(where).output
+                        found.arity.append(len(value) if isinstance(value, tuple) else 0)
+                    else:
+                        # a copy: the model may go on to add into what was read
+                        lists[name].append(read(nn, where, width).clone())
+            logits = read_logits(nn, question)
+            if keep_cache:
+                found.cache = nn.output.past_key_values
+    found.logits = logits
+    return found

@@ -1,0 +1,175 @@
+"""Every cell of a site to first order: two plain runs and one backward pass.
+
+Only the positions from the first one at which the runs differ are differentiated: before it there
+is no difference to multiply a gradient with. The source run has a pass of its own: in one batch
+with the base run the backward pass would go through its rows as well, for nothing.
+
+Inside a job: torch and plain values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.engine.base import SITE, first_difference, observe
+from nnattr.engine.cache import fork, prefix
+from nnattr.engine.memory import portions_for
+from nnattr.engine.pattern_patch import patched_by_patterns
+from nnattr.engine.question import (
+    Question,
+    every_example,
+    measure,
+    question_of,
+    require_one_number,
+    sandboxed,
+)
+from nnattr.engine.shortcuts import read_logits
+from nnattr.runs.inputs import inputs
+from nnattr.runs.places import cut, read
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import same_logits
+
+#: Shared tokens below which a cache of them costs more passes than it saves.
+WORTH_SHARING = 256
+
+
+def attribution_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """Both baselines and the estimated change for every cell."""
+    question = question_of(payload)
+    portions = portions_for(nn, tick, payload, question, backward=True)
+    for some in portions:
+        with portions.attempt():
+            portions.keep(attribute(nn, question.take(some)))
+            portions.tick(1, 1)
+    return portions.joined()
+
+
+class Differentiated:
+    """The base run with its gradients, from ``start`` on.
+
+    Attributes:
+        start: the position at which both runs begin.
+        own: the site in the base run, by layer [example, pos, width].
+        other: the site in the source run, by layer [example, pos, width].
+        slopes: the gradient of the metric there, by layer [example, pos, width].
+        metric, source_metric: of both runs [example].
+        dtype: of the logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: int,
+        own: dict[int, Tensor],
+        other: dict[int, Tensor],
+        slopes: list[Tensor],
+        metric: Tensor,
+        source_metric: Tensor,
+        dtype: torch.dtype,
+    ) -> None:
+        self.start = start
+        self.own = own
+        self.other = other
+        self.slopes = slopes
+        self.metric = metric
+        self.source_metric = source_metric
+        self.dtype = dtype
+
+
+def attribute(nn: Any, question: Question) -> dict[str, Any]:
+    """Both baselines and the estimated change for every cell of a portion of the examples."""
+    run = differentiated(nn, question)
+    spots = question.spots[:, :, run.start :]
+    change = [
+        contribution(slope, run.other[layer], run.own[layer], spots, question.units).cpu()
+        for layer, slope in enumerate(run.slopes)
+    ]
+    return {
+        "change": torch.stack(change, 1),
+        "base": run.metric,
+        "source": run.source_metric,
+        "engine": "suffix" if run.start else "full",
+        "dtype": str(run.dtype),
+    }
+
+
+def differentiated(nn: Any, question: Question) -> Differentiated:
+    """Both runs, and the gradients of the base run's metric."""
+    layout, start = question.layout, resumable(nn, question)
+    cache, before = prefix(nn, question, start)
+    every = every_example(question)
+    theirs = observe(nn, question, question.source, SITE, start, fork(cache, every))
+    source_logits = theirs.logits
+    given = inputs(
+        question.base,
+        layout.options,
+        start=start,
+        cache=fork(cache, every),
+        takes_positions=layout.takes_positions,
+    )
+    with nn.trace(**given):
+        nn.get(layout.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
+        # of a part of an output there is no gradient: take it of the whole, and cut
+        width = question.base.width - start
+        live = [read(nn, (path, side, None), width) for path, side, _ in layout.places]
+        parts = [part for *_, part in layout.places]
+        own = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
+        logits = read_logits(nn, question)
+        # a sandbox, which has no weights, gives copies that lead nowhere
+        tracked = logits.grad_fn is not None and not sandboxed(nn, layout)
+        if before is not None:
+            logits = torch.cat([before, logits], 1)
+            source_logits = torch.cat([before, source_logits], 1)
+        clean = (logits.detach() if question.base_is_clean else source_logits)[:, -1]
+        metric = measure(question, question.base, logits, clean)
+        usable = isinstance(metric, Tensor) and metric.shape == (len(question),)
+        slopes = ()
+        if tracked and usable and metric.requires_grad:
+            slopes = torch.autograd.grad(metric.sum(), live)
+    require_one_number(metric, len(question))
+    if not tracked:
+        reason = "this deployment gives no gradients; use activation_patching, which needs none"
+        raise RefusedError("backend", reason)
+    if not slopes:
+        reason = "it has no gradient; use activation_patching, which needs none"
+        raise RefusedError("metric", reason)
+    by_layer = dict(enumerate(own))
+    patterns = layout.pattern_paths
+    other = patched_by_patterns(nn, question, by_layer, start) if patterns else theirs.site
+    return Differentiated(
+        start=start,
+        own=by_layer,
+        other=other if isinstance(other, dict) else dict(enumerate(other)),
+        slopes=[cut(slope, part) for slope, part in zip(slopes, parts, strict=True)],
+        metric=metric.detach(),
+        source_metric=measure(question, question.source, source_logits, clean),
+        dtype=logits.dtype,
+    )
+
+
+def resumable(nn: Any, question: Question) -> int:
+    """Where runs may begin: after what all pairs share, if that pays and the model allows it.
+
+    It does where one example gives the same logits when it goes on from a cache; else this is 0.
+    """
+    start = first_difference(question)
+    if len(question) * start < WORTH_SHARING:
+        return 0
+    one = question.take(slice(1))
+    whole = observe(nn, one, one.base).logits
+    try:
+        cache, _ = prefix(nn, one, start)
+        resumed = observe(nn, one, one.base, (), start, cache).logits
+    except Exception:  # whatever the model's own code has against a cache
+        return 0
+    return start if same_logits(resumed[:, -1], whole[:, -1]) else 0
+
+
+def contribution(slope: Tensor, other: Tensor, own: Tensor, spots: Tensor, units: int) -> Tensor:
+    """First-order change [example, unit, spot] of one layer, in float32."""
+    moved = (slope.float() * (other.float() - own.float())).unflatten(-1, (units, -1)).sum(-1)
+    where = spots.to(moved.device).float()
+    return (moved[None] * where[..., None]).sum(2).permute(1, 2, 0)

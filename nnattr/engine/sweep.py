@@ -1,0 +1,130 @@
+"""Every cell of a site, patched one at a time.
+
+Inside a job: torch and plain values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nnattr.engine.base import BaseRun, base_run
+from nnattr.engine.fastest import fastest, resumes
+from nnattr.engine.memory import portions_for
+from nnattr.engine.mode import Mode
+from nnattr.engine.packing import rows_per_sequence
+from nnattr.engine.passes import passes
+from nnattr.engine.question import Question, question_of, require_edits_in_place
+from nnattr.engine.replacements import replacements_of
+from nnattr.engine.rows import Rows, by_start, effort, plan
+from nnattr.runs.portions import Budget, RefusedError, ran_out
+
+#: Characters that are kept of what a model says against the engine.
+LONGEST = 300
+#: Why a model is served by full passes whose probe rows do not agree.
+DISAGREES = "the suffix engine and full passes disagree on two probe rows"
+
+
+def patching_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """Both baselines and the change of the metric for every cell."""
+    return in_portions(nn, tick, payload, question_of(payload))
+
+
+def ablation_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """The change of the metric for every cell, with replacements in place of the source run."""
+    return in_portions(nn, tick, payload, question_of(payload, replacements_of(nn, payload)))
+
+
+def in_portions(nn: Any, tick: Any, payload: dict[str, Any], question: Question) -> dict[str, Any]:
+    """`sweep` on portions of the examples."""
+    portions = portions_for(nn, tick, payload, question)
+    for some in portions:
+        with portions.attempt():
+            found = sweep(nn, portions.tick, question.take(some), portions.budget)
+            portions.keep(found, rows=0)  # its passes were counted as they ran
+    return portions.joined()
+
+
+def sweep(nn: Any, tick: Any, question: Question, budget: Budget) -> dict[str, Any]:
+    """Both runs' metric and its change for every example, layer, unit and spot of a question."""
+    require_edits_in_place(nn, question.layout)
+    found = prepared(nn, question, budget)
+    base, rows, mode = found.base, found.rows, found.mode
+    shape = len(question), len(question.layers), question.units, len(question.spots)
+    change = torch.zeros(shape)
+    column = torch.zeros(question.layout.depth, dtype=torch.long)
+    column[question.layers] = torch.arange(len(question.layers))
+    total, done = effort(question, rows), 0
+    for some, start in batches(question, rows, mode):
+        size = 1
+        if mode.packed:
+            size = rows_per_sequence(question, start, budget.tokens, mode.longest)
+        for ran, values in passes(nn, question, base, mode, budget, some, start, size):
+            change[ran.example, column[ran.layer], ran.unit, ran.spot] = values.float().cpu()
+            done += effort(question, ran)
+            tick(done, total)
+    return {
+        "change": change,
+        "base": base.metric,
+        "source": base.source_metric,
+        "engine": "full" if mode.full else "suffix",
+        "fell_back": mode.because,
+        "dtype": str(base.logits.dtype),
+    }
+
+
+class Prepared:
+    """What patched rows need.
+
+    Attributes:
+        base: the plain runs.
+        rows: all rows of the question.
+        mode: how they are run.
+    """
+
+    def __init__(self, base: BaseRun, rows: Rows, mode: Mode) -> None:
+        self.base = base
+        self.rows = rows
+        self.mode = mode
+
+
+def prepared(nn: Any, question: Question, budget: Budget) -> Prepared:
+    """What rows need, by the engine if it serves this model, else for full passes."""
+    because = ""
+    if not question.full_passes:
+        try:
+            found = by_engine(nn, question, budget)
+            if found is not None:
+                return found
+            because = DISAGREES
+        except Exception as error:  # whatever the model's own code has against a cache
+            if isinstance(error, RefusedError) or ran_out(error):
+                raise
+            because = f"{type(error).__name__}: {error}"[:LONGEST]
+    base, _ = base_run(nn, question, full=True)
+    rows = plan(question, base.own, base.other, base.start)
+    return Prepared(base, rows, Mode(full=True, because=because))
+
+
+def by_engine(nn: Any, question: Question, budget: Budget) -> Prepared | None:
+    """What rows need that the engine runs; None if it does not give what full passes give."""
+    base, whole = base_run(nn, question, full=False)
+    rows = plan(question, base.own, base.other, base.start)
+    if not len(rows):
+        return Prepared(base, rows, Mode())
+    if not resumes(nn, question, base, rows, whole):
+        return None
+    del whole  # logits of all positions, which nobody needs any more
+    mode = fastest(nn, question, base, rows, budget)
+    return None if mode is None else Prepared(base, rows, mode)
+
+
+def batches(question: Question, rows: Rows, mode: Mode) -> list[tuple[Rows, int]]:
+    """Rows that may share passes, and where these begin."""
+    if mode.full:
+        return [(rows, 0)] if len(rows) else []
+    found = by_start(rows, question.base.width)
+    if mode.together:
+        return found
+    return [(some, start) for alike, start in found for some in alike.by_layer()]

@@ -1,0 +1,160 @@
+"""The frame of an answer: what its numbers mean, fixed before any number is there.
+
+A job returns bare tensors. The frame holds the names of their axes, which of them mean nothing, how
+to normalise, and the provenance; it is plain data, so it can wait on disk while a server works.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import BaseModel, ConfigDict
+
+from nnattr.axes import ORDER
+from nnattr.backend import Cost
+from nnattr.errors import ArchError, BackendError, MetricError, NnattrError, TaskError
+from nnattr.jobs.record import ran
+from nnattr.results import Provenance, Scores
+
+#: A job that cannot go on returns ``{"refused": (kind, reason)}``; this is what we raise for it.
+REFUSALS: dict[str, type[NnattrError]] = {
+    "arch": ArchError,
+    "backend": BackendError,
+    "metric": MetricError,
+}
+
+
+class Frame(BaseModel):
+    """How to read what a job of a causal method returns.
+
+    Attributes:
+        layers, units, cells: sizes of the axes of ``change`` after the examples.
+        unit: the axis of the units, ``"head"``, ``"kv_head"`` or ``"neuron"``; None for layers.
+        tokens: a label per position where each cell is one, else None.
+        absent: for each example the cells that its prompt does not have.
+        direction: which run was patched into.
+        normalized: whether values are divided by the gap between the runs.
+        prompts: the clean prompts, for messages.
+        provenance: everything but the cost.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int
+    units: int
+    cells: int
+    unit: str | None
+    tokens: tuple[str, ...] | None
+    absent: tuple[tuple[bool, ...], ...]
+    direction: Literal["denoising", "noising"]
+    normalized: bool
+    prompts: tuple[str, ...]
+    provenance: Provenance
+
+    def scores(self, values: dict[str, Any], cost: Cost) -> Scores:
+        """Label what the job returned.
+
+        Args:
+            values: ``change`` [example, layer, unit, cell]; the metric of the run patched into
+                and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used
+                and why it ``fell_back``, its ``peak`` of memory, the ``rows`` of its largest pass,
+                and the ``dtype`` that was computed in, which on a server is the server's.
+            cost: what the job or jobs cost.
+
+        Raises:
+            MetricError: the metric was not one finite number per example.
+            TaskError: the runs do not differ, so there is nothing to divide by.
+            BackendError: the values are not what the job was to return.
+        """
+        base, source = (values[key].double().numpy() for key in ("base", "source"))
+        self._finite(base, "patched into")
+        self._finite(source, "patched from")
+        clean, corrupted = (source, base) if self.direction == "denoising" else (base, source)
+        baselines = xr.DataArray(
+            np.stack([clean, corrupted]),
+            dims=("run", "example"),
+            coords={"run": ["clean", "corrupted"], "example": np.arange(len(base))},
+        )
+        scale = self._gap(base, source) if self.normalized else 1.0
+        arguments = {**self.provenance.arguments, "engine": values["engine"]}
+        update = {**ran(values, cost), "arguments": arguments}
+        provenance = self.provenance.model_copy(update=update)
+        raw = self._labelled(values["change"])
+        return Scores.from_arrays(raw, baselines, scale, provenance)
+
+    def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
+        """Raise what the job refused with, or if these are not values that it returns.
+
+        Args:
+            values: what came back.
+            layers: how many layers were asked for; None means all.
+        """
+        said = f"{self.provenance.method} with {self.provenance.metric}"
+        if "refused" in values:
+            kind, reason = values["refused"]
+            raise REFUSALS.get(kind, BackendError)(f"{said}: {reason}")
+        n, layers = len(self.prompts), self.layers if layers is None else layers
+        shapes = {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
+        for key, shape in shapes.items():
+            value = values.get(key)
+            if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
+                given = tuple(getattr(value, "shape", ())) or type(value).__name__
+                raise BackendError(
+                    f"{said}: {key!r} came back as {given}, and {shape} was asked for."
+                )
+        if not all(isinstance(values.get(key), str) for key in ("engine", "dtype")):
+            raise BackendError(f"{said}: what came back does not say how it was computed.")
+
+    def _labelled(self, change: torch.Tensor) -> xr.DataArray:
+        absent = torch.tensor(self.absent)[:, None, None, :]
+        bad = (~change.isfinite() & ~absent).nonzero()
+        if len(bad):
+            example, layer, unit, _ = bad[0].tolist()
+            raise MetricError(
+                f"{self.provenance.metric} is {change[tuple(bad[0])]} for layer {layer}, unit "
+                f"{unit} of example {example}, {self.prompts[example]!r}, though it is finite on "
+                "both runs. Use dtype='float32', or another metric."
+            )
+        values = change.float().masked_fill(absent, float("nan")).numpy()
+        array = xr.DataArray(
+            values,
+            dims=("example", "layer", "unit", "pos"),
+            coords={
+                "example": np.arange(values.shape[0]),
+                "layer": np.arange(self.layers),
+                "unit": np.arange(self.units),
+                "pos": np.arange(self.cells),
+            },
+        )
+        if self.tokens is None:
+            array = array.isel(pos=0, drop=True)
+        else:
+            array = array.assign_coords(token=("pos", list(self.tokens)))
+        if self.unit is None:
+            return array.isel(unit=0, drop=True)
+        named = array.rename(unit=self.unit)
+        return named.transpose(*sorted(map(str, named.dims), key=ORDER.index))
+
+    def _gap(self, base: np.ndarray, source: np.ndarray) -> float:
+        """The task's mean change from the run patched into to the other run."""
+        gap = float(np.mean(source - base))
+        size = float(np.mean(np.abs(source)) + np.mean(np.abs(base)))
+        if abs(gap) <= 1e-5 * max(size, 1e-3):
+            raise TaskError(
+                f"{self.provenance.metric} is {base.mean():.6g} in the run patched into and "
+                f"{source.mean():.6g} in the other, on average: there is nothing to attribute. Use "
+                "prompts on which the runs differ, another metric, or normalized=False."
+            )
+        return gap
+
+    def _finite(self, values: np.ndarray, run: str) -> None:
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise MetricError(
+                f"{self.provenance.metric} is {values[bad[0]]} on the run {run} of example "
+                f"{bad[0]}, {self.prompts[bad[0]]!r}. Check the model's weights for NaN or "
+                f"overflow (`nnattr doctor {self.provenance.model}`), or use dtype='float32'."
+            )

@@ -1,0 +1,89 @@
+"""What an ablation puts in the place of an activation: chosen and checked before it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from nnattr.errors import TaskError
+from nnattr.model.model import Model
+from nnattr.model.prompts import fits, listed, prepared
+from nnattr.tasks import Task
+from nnattr.tokens import Tokens
+
+FillKind: TypeAlias = Literal["zero", "mean", "mean_positional", "resample"]
+KINDS: tuple[str, ...] = get_args(FillKind)
+#: Where a mean is taken or another prompt is drawn from.
+Dataset: TypeAlias = Task | str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """The kind of an ablation and the prompts that it needs.
+
+    Attributes:
+        kind: see `nnattr.engine.replacements`.
+        dataset: the prompts that a mean is taken over.
+        source: for each example of the task the prompt that it is resampled from, or itself.
+        arguments: what results record.
+    """
+
+    kind: FillKind
+    dataset: Tokens
+    source: Tokens
+    arguments: dict[str, Any]
+
+    def payload(self) -> dict[str, Any]:
+        """What travels: the kind, and the dataset where a mean is taken over it."""
+        means = self.kind in ("mean", "mean_positional")
+        given = self.dataset.tensors if means else {}
+        return {"replacement": self.kind, "dataset": given}
+
+
+def chosen(model: Model, task: Task, kind: str, dataset: Dataset | None, seed: int) -> Fill:
+    """The fill of this kind, from the dataset or, without one, from the task's own clean prompts.
+
+    Raises:
+        TaskError: an unknown kind, prompts that do not fit the model, positions that do not line up
+            (``mean_positional`` needs one length, ``resample`` another prompt of each length).
+    """
+    if kind not in KINDS:
+        raise TaskError(f"method is {kind!r}; expected one of {', '.join(map(repr, KINDS))}.")
+    own, other = task.clean_tokens, task.clean_tokens
+    if isinstance(dataset, Task):
+        fits(model, dataset)
+        other = dataset.clean_tokens
+    elif dataset is not None:
+        other = prepared(model, listed("dataset", dataset))
+    lengths = {len(row) for tokens in (own, other) for row in tokens.strings}
+    if kind == "mean_positional" and len(lengths) > 1:
+        raise TaskError(
+            f"'mean_positional' takes means position by position, and the prompts have "
+            f"{min(lengths)} to {max(lengths)} tokens. Use prompts of one length, or 'mean'."
+        )
+    arguments: dict[str, Any] = {"fill": kind}
+    if dataset is not None and kind != "zero":
+        text = repr(other.rows).encode()
+        arguments["dataset"] = f"{len(other)} prompts, {hashlib.sha256(text).hexdigest()[:16]}"
+    if kind == "resample":
+        arguments["seed"] = seed
+        return Fill("resample", other, _resampled(own, other, seed), arguments)
+    return Fill(kind, other, own, arguments)  # type: ignore[arg-type]
+
+
+def _resampled(own: Tokens, other: Tokens, seed: int) -> Tokens:
+    """For each prompt another one of the same length from ``other``, drawn by ``seed``."""
+    draw = random.Random(seed)
+    picked = []
+    for row, strings in zip(own.rows, own.strings, strict=True):
+        fitting = [mate for mate in other.rows if len(mate) == len(row) and mate != row]
+        if not fitting:
+            raise TaskError(
+                f"There is no other prompt of {len(row)} tokens to resample {''.join(strings)!r} "
+                "from. Give a dataset= with some, or use method='mean'."
+            )
+        picked.append(draw.choice(fitting))
+    return Tokens.from_rows(picked, own.strings, int(own.ids[0, 0]))

@@ -1,0 +1,138 @@
+"""A study: one question of a causal method, checked before anything runs.
+
+A study is a model, a task, a metric, a site, positions and a direction. In the ``"denoising"``
+direction clean activations are put into the corrupted run, in the ``"noising"`` direction corrupted
+ones into the clean run; *base* is the run patched into, *source* the run the activations come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from nnattr.backend import JobFunction
+from nnattr.errors import TaskError
+from nnattr.jobs.frame import Frame
+from nnattr.jobs.layout import PatchSite, layout, units
+from nnattr.jobs.record import plain, record
+from nnattr.jobs.replacement import Fill
+from nnattr.jobs.split import in_chunks
+from nnattr.metrics import Metric, answer_fields, check, describe, wanted
+from nnattr.model.model import Model
+from nnattr.model.prompts import fits
+from nnattr.results import Provenance, Scores
+from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions, spots
+
+Direction: TypeAlias = Literal["denoising", "noising"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question put to a model; see the module.
+
+    ``job`` computes ``method``; ``by_layer`` says whether its layers can be asked for apart. With
+    a ``fill`` the source is not the task's other run but what an ablation puts in.
+    """
+
+    job: JobFunction
+    method: str
+    by_layer: bool
+    model: Model
+    task: Task
+    metric: Metric
+    site: PatchSite
+    positions: Positions
+    direction: Direction
+    normalized: bool
+    engine: str = "suffix"
+    fill: Fill | None = None
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        fits(self.model, self.task)
+        if self.direction not in ("denoising", "noising"):
+            raise TaskError(
+                f"direction is {self.direction!r}; expected 'denoising' (clean activations into "
+                "the corrupted run) or 'noising' (the reverse)."
+            )
+        check(self.metric, self.task)
+        if self.engine not in ("suffix", "full"):
+            raise TaskError(f"engine is {self.engine!r}; expected 'suffix' or 'full'.")
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise TaskError(
+                f"max_memory is {self.max_memory}; expected a number of bytes, or None."
+            )
+
+    def run(self, checkpoint: str | Path | None = None) -> Scores:
+        """Compute the answer where the model's backend says."""
+        frame = self.frame()
+        return frame.scores(*in_chunks(self, frame, checkpoint))
+
+    def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
+        """What travels to the job, for these layers: tensors, plain values and the metric."""
+        order = ("corrupted", "clean") if self.direction == "denoising" else ("clean", "corrupted")
+        runs = {"clean": self.task.clean_tokens}
+        runs["corrupted"] = self.fill.source if self.fill else self.task.corrupted_tokens
+        last_only = bool(getattr(self.metric, "last_only", False))
+        keeps = last_only and self.model.accepts("logits_to_keep")
+        layers = list(range(self.model.n_layers)) if layers is None else list(layers)
+        tokens, answers = wanted(self.metric, answer_fields(self.task))
+        return {
+            "base": runs[order[0]].tensors,
+            "source": runs[order[1]].tensors,
+            "base_is_clean": order[0] == "clean",
+            "answers": answers,
+            "read_tokens": tokens,
+            "metric": self.metric,
+            "last_only": last_only,
+            "layers": layers,
+            "units": units(self.model, self.site)[1],
+            "spots": spots(self.task, self.positions),
+            "rows": max(1, TOKENS_PER_FORWARD // self.task.width),
+            "tokens": TOKENS_PER_FORWARD,
+            "max_memory": self.max_memory,
+            "engine": self.engine,
+            "layout": {
+                **layout(self.model, self.site),
+                "options": {"logits_to_keep": 1} if keeps else {},
+                "takes_positions": self.model.accepts("position_ids"),
+            },
+            **(self.fill.payload() if self.fill else {}),
+        }
+
+    def frame(self) -> Frame:
+        """What the answer's numbers will mean."""
+        chosen = spots(self.task, self.positions)
+        unit, count = units(self.model, self.site)
+        return Frame(
+            layers=self.model.n_layers,
+            units=count,
+            cells=len(chosen),
+            unit=unit,
+            tokens=self.task.labels if self.positions == "each" else None,
+            absent=tuple(map(tuple, (~chosen.any(-1)).T.tolist())),
+            direction=self.direction,
+            normalized=self.normalized,
+            prompts=self.task.clean,
+            provenance=self._provenance(),
+        )
+
+    def _normed_direction(self) -> dict[str, Any]:
+        return {"direction": self.direction, "normalized": self.normalized}
+
+    def _provenance(self) -> Provenance:
+        return record(
+            self.model,
+            self.task,
+            method=self.method,
+            arguments={
+                "site": self.site,
+                "positions": plain(self.positions),
+                **(self.fill.arguments if self.fill else self._normed_direction()),
+            },
+            metric=describe(self.metric),
+        )

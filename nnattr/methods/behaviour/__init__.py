@@ -1,0 +1,1 @@
+"""What a model says and holds, with nothing changed in it."""

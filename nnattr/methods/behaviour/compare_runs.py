@@ -1,0 +1,166 @@
+r"""How differently does a model continue two prompts?
+
+Between next-token logits :math:`\ell^a, \ell^b` with distributions :math:`p^a, p^b`:
+
+.. math:: \|\ell^a - \ell^b\|_2, \qquad \sum_v p^a_v \log \frac{p^a_v}{p^b_v}, \qquad
+          \frac{|\mathrm{top}_k^a \cap \mathrm{top}_k^b|}{k}
+
+The norm counts every token of the vocabulary alike, also those that neither prompt makes likely,
+and a constant added to all logits: prefer the divergence. Position by position two texts can only
+be compared if they have the same tokens in number; at their ends, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from nnattr.errors import TaskError
+from nnattr.model.model import Model
+from nnattr.model.prompts import columns, listed, prepared
+from nnattr.runs.logits import joined, model_inputs, take
+from nnattr.runs.portions import TOKENS_PER_FORWARD
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Strings: TypeAlias = tuple[str, ...]
+
+FLOATS = 2**26  # logits of each side that one chunk of pairs may hold at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Distances between two prompts' next-token distributions; made by `compare_runs`.
+
+    Attributes:
+        data: dims ``example``, and ``pos`` for ``positions="each"`` (NaN where a shorter pair has
+            none); variables ``norm``, ``kl`` (of b from a, in nats) and ``overlap`` (0 to 1).
+        a, b: the prompts.
+        top_k: among how many likeliest tokens ``overlap`` counts.
+    """
+
+    data: xr.Dataset
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    top_k: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per pair (and position)."""
+        return self.data.to_dataframe().reset_index()
+
+    def __str__(self) -> str:
+        means = {name: float(self.data[name].mean()) for name in ("norm", "kl", "overlap")}
+        return (
+            f"{len(self.a)} pairs: logits differ by a norm of {means['norm']:.3f}, KL "
+            f"{means['kl']:.4f} nats, {means['overlap']:.0%} of the top {self.top_k} shared (means)"
+        )
+
+
+def compare_runs(
+    model: Model,
+    a: str | Sequence[str],
+    b: str | Sequence[str],
+    *,
+    positions: Literal["last", "each"] = "last",
+    top_k: int = 10,
+) -> Comparison:
+    """Distances between the next-token logits of prompts ``a`` and prompts ``b``, pair by pair.
+
+    Args:
+        model: as `nnattr.load` gives it.
+        a: one prompt or several.
+        b: as many as ``a``.
+        positions: ``"last"`` compares what follows the whole prompts; ``"each"`` compares position
+            by position, for pairs of equal length.
+        top_k: among how many likeliest tokens to count the shared ones.
+
+    Raises:
+        TaskError: different numbers of prompts, or pairs of unequal length with ``"each"``.
+
+    Cost: one forward pass of each side; only the distances come back.
+    """
+    left, right = listed("a", a), listed("b", b)
+    if len(left) != len(right):
+        raise TaskError(
+            f"a has {len(left)} prompts and b has {len(right)}; they are compared in pairs."
+        )
+    if positions not in ("last", "each") or top_k < 1:
+        raise TaskError(
+            f"positions is {positions!r} and top_k {top_k}; expected 'last' or 'each', and at "
+            "least 1."
+        )
+    both = prepared(model, [*left, *right])
+    n = len(left)
+    if positions == "each":
+        _aligned(left, both.strings[:n], both.strings[n:])
+    at, present = columns(both, [*left, *right], positions)
+    held = at.shape[1] * model.config.vocab_size
+    payload = {
+        "a": {"ids": both.ids[:n], "mask": both.mask[:n]},
+        "b": {"ids": both.ids[n:], "mask": both.mask[n:]},
+        "columns": at[:n],
+        "top_k": top_k,
+        "rows": max(1, min(TOKENS_PER_FORWARD // both.ids.shape[1], FLOATS // held)),
+    }
+    values = model.run(compare_job, payload, label="comparing runs").values
+    shown = {key: found.masked_fill(~present[:n], float("nan")) for key, found in values.items()}
+    data = xr.Dataset(
+        {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
+        {"example": np.arange(n), "pos": np.arange(at.shape[1])},
+    )
+    data = data if positions == "each" else data.isel(pos=0, drop=True)
+    return Comparison(data, left, right, top_k)
+
+
+def compare_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """The distances [example, pos]."""
+    parts = []
+    total, rows = len(payload["columns"]), payload["rows"]
+    for start in range(0, total, rows):
+        chunk = slice(start, start + rows)
+        at = payload["columns"][chunk]
+        a, b = (
+            logits_at(nn, {key: value[chunk] for key, value in payload[name].items()}, at)
+            for name in ("a", "b")
+        )
+        parts.append(distances(a, b, payload["top_k"]))
+        tick(min(start + rows, total), total)
+    return joined(parts)
+
+
+def logits_at(nn: Any, prompts: dict[str, Tensor], columns: Tensor) -> Tensor:
+    """The logits [example, pos, d_vocab] at the columns, in float32."""
+    with nn.trace(model_inputs(prompts)):
+        with torch.no_grad():
+            logits = take(nn.output.logits, columns).float()
+    return logits
+
+
+def distances(a: Tensor, b: Tensor, k: int) -> dict[str, Tensor]:
+    """Norm, divergence and overlap of two sets of logits [..., d_vocab]."""
+    p, q = a.log_softmax(-1), b.log_softmax(-1)
+    k = min(k, a.shape[-1])
+    one, other = a.topk(k, -1).indices, b.topk(k, -1).indices
+    shared = (one[..., :, None] == other[..., None, :]).any(-1)
+    return {
+        "norm": (a - b).norm(dim=-1),
+        "kl": (p.exp() * (p - q)).sum(-1),
+        "overlap": shared.float().mean(-1),
+    }
+
+
+def _aligned(prompts: Strings, one: Sequence[Strings], other: Sequence[Strings]) -> None:
+    """Refuse pairs whose positions do not correspond."""
+    for prompt, left, right in zip(prompts, one, other, strict=True):
+        if len(left) != len(right):
+            raise TaskError(
+                f"{prompt!r} has {len(left)} tokens and its counterpart {len(right)}: position by "
+                "position they are not comparable. Use positions='last'."
+            )
