@@ -93,4 +93,4 @@ def test_composition_scores(name: str) -> None:
         assert found.plot().data
         assert found.baseline == pytest.approx(128**-0.5, rel=0.02)
     keys = nnattr.weights.composition(model, "K")
-    assert keys.top(1)[0].index == ("L0H0", "L1H0")
+    assert keys.top(1)[0].index == ((0, 0), (1, 0))
