@@ -85,8 +85,8 @@ def _refuse_inner_norms(model: Model, attention: Any) -> None:
             f"{model.name} ({model.architecture}) norms its queries and keys inside attention "
             f"({', '.join(inside)}), so its scores are not a product of weights: there is no QK "
             "circuit, no Q- or K-composition, and q and k do not fall apart into components. "
-            "ov_circuit and V-composition exist; use activation_patching with site='q' or 'k' for "
-            "effects."
+            "nnattr.weights.ov and V-composition exist; use activation_patching with site='q' or "
+            "'k' for effects."
         )
 
 

@@ -55,7 +55,7 @@ def composition(
     Args:
         model: as `nnattr.load` gives it.
         kind: ``"Q"``, ``"K"`` or ``"V"``: through what of the later head.
-        fold_norm: put the norms' weights into the matrices (see `nnattr.ov_circuit`).
+        fold_norm: put the norms' weights into the matrices (see `nnattr.weights.ov`).
         samples: how many random pairs the baseline is drawn from.
         seed: which.
 
@@ -95,7 +95,7 @@ def composition(
     )
     mean, spread = random_composition(model.config.hidden_size, model.d_head, samples, seed)
     given = {"kind": kind, "fold_norm": fold_norm, "samples": samples, "seed": seed}
-    made = record(model, None, method="composition", arguments=given, outcome=outcome)
+    made = record(model, None, method="weights.composition", arguments=given, outcome=outcome)
     return Composition(values.to_dataset(), made, kind, mean, spread, fold_norm)
 
 

@@ -57,13 +57,13 @@ class HeadWeights:
 
 
 @checked
-def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
-    """A head's matrices as `ov_circuit` and `qk_circuit` use them.
+def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
+    """A head's matrices as `ov` and `qk` use them.
 
     Args:
         model: as `nnattr.load` gives it.
         head: (layer, head).
-        fold_norm: see `nnattr.ov_circuit`; the biases stay as they are.
+        fold_norm: see `nnattr.weights.ov`; the biases stay as they are.
 
     Raises:
         ArchError: no such head, queries and keys that are normed after they are projected, or

@@ -31,10 +31,10 @@ class Side(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class WeightCircuit:
     """A product of weights over the whole vocabulary, not yet computed.
 
-    Made by `ov_circuit` and `qk_circuit`. Its rows are attended tokens and its columns logits (OV),
+    Made by `nnattr.weights.ov` and `qk`. Its rows are attended tokens and its columns logits (OV),
     or its rows are queries and its columns keys (QK).
 
     Attributes:
@@ -197,7 +197,7 @@ class Circuit:
         return int(token)
 
 
-def _refuse(circuit: Circuit, proof: dict[str, Any]) -> None:
+def _refuse(circuit: WeightCircuit, proof: dict[str, Any]) -> None:
     """Refuse scores that weights alone do not make, and a distance that means nothing."""
     model = circuit.model
     if proof["alibi"]:
