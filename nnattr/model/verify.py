@@ -22,10 +22,10 @@ from nnattr.arguments import checked
 from nnattr.errors import ArchError, BackendError
 from nnattr.model import sites
 from nnattr.model.evidence import gather
+from nnattr.model.model import Model
 
 if TYPE_CHECKING:
     from nnattr.arch.spec import ArchSpec
-    from nnattr.model.model import Model
 
 #: Sites in the order in which a forward pass reaches them.
 FORWARD_ORDER: tuple[sites.SiteName, ...] = (

@@ -16,14 +16,18 @@ import xarray as xr
 from nnattr.arguments import Positive, Seed, Share, checked
 from nnattr.axes import ORDER
 from nnattr.errors import ResultError
+from nnattr.graph import parse
 from nnattr.results import statistics
 from nnattr.results.base import Result
 from nnattr.results.cells import By, Ranking, ranking
-from nnattr.results.dataset import dataset
+from nnattr.results.dataset import dataset, ordered
 from nnattr.results.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: What kinds of components are called together; the others keep their names.
+KINDS = {"attn": "attention", "embed": "embedding", "pos_embed": "embedding"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -232,16 +236,42 @@ class Scores(Result):
 
         Dimensions stay: ``layer=9`` keeps a layer axis of length 1, so that labels survive.
         """
-        wanted = {key: np.atleast_1d(value) for key, value in indexers.items()}
         try:
+            wanted = {key: np.atleast_1d(value) for key, value in indexers.items()}
             error = None if self.error is None else self.error.sel(wanted)
             shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
             rest = self.rest.sel(wanted) if self.rest is not None and shared else None
             return self.with_arrays(raw=self.raw.sel(wanted), error=error, rest=rest)
-        except (KeyError, ValueError) as problem:
+        except (KeyError, ValueError, TypeError, IndexError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
+
+    @checked
+    def by_kind(self) -> Scores:
+        """How much of the whole comes from attention, the MLPs, the embedding and the biases.
+
+        Returns:
+            the shares of ``direct_logit_attribution(..., unit="component")`` with their components
+            added up by kind.
+
+        Raises:
+            ResultError: other scores.
+        """
+        if self.provenance.arguments.get("unit") != "component" or "component" not in self.raw.dims:
+            raise ResultError(
+                f"These scores are {self.provenance.method} by "
+                f"{self.provenance.arguments.get('unit', 'other parts')!r}; expected "
+                "direct_logit_attribution(..., unit='component')."
+            )
+        parts = [parse(str(name)).kind for name in self.raw["component"].to_numpy()]
+        labels = np.array([KINDS.get(kind, kind) for kind in parts])
+        named = {label: np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())}
+        sums = [self.raw.isel(component=at).sum("component", skipna=False) for at in named.values()]
+        raw = ordered(xr.concat(sums, xr.IndexVariable("component", list(named))))
+        if "example" not in self.raw.dims:
+            return self.with_arrays(raw=raw, error=None)
+        return self.with_arrays(raw=raw)
 
     @checked
     def top(self, k: Positive = 10, by: By = "abs") -> Ranking:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from nnattr.headkinds import KINDS, keys, scores
 from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, Run, asked
 from nnattr.results import HeadScores
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
@@ -63,7 +63,7 @@ def detect_heads(
     length: Positive = 50,
     seed: Seed = 0,
     thresholds: Mapping[str, float] | None = None,
-    run: Literal["clean", "corrupted"] = "clean",
+    run: Run = "clean",
 ) -> HeadScores:
     """How much each head is a previous-token, current-token, ... or induction head.
 

@@ -94,16 +94,11 @@ def compare_runs(
         raise TaskError(
             f"a has {len(left)} prompts and b has {len(right)}; they are compared in pairs."
         )
-    if positions not in ("last", "each") or top_k < 1:
-        raise TaskError(
-            f"positions is {positions!r} and top_k {top_k}; expected 'last' or 'each', and at "
-            "least 1."
-        )
     both = prepared(model, [*left, *right])
     n = len(left)
     if positions == "each":
         _aligned(left, both.strings[:n], both.strings[n:])
-    at, present = columns(both, [*left, *right], positions)
+    at, present = columns([*left, *right], [*left, *right], both, positions)
     held = at.shape[1] * model.config.vocab_size
     payload = {
         "a": {"ids": both.ids[:n], "mask": both.mask[:n]},

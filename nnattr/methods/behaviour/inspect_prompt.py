@@ -113,8 +113,6 @@ def inspect_prompt(
     Cost: one forward pass; only the tables come back.
     """
     listed("prompt", [prompt])
-    if top_k < 1:
-        raise TaskError(f"top_k is {top_k}; expected at least 1.")
     added = _added(model, prompt, answer)
     tokens = prepared(model, [prompt], room=len(added))
     ids = torch.cat([tokens.ids, torch.tensor([added], dtype=torch.long)], 1)

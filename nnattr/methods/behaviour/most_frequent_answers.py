@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnattr.arguments import checked
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks.form import Form
@@ -51,7 +51,7 @@ def most_frequent_answers(
     model: Model,
     prompts: Sequence[str],
     *,
-    k: int = 5,
+    top_k: Positive = 5,
     chat: bool = False,
     system: str | None = None,
     answer_prefix: str = "",
@@ -63,7 +63,7 @@ def most_frequent_answers(
     Args:
         model: from `nnattr.load`.
         prompts: what it is asked.
-        k: how many rows at most.
+        top_k: how many rows at most.
         chat: put each prompt as a user's turn into the chat template.
         system: the system prompt of the chat.
         answer_prefix: text after the prompt, where the answer is awaited.
@@ -77,7 +77,7 @@ def most_frequent_answers(
     if isinstance(prompts, str):
         raise TaskError(f"prompts is one string, {prompts[:40]!r}; expected a list of prompts.")
     texts = Form(model.tokenizer, chat, system, answer_prefix).written(prompts)
-    found = model.predict(encode(model.tokenizer, texts, verbatim=chat), k=1)
+    found = model.predict(encode(model.tokenizer, texts, verbatim=chat), top_k=1)
     probs: dict[int, list[float]] = defaultdict(list)
     for token, prob in zip(
         found.ids[:, -1, 0].tolist(), found.probs[:, -1, 0].tolist(), strict=True
@@ -87,4 +87,4 @@ def most_frequent_answers(
         Answer(model.tokenizer.decode([token]), token, len(some), sum(some) / len(some))
         for token, some in probs.items()
     ]
-    return AnswerTable(sorted(rows, key=lambda row: (-row.count, -row.prob))[:k])
+    return AnswerTable(sorted(rows, key=lambda row: (-row.count, -row.prob))[:top_k])

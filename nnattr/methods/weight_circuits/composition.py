@@ -23,7 +23,7 @@ of heads :math:`d_{model} \, r^2` multiplications; no forward pass but one of a 
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.arguments import Positive, Seed, checked
-from nnattr.errors import ArchError, TaskError
+from nnattr.errors import ArchError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.linalg import product_norm, triangle
@@ -63,12 +63,9 @@ def composition(
         a `Composition`; ``.top(5)`` lists the strongest pairs, ``.plot()`` is the matrix.
 
     Raises:
-        TaskError: another kind.
         ArchError: the model has one layer, or its attention is not made of such matrices: with
             norms on queries and keys there is V-composition alone.
     """
-    if kind not in get_args(Kind):
-        raise TaskError(f"kind is {kind!r}; expected 'Q', 'K' or 'V'.")
     if model.n_layers < 2:
         raise ArchError(f"{model.name} has one layer, so no head reads what another wrote.")
     layers = range(model.n_layers)

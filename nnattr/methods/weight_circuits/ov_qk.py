@@ -39,7 +39,7 @@ import torch
 import xarray as xr
 
 from nnattr.arguments import Natural, checked
-from nnattr.errors import ArchError, TaskError
+from nnattr.errors import ArchError
 from nnattr.graph import Part
 from nnattr.methods.attention_form import layer_form
 from nnattr.methods.components import position_table
@@ -116,10 +116,6 @@ def qk(
             latter two are known once the circuit is asked something.
     """
     own = _head(model, head)
-    if distance < 0:
-        raise TaskError(
-            f"distance is {distance}; a key stands at or before its query, so 0 or more."
-        )
     through = [() if via is None else (_earlier(model, via, own),) for via in (query_via, key_via)]
     name = f"QK circuit of {_names(own)}"
     for what, heads in zip(("query", "key"), through, strict=True):
@@ -177,8 +173,7 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr
 
 def _heads(model: Model, given: Any) -> tuple[tuple[int, int], ...]:
     """One head, as a pair or by its name, or several."""
-    single = isinstance(given, str) or (len(given) == 2 and isinstance(given[0], int))
-    return tuple(chosen(model, [given] if single else given, 0))
+    return tuple(chosen(model, given, 0))
 
 
 def _names(heads: Sequence[tuple[int, int]]) -> str:
