@@ -26,8 +26,8 @@ from nnattr.jobs.record import as_task, plain, record
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked, columns
-from nnattr.results import Activations
 from nnattr.model.sites import FORWARD_ORDER, SITES, SiteName
+from nnattr.results import Activations
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
