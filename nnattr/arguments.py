@@ -27,6 +27,7 @@ from typing import (
     TypeAlias,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -181,7 +182,7 @@ def _fits(value: Any, hint: Any) -> bool:
     except TypeCheckError:
         return False
     ranges = [one for one in get_args(hint) if isinstance(one, Between)]
-    return all(one.low <= value <= one.high for one in ranges)
+    return all(one.low <= cast(float, value) <= one.high for one in ranges)
 
 
 def _own(value: Any) -> Any:

@@ -73,10 +73,10 @@ def of_methods() -> Iterator[Call]:
     """One call of every method, and of the circuits, which are not results."""
     for name, row in METHODS.items():
         yield name, row.function, example(name, model(), task())
-    yield "ov_circuit", nnattr.ov_circuit, {"model": model(), "heads": (1, 0)}
-    yield "qk_circuit", nnattr.qk_circuit, {"model": model(), "head": "L1H0", "distance": 1}
-    yield "position_pattern", nnattr.position_pattern, {"model": model(), "head": (0, 0)}
-    ov = nnattr.ov_circuit(model(), (1, 0))
+    yield "ov_circuit", nnattr.weights.ov, {"model": model(), "heads": (1, 0)}
+    yield "qk_circuit", nnattr.weights.qk, {"model": model(), "head": "L1H0", "distance": 1}
+    yield "position_pattern", nnattr.weights.position_pattern, {"model": model(), "head": (0, 0)}
+    ov = nnattr.weights.ov(model(), (1, 0))
     yield "Circuit.block", ov.block, {"rows": [5, 6], "columns": [7]}
     yield "Circuit.directions", ov.directions, {"k": 2}
     yield "Circuit.copying_accuracy", ov.copying_accuracy, {"top_k": 2}
@@ -178,7 +178,10 @@ def calls() -> list[Call]:
 
 #: Values to put in place of right ones: made anew for each call.
 VALUES: list[Callable[[], Any]] = [
-    *(partial(lambda value: value, value) for value in (None, True, False, -1, 0, 1, 2, 7, -(10**9))),
+    *(
+        partial(lambda value: value, value)
+        for value in (None, True, False, -1, 0, 1, 2, 7, -(10**9))
+    ),
     *(partial(float, value) for value in ("0.5", "-0.5", "1.0", "nan", "inf")),
     *(partial(str, value) for value in ("", "zz", "last", "each", "all", "S2", "IO", "é\x00")),
     *(partial(str, value) for value in ("L1H0", "1.0", "L9H9", "M0", "z", "mlp_out", "clean")),

@@ -64,8 +64,8 @@ def attention_patterns(
         model: as `nnattr.load` gives it.
         prompts: one or several; a task (whose ``run`` is read); or the ``tokens`` of a result, such
             as the random ones of `nnattr.detect_heads`.
-        heads: ``"all"``, a head or a list of heads such as ``[(9, 6), "10.0"]``, or `Scores` over heads: then
-            the ``k`` most positive and the ``k`` most negative.
+        heads: ``"all"``, a head or a list of heads such as ``[(9, 6), "10.0"]``, or `Scores` over
+            heads: then the ``k`` most positive and the ``k`` most negative.
         k: see ``heads``.
         weighted: multiply by the length of each key's value vector behind W_O (see above).
         run: which prompts of a task.

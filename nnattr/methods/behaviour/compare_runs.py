@@ -13,8 +13,7 @@ be compared if they have the same tokens in number; at their ends, always.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,53 +22,24 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
+from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
-from nnattr.model.prompts import columns, listed, prepared
+from nnattr.model.prompts import Prompts, asked, columns
+from nnattr.results import Comparison
 from nnattr.runs.logits import joined, model_inputs, take
 from nnattr.runs.portions import TOKENS_PER_FORWARD
-
-if TYPE_CHECKING:
-    import pandas as pd
+from nnattr.tokens import Tokens, pad_id
 
 Strings: TypeAlias = tuple[str, ...]
 
 FLOATS = 2**26  # logits of each side that one chunk of pairs may hold at a time
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Distances between two prompts' next-token distributions; made by `compare_runs`.
-
-    Attributes:
-        data: dims ``example``, and ``pos`` for ``positions="each"`` (NaN where a shorter pair has
-            none); variables ``norm``, ``kl`` (of b from a, in nats) and ``overlap`` (0 to 1).
-        a, b: the prompts.
-        top_k: among how many likeliest tokens ``overlap`` counts.
-    """
-
-    data: xr.Dataset
-    a: tuple[str, ...]
-    b: tuple[str, ...]
-    top_k: int
-
-    @checked
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per pair (and position)."""
-        return self.data.to_dataframe().reset_index()
-
-    def __str__(self) -> str:
-        means = {name: float(self.data[name].mean()) for name in ("norm", "kl", "overlap")}
-        return (
-            f"{len(self.a)} pairs: logits differ by a norm of {means['norm']:.3f}, KL "
-            f"{means['kl']:.4f} nats, {means['overlap']:.0%} of the top {self.top_k} shared (means)"
-        )
-
-
 @checked
 def compare_runs(
     model: Model,
-    a: str | Sequence[str],
-    b: str | Sequence[str],
+    a: Prompts,
+    b: Prompts,
     *,
     positions: Literal["last", "each"] = "last",
     top_k: Positive = 10,
@@ -78,7 +48,7 @@ def compare_runs(
 
     Args:
         model: as `nnattr.load` gives it.
-        a: one prompt or several.
+        a: one prompt or several, a task, whose clean prompts are read, or tokens.
         b: as many as ``a``.
         positions: ``"last"`` compares what follows the whole prompts; ``"each"`` compares position
             by position, for pairs of equal length.
@@ -89,12 +59,13 @@ def compare_runs(
 
     Cost: one forward pass of each side; only the distances come back.
     """
-    left, right = listed("a", a), listed("b", b)
+    (left, one), (right, other) = asked(model, a, what="a"), asked(model, b, what="b")
     if len(left) != len(right):
         raise TaskError(
             f"a has {len(left)} prompts and b has {len(right)}; they are compared in pairs."
         )
-    both = prepared(model, [*left, *right])
+    strings = (*one.strings, *other.strings)
+    both = Tokens.from_rows([*one.rows, *other.rows], strings, pad_id(model.tokenizer))
     n = len(left)
     if positions == "each":
         _aligned(left, both.strings[:n], both.strings[n:])
@@ -107,14 +78,18 @@ def compare_runs(
         "top_k": top_k,
         "rows": max(1, min(TOKENS_PER_FORWARD // both.ids.shape[1], FLOATS // held)),
     }
-    values = model.run(compare_job, payload, label="comparing runs").values
+    outcome = model.run(compare_job, payload, label="comparing runs")
+    values = outcome.values
     shown = {key: found.masked_fill(~present[:n], float("nan")) for key, found in values.items()}
     data = xr.Dataset(
         {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
         {"example": np.arange(n), "pos": np.arange(at.shape[1])},
     )
     data = data if positions == "each" else data.isel(pos=0, drop=True)
-    return Comparison(data, left, right, top_k)
+    given = {"positions": positions, "top_k": top_k}
+    task = as_task(None, [*left, *right], both)
+    made = record(model, task, method="compare_runs", arguments=given, outcome=outcome)
+    return Comparison(data, made, left, right, top_k)
 
 
 def compare_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

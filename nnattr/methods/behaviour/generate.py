@@ -29,8 +29,8 @@ def generate(
 
     Args:
         model: as `nnattr.load` gives it.
-        prompts: one or several, a task, whose clean prompts are read, or tokens; unequal lengths are
-            padded on the left.
+        prompts: one or several, a task, whose clean prompts are read, or tokens; unequal lengths
+            are padded on the left.
         max_new_tokens: the most tokens to add; a prompt ends earlier with the end-of-text token.
         temperature: 0 takes the likeliest token at every step; above 0 tokens are drawn at random,
             the more evenly the higher.
@@ -38,7 +38,8 @@ def generate(
             NDIF draws in another process, where no seed of ours reaches: it differs every time.)
 
     Returns:
-        what was added to each prompt, without special tokens.
+        what was added to each prompt, without special tokens: plain text, for text is all that it
+        is; prompts, options and seed, which make it again, are your own.
 
     Raises:
         TaskError: prompts that cannot be encoded, no room in the context, or a negative
