@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnattr.arguments import Positive, Seed, checked
+from nnattr.arguments import File, Positive, Seed, checked
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
 from nnattr.tasks.description import Description, column_label, described
@@ -179,7 +179,7 @@ class Task(Examples):
         )
 
     @checked
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: File) -> Path:
         """Write the task as one JSON file (the folder must exist) and return its path."""
         return write_task(self, path)
 
