@@ -49,7 +49,7 @@ class Task(Examples):
         sequences: bool = False,
         unusable: Unusable = "refuse",
         name: str = "pairs",
-        where: Where = "{}[{}]".format,
+        where: Where | None = None,
     ) -> Task:
         """A task from prompts that you have.
 
@@ -76,7 +76,8 @@ class Task(Examples):
             unusable: ``"drop"`` leaves out words that are not single tokens and records them in
                 ``dropped``, ``"refuse"`` raises.
             name: what results call the task.
-            where: how messages call an entry of a list, given the list's name and an index.
+            where: how messages call an entry of a list, given the list's name and an index; by
+                default ``answers[3]``.
 
         Raises:
             TaskError: the lists have different lengths or are empty, a pair's prompts have
@@ -93,7 +94,7 @@ class Task(Examples):
             spans=spans or {},
             sequences=sequences,
             unusable=unusable,
-            where=where,
+            where=where or "{}[{}]".format,
         )
         return cls(**fields, name=name)
 
