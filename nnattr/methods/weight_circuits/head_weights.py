@@ -12,12 +12,12 @@ from torch import Tensor
 from nnattr.graph import Part
 from nnattr.linalg import FactoredMatrix
 from nnattr.maps.attention import look
-from nnattr.methods.attention_form import (
+from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.model.attention_form import (
     layer_form,
     require,
     short_prompt,
 )
-from nnattr.methods.weight_circuits.weight_circuit_job import attentions
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 

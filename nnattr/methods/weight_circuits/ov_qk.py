@@ -40,9 +40,9 @@ import xarray as xr
 
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
-from nnattr.methods.attention_form import layer_form
-from nnattr.methods.components import position_table
 from nnattr.methods.weight_circuits.weight_circuit import Side, WeightCircuit
+from nnattr.model.attention_form import layer_form
+from nnattr.model.components import position_table
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 

@@ -12,9 +12,9 @@ import xarray as xr
 
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
-from nnattr.methods.attention_form import layer_form, require, short_prompt
-from nnattr.methods.components import logit_constants, position_table
 from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
+from nnattr.model.attention_form import layer_form, require, short_prompt
+from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
 from nnattr.tokens import continuation_id
 

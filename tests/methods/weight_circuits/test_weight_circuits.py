@@ -21,8 +21,8 @@ from nnattr import (
 )
 from nnattr.maps import attention
 from nnattr.maps.linear import asked
-from nnattr.methods import attention_form
 from nnattr.methods.weight_circuits import weight_circuit_job
+from nnattr.model import attention_form
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.methods.weight_circuits.common import dense, ov, qk
 from tests.support.families import ALIBI, NORMED, UNTURNED

@@ -14,8 +14,8 @@ import torch
 
 from nnattr.arch.modules import is_norm
 from nnattr.errors import ArchError
-from nnattr.methods.components import contribution_norm
 from nnattr.model import sites
+from nnattr.model.components import contribution_norm
 from nnattr.model.model import Model
 
 PROMPT = 12  # tokens of the short prompt that weights are proven on
