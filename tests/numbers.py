@@ -152,8 +152,8 @@ def arrays(result: Any) -> dict[str, np.ndarray]:
 def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The leaves of a value."""
     if isinstance(value, xr.Dataset):
-        for key, one in value.data_vars.items():
-            yield str(key), one.values
+        for key, one in value.variables.items():
+            yield from walk(str(key), one.values)
     elif isinstance(value, xr.DataArray):
         yield name, value.values
     elif isinstance(value, torch.Tensor):
@@ -168,6 +168,8 @@ def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, tuple | list):
         for i, one in enumerate(value):
             yield from walk(f"{name} {i}", one)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        yield from walk(name, value.ravel().tolist())
     elif isinstance(value, str):
         yield name, np.frombuffer(value.encode(), dtype=np.uint8)
     elif isinstance(value, int | float | complex | np.ndarray):
