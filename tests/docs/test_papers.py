@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import tomllib
@@ -83,6 +84,17 @@ def test_the_tree_is_the_one_that_the_linter_holds() -> None:
     entries = [path for path in (ROOT / "nnattr").iterdir() if path.suffix in ("", ".py")]
     assert set(shown) == {path.stem for path in entries if not path.name.startswith("_")}
     assert [floor[name] for name in shown] == sorted(floor[name] for name in shown)
+
+
+@pytest.mark.parametrize("folder", ["graph", "jobs", "maps", "methods", "model", "runs"])
+def test_every_file_of_a_folder_is_named_in_its_docstring(folder: str) -> None:
+    """A newcomer finds the file of a question, and of a trick; a job lies beside its question."""
+    init = ROOT / "nnattr" / folder / "__init__.py"
+    files = [path.stem for path in init.parent.rglob("*.py") if not path.name.startswith("_")]
+    said = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    rows = [line for line in said.splitlines() if line.startswith("`")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert {name.removesuffix("_job") for name in files} == named
 
 
 def test_the_named_values_are_defined_where_the_page_says() -> None:
