@@ -131,11 +131,11 @@ GROUPS = (patching, ablations, direct, attention, weights, behaviour)
 #: The names that differ between versions.
 REPLACEMENT = "method"
 WEIGHTS = (
-    nnattr.ov_circuit,
-    nnattr.qk_circuit,
-    nnattr.composition,
-    nnattr.head_weights,
-    nnattr.position_pattern,
+    nnattr.weights.ov,
+    nnattr.weights.qk,
+    nnattr.weights.composition,
+    nnattr.weights.head,
+    nnattr.weights.position_pattern,
 )
 
 
@@ -165,6 +165,10 @@ def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         for field in fields(value):
             if field.name not in ("model", "provenance", "tokens"):
                 yield from walk(field.name, getattr(value, field.name))
+        if hasattr(value, "steps"):  # what earlier versions kept as values, not as arrays
+            yield from walk("steps", value.steps)
+        if type(value).__name__ == "AnswerTable":
+            yield from walk(name, list(value))
     elif isinstance(value, tuple | list):
         for i, one in enumerate(value):
             yield from walk(f"{name} {i}", one)

@@ -20,21 +20,12 @@ import torch
 from nnattr.arch.spec import missing
 from nnattr.errors import ArchError, BackendError
 from nnattr.model import sites
-from nnattr.model.evidence import gather
+from nnattr.model.verify_job import verify_job
 
 if TYPE_CHECKING:
     from nnattr.arch.spec import ArchSpec
     from nnattr.model.model import Model
 
-#: Sites in the order in which a forward pass reaches them.
-FORWARD_ORDER: tuple[sites.SiteName, ...] = (
-    "resid_pre",
-    "z",
-    "attn_out",
-    "resid_mid",
-    "mlp_out",
-    "resid_post",
-)
 #: The checks of q, k, v and neurons: a discovered spec that fails one does without those sites.
 INSIDE = {
     "q": "heads of q stand apart",
@@ -119,7 +110,7 @@ def verify(model: Model, ids: Any = None) -> Proof:
         return Proof(model.name, (Check("modules exist", False, f"no module {absent[0]!r}"),))
     checks = [Check("modules exist", True, "every path of the spec")]
     try:
-        found = model.run(gather, _payload(model, ids), label="proving the structure").values
+        found = model.run(verify_job, _payload(model, ids), label="proving the structure").values
     except BackendError as error:
         if not model.backend.holds_weights:
             raise
@@ -144,7 +135,7 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
         candidate = replace(model, spec=spec)
         proof = verify(candidate)
         for weaker in _weaker(spec, proof):
-            candidate = replace(model, spec=humbler)
+            candidate = replace(model, spec=weaker)
             proof = verify(candidate)
             if proof.passed:
                 break
@@ -164,7 +155,7 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
 
 
 def _weaker(spec: ArchSpec, proof: Proof) -> Iterator[ArchSpec]:
-    """Weaker specs to try where only checks of q, k, v or neurons failed: other packing, or none."""
+    """Weaker specs to try where only checks of q, k, v or neurons failed."""
     failed = {check.name for check in proof.checks if not check.passed}
     if not failed or not failed <= set(INSIDE.values()):
         return
@@ -183,8 +174,9 @@ def _merit(proof: Proof) -> int:
 
 
 def _known_sites(model: Model) -> list[sites.SiteName]:
-    """The sites this family has, in forward order."""
-    return [name for name in FORWARD_ORDER if name != "resid_mid" or not model.spec.parallel]
+    """The sites that every family has, in forward order; not those of `INSIDE`."""
+    without = {*INSIDE, "resid_mid"} if model.spec.parallel else {*INSIDE}
+    return [name for name in sites.FORWARD_ORDER if name not in without]
 
 
 def _payload(model: Model, ids: Any) -> dict[str, Any]:

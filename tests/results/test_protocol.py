@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,15 @@ def made(kind: str) -> Any:
         ),
         "AnswerTable": lambda: nnattr.most_frequent_answers(model, [*PROMPTS, "Mary"]),
         "Comparison": lambda: nnattr.compare_runs(model, PROMPTS[:1], PROMPTS[1:]),
-        "HeadWeights": lambda: nnattr.head_weights(model, (1, 0)),
+        "HeadWeights": lambda: nnattr.weights.head(model, (1, 0)),
         "Inspection": lambda: nnattr.inspect_prompt(model, PROMPTS[0], " Mary", top_k=3),
-        "WeightMatrix": lambda: nnattr.ov_circuit(model, (1, 0)).block([3, 4, 5]),
+        "WeightMatrix": lambda: nnattr.weights.ov(model, (1, 0)).block([3, 4, 5]),
         "Agreement": lambda: nnattr.agreement(
             nnattr.attribution_patching(model, task, nnattr.LogitDiff(), direction="noising"),
             nnattr.attribution_patching(model, task, nnattr.LogitDiff()),
         ),
         "AttentionParts": lambda: nnattr.decompose_attention(model, PROMPTS, (1, 0), pairs=2),
-        "Composition": lambda: nnattr.composition(model, "K"),
+        "Composition": lambda: nnattr.weights.composition(model, "K"),
         "HeadScores": lambda: nnattr.detect_heads(model, n=2, length=4),
         "Lens": lambda: nnattr.logit_lens(model, PROMPTS, positions="each", answers=" Mary"),
         "Patterns": lambda: nnattr.attention_patterns(model, PROMPTS, [(1, 0), (0, 3)]),
@@ -83,7 +84,7 @@ def test_a_result_says_how_it_was_made(kind: str) -> None:
     model = teaching("teaching-gpt2")
     assert found.model == p.model == model.name
     assert (p.architecture, p.backend, p.dtype) == ("gpt2", "local", "float32")
-    assert p.method in dir(nnattr)
+    assert callable(attrgetter(p.method)(nnattr))
     assert p.versions["nnattr"] == nnattr.__version__
     assert p.created
     # the one compares what is there already, the other asks `Model.predict`
@@ -163,6 +164,30 @@ def test_data_that_lacks_a_variable_or_a_dimension_is_refused() -> None:
     base = xr.DataArray(np.zeros((2, 2)), {"run": ["clean", "corrupted"], "example": [0, 1]})
     with pytest.raises(ResultError, match="do not fit together"):
         Scores.from_arrays(bare, base, 1.0, found.provenance, rest=longer)
+
+
+def test_pairs_of_parts_are_scores_too(tmp_path: Path) -> None:
+    """Edges: a sender and a receiver, any part of a model by its name."""
+    senders, receivers = ["input", "L0H1", "M0"], ["L1H0.q", "M1", "L1H2", "logits"]
+    numbers = np.arange(24.0).reshape(2, 3, 4)
+    raw = xr.DataArray(
+        numbers, {"example": [0, 1], "sender": senders, "receiver": receivers}, name="x"
+    )
+    base = xr.DataArray(np.ones((2, 2)), {"run": ["clean", "corrupted"], "example": [0, 1]})
+    edges = Scores.from_arrays(raw, base, 1.0, made("Scores").provenance)
+    assert edges.top(4).indices == [
+        ("M0", "logits"),
+        ("M0", (1, 2)),
+        ("M0", "M1"),
+        ("M0", "L1H0.q"),
+    ]
+    assert edges.sel(sender="L0H1").top(1)[0].index == ((0, 1), "logits")
+    assert edges.top(1)[0].label == "M0 → logits"
+    again = nnattr.load_result(edges.save(tmp_path / "edges.safetensors"))
+    xr.testing.assert_identical(again.raw, edges.raw)
+    figure: Any = again.plot()
+    assert list(figure.layout.yaxis.ticktext) == senders
+    assert "<b>M0 → L1H2</b>" in figure.data[0].text[2][2]
 
 
 # --- files of earlier schemas ---------------------------------------------------------------------

@@ -10,24 +10,24 @@ import xarray as xr
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.maps.attention import look
-from nnattr.methods.attention_form import (
+from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.model.attention_form import (
     layer_form,
     require,
     short_prompt,
 )
-from nnattr.methods.weight_circuits.weight_circuit_job import attentions
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.results import HeadWeights
 
 
-def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
-    """A head's matrices as `ov_circuit` and `qk_circuit` use them.
+def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
+    """A head's matrices as `ov` and `qk` use them.
 
     Args:
         model: as `nnattr.load` gives it.
         head: (layer, head).
-        fold_norm: see `nnattr.ov_circuit`; the biases stay as they are.
+        fold_norm: see `nnattr.weights.ov`; the biases stay as they are.
 
     Raises:
         ArchError: no such head, queries and keys that are normed after they are projected, or
