@@ -92,8 +92,8 @@ def test_every_file_of_a_folder_is_named_in_its_docstring(folder: str) -> None:
     init = ROOT / "nnattr" / folder / "__init__.py"
     files = [path.stem for path in init.parent.rglob("*.py") if not path.name.startswith("_")]
     said = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
-    rows = [line for line in said.splitlines() if line.startswith("`")]
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    columns = [line.split("  ")[0] for line in said.splitlines() if line.startswith("`")]
+    named = {name for column in columns for name in re.findall(r"`(\w+)`", column)}
     assert {name.removesuffix("_job") for name in files} == named
 
 
