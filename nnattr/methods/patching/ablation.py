@@ -216,7 +216,7 @@ def _ablated(study: Study, parts: Sequence[Part], keep: bool) -> Tensor:
     for part in parts:
         if isinstance(part, tuple) != (unit is not None):
             like = f"(layer, {unit}) tuples" if unit else "layers, as whole numbers"
-            raise TaskError(f"{part!r} is no part of the site {study.site!r}; expected {like}.")
+            raise TaskError(f"{part!r} is not a part of the site {study.site!r}; expected {like}.")
         layer, index = part if isinstance(part, tuple) else (part, 0)
         if layer not in range(model.n_layers) or index not in range(count):
             of = f" of {count} {unit}s each" if unit else ""
