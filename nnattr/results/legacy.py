@@ -48,7 +48,11 @@ def _scores(arrays: dict[str, xr.DataArray], header: dict[str, Any]) -> tuple[An
     if "example" in arrays["raw"].dims:  # a part of the examples kept the baselines of all
         arrays["baselines"] = arrays["baselines"].sel(example=arrays["raw"]["example"])
     plain = {"scale": header["scale"]}
-    return "Scores", dataset.dataset(arrays), plain, header["provenance"]
+    provenance = header["provenance"]
+    given = provenance["arguments"]
+    if "fill" in given:  # what is called replacement now
+        given["replacement"] = given.pop("fill")
+    return "Scores", dataset.dataset(arrays), plain, provenance
 
 
 def _head_scores(arrays: dict[str, xr.DataArray], known: dict[str, Any]) -> tuple[Any, ...]:
