@@ -45,9 +45,9 @@ def test_ov_copying_circuit(name: str) -> None:
     circuit = nnattr.ov_circuit(model, INDUCTION)
     sample = circuit.block(list(range(100, 300, 10)))
     diagonal = np.diag(sample)
-    others = sample.values[~np.eye(20, dtype=bool)]
+    others = np.array(sample)[~np.eye(20, dtype=bool)]
     assert diagonal.mean() > others.mean() + 2 * others.std()
-    figure: Any = nnattr.plots.matrix(sample, unit="logit")
+    figure: Any = sample.plot(unit="logit")
     assert figure.data[0].z.shape == (20, 20)
     assert circuit.copying_accuracy() > 0.8
     effective = nnattr.ov_circuit(model, [INDUCTION, (1, 1)])
@@ -93,4 +93,4 @@ def test_composition_scores(name: str) -> None:
         assert found.plot().data
         assert found.baseline == pytest.approx(128**-0.5, rel=0.02)
     keys = nnattr.composition(model, "K")
-    assert keys.top(1)[0].index == ("L0H0", "L1H0")
+    assert keys.top(1)[0].index == ((0, 0), (1, 0))

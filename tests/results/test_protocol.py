@@ -35,6 +35,14 @@ def made(kind: str) -> Any:
     model = teaching("teaching-gpt2")
     task = nnattr.tasks.ioi(model.tokenizer, n=2, seed=0)
     ways: dict[str, Callable[[], Any]] = {
+        "Activations": lambda: nnattr.capture(
+            model, PROMPTS, ["resid_pre", "z", "pattern", "k", "neuron"]
+        ),
+        "AnswerTable": lambda: nnattr.most_frequent_answers(model, [*PROMPTS, "Mary"]),
+        "Comparison": lambda: nnattr.compare_runs(model, PROMPTS[:1], PROMPTS[1:]),
+        "HeadWeights": lambda: nnattr.head_weights(model, (1, 0)),
+        "Inspection": lambda: nnattr.inspect_prompt(model, PROMPTS[0], " Mary", top_k=3),
+        "WeightMatrix": lambda: nnattr.ov_circuit(model, (1, 0)).block([3, 4, 5]),
         "Agreement": lambda: nnattr.agreement(
             nnattr.attribution_patching(model, task, nnattr.LogitDiff(), direction="noising"),
             nnattr.attribution_patching(model, task, nnattr.LogitDiff()),
@@ -78,17 +86,19 @@ def test_a_result_says_how_it_was_made(kind: str) -> None:
     assert p.method in dir(nnattr)
     assert p.versions["nnattr"] == nnattr.__version__
     assert p.created
-    assert p.seconds > 0 or kind == "Agreement"  # it compares what is there already
+    # the one compares what is there already, the other asks `Model.predict`
+    assert p.seconds > 0 or kind in ("Agreement", "AnswerTable")
     json.dumps(p.arguments)
-    if kind == "Composition":  # of weights alone: it read nothing
+    if kind in ("Composition", "HeadWeights", "WeightMatrix"):  # of weights alone
         assert (p.task, p.task_hash, p.examples) == ("", "", None)
         with pytest.raises(ResultError, match="does not hold its task"):
             _ = found.task
         return
     assert p.task
     assert found.task.hash == p.task_hash
-    assert len(found.task) == found.data.sizes["example"]
-    if kind in ("Lens", "Patterns", "AttentionParts"):
+    if kind not in ("AnswerTable", "Comparison", "Inspection"):
+        assert len(found.task) == found.data.sizes["example"]
+    if kind in ("Activations", "AttentionParts", "Comparison", "Lens", "Patterns"):
         assert found.task.clean == tuple(PROMPTS)
         assert (
             found.task.clean_tokens.strings
@@ -107,6 +117,9 @@ def test_a_result_shows_itself(kind: str) -> None:
     assert kind in head
     assert len(repr(found)) < 2500
     page = found._repr_html_()
+    if kind == "Inspection":
+        assert page.count("<table>") == len(found.steps)
+        return
     assert page.count("<pre>") == page.count("</pre>") == (len(repr(found).splitlines()) > 1)
     assert found.provenance.method in page
 

@@ -22,10 +22,12 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
+from nnattr.jobs.record import as_task, plain, record
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked, columns
 from nnattr.model.sites import SITES
+from nnattr.results import Activations
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
@@ -68,7 +70,7 @@ def capture(
     heads: int | Sequence[int] | None = None,
     reduce: None = None,
     run: Literal["clean", "corrupted"] = "clean",
-) -> dict[str, xr.DataArray]: ...
+) -> Activations: ...
 
 
 @overload
@@ -116,11 +118,12 @@ def capture(
         run: which prompts of a task.
 
     Returns:
-        by site a `xarray.DataArray` in float32 with the dimensions ``example``, ``layer``, ``pos``,
-        and (``head`` or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; of patterns
-        ``example``, ``layer``, ``head``, ``query_pos``, ``key_pos``. Coordinates of (example, pos):
-        ``position`` from the prompt's first token (-1 where a shorter prompt has none; the values
-        are NaN there) and ``token``. With ``reduce`` its tensors, joined over the prompts.
+        `Activations`: by site a `xarray.DataArray` in float32 with the dimensions ``example``,
+        ``layer``, ``pos``, and (``head`` or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; of
+        patterns ``example``, ``layer``, ``head``, ``query_pos``, ``key_pos``. Coordinates of
+        (example, pos): ``position`` from the prompt's first token (-1 where a shorter prompt has
+        none; the values are NaN there) and ``token``. With ``reduce`` its tensors, joined over the
+        prompts: they are your own, so they come as they are, by your names.
 
         ``reduce`` sees the same axes in the same order; positions that a prompt lacks are at the
         end and hold zeros.
@@ -139,12 +142,18 @@ def capture(
     chosen = _numbers("layer", layers, model.n_layers)
     payload = _payload(model, names, tokens, at, present, chosen, heads)
     payload["reduce"] = reduce
-    values = accepted(model, model.run(capture_job, payload, label="capture").values)["values"]
+    outcome = model.run(capture_job, payload, label="capture")
+    values = accepted(model, outcome.values)["values"]
     if reduce is None:
-        return {
+        found = {
             name: _labelled(model, name, values[name], payload, tokens, at, present)
             for name in names
         }
+        given = {"sites": names, "positions": plain(positions), "run": run}
+        given |= {"layers": chosen, "heads": payload["heads"]}
+        task = as_task(prompts, texts, tokens)
+        made = record(model, task, method="capture", arguments=given, outcome=outcome)
+        return Activations.from_arrays(found, made)
     for name, value in values.items():
         if value.shape[:1] != (len(tokens),):
             raise TaskError(
