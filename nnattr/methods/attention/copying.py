@@ -34,7 +34,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, plain, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.maps.linear import linear_map
 from nnattr.methods.behaviour.capture import at_positions
 from nnattr.model.model import Model
@@ -87,12 +87,12 @@ def copying_score(
     outcome = model.run(copying_job, payload, label="copying score")
     values = accepted(model, outcome.values)
     known = values["copied"].masked_fill(~present[:, None, None], float("nan"))
-    given = {"positions": plain(positions), "k": k, "negative": negative, "threshold": threshold}
+    given = {"positions": positions, "k": k, "negative": negative, "threshold": threshold}
     made = record(
         model,
         as_task(prompts, texts, tokens),
         method="copying_score",
-        arguments={**given, "run": run},
+        arguments={**given, "run": run, **untold(prompts)},
         outcome=outcome,
     )
     return _result(model, tokens, {"copying": known.nanmean(-1)}, threshold, made)

@@ -90,7 +90,7 @@ def decompose_attention(
         _proven(model, (layer, number), example["proof"])
     data = _dataset(values["examples"], names)
     strings = tuple(tuple(row) for row in tokens.strings)
-    given = {"head": [layer, number], "pairs": kept if isinstance(kept, int) else list(kept)}
+    given = {"head": (layer, number), "pairs": kept}
     texts = prompts.clean if isinstance(prompts, Task) else listed("prompts", prompts)
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="decompose_attention", arguments=given, outcome=outcome)

@@ -22,7 +22,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
-from nnattr.jobs.record import as_task, plain, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked, columns
@@ -97,7 +97,7 @@ def capture(
     heads: int | Sequence[int] | None = None,
     reduce: Reduce | None = None,
     run: Literal["clean", "corrupted"] = "clean",
-) -> Any:
+) -> Activations | dict[str, Tensor]:
     """The activations at some sites.
 
     Args:
@@ -149,8 +149,8 @@ def capture(
             name: _labelled(model, name, values[name], payload, tokens, at, present)
             for name in names
         }
-        given = {"sites": names, "positions": plain(positions), "run": run}
-        given |= {"layers": chosen, "heads": payload["heads"]}
+        given = {"sites": names, "positions": positions, "run": run}
+        given |= {"layers": layers, "heads": heads, **untold(prompts)}
         task = as_task(prompts, texts, tokens)
         made = record(model, task, method="capture", arguments=given, outcome=outcome)
         return Activations.from_arrays(found, made)

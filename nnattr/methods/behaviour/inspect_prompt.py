@@ -56,7 +56,7 @@ def inspect_prompt(
     outcome = model.run(inspect_job, payload, label="inspecting a prompt")
     decode = model.tokenizer.decode
     said = tuple(decode([token]) for token in added)
-    given = {"answer": answer, "top_k": top_k}
+    given = {"prompt": prompt, "answer": answer, "top_k": top_k}
     task = as_task(prompt, [prompt], tokens)
     made = record(model, task, method="inspect_prompt", arguments=given, outcome=outcome)
     return Inspection(_data(decode, outcome.values, said), made, tuple(tokens.strings[0]), said)

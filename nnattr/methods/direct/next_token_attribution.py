@@ -89,7 +89,7 @@ def next_token_attribution(
         arguments={
             "unit": unit,
             "positions": "each",
-            "layers": None if layers is None else list(wanted),
+            "layers": layers,
         },
         metric=METRIC,
         outcome=outcome,

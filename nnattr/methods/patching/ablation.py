@@ -28,6 +28,7 @@ from torch import Tensor
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
 from nnattr.jobs.layout import units
+from nnattr.jobs.plain import plain
 from nnattr.jobs.replacement import Dataset, FillKind, chosen
 from nnattr.jobs.study import Study
 from nnattr.methods.components import position_table
@@ -86,7 +87,7 @@ def ablate(
     Cost: that of `activation_patching`, and for a mean one forward pass over the dataset.
     """
     study = _study(
-        ablation_job, model, task, metric, site, method, positions, dataset, seed, engine
+        ablation_job, "ablate", model, task, metric, site, method, positions, dataset, seed, engine
     )
     return _of_clean_run(study.run(checkpoint))
 
@@ -132,7 +133,17 @@ def ablate_together(
     whole = isinstance(parts, str)
     site = "resid_pre" if whole else site
     study = _study(
-        together_job, model, task, metric, site, method, positions, dataset, seed, "full"
+        together_job,
+        "ablate_together",
+        model,
+        task,
+        metric,
+        site,
+        method,
+        positions,
+        dataset,
+        seed,
+        "full",
     )
     payload = study.payload()
     if whole:
@@ -140,12 +151,13 @@ def ablate_together(
     else:
         payload |= {"ablated": _ablated(study, parts, keep), "pos_embed": None}
     outcome = model.run(together_job, payload, label="ablation of several parts")
-    extra = {"parts": parts if whole else [_plain(part) for part in parts], "keep": keep}
+    extra = {"parts": plain(parts), "keep": keep}
     return _of_clean_run(_one_number(study, extra, outcome))
 
 
 def _study(
     job: Any,
+    name: str,
     model: Model,
     task: Task,
     metric: Metric,
@@ -162,7 +174,7 @@ def _study(
     fill = chosen(model, task, method, dataset, seed)
     return Study(
         job=job,
-        method="ablation",
+        method=name,
         by_layer=True,
         model=model,
         task=task,
@@ -201,10 +213,6 @@ def _one_number(study: Study, extra: dict[str, Any], outcome: Any) -> Scores:
     frame.refuse(outcome.values)
     scores = frame.scores(outcome.values, outcome.cost)
     return scores.with_arrays(raw=scores.raw.isel(layer=0, drop=True))
-
-
-def _plain(part: Part) -> Any:
-    return list(part) if isinstance(part, tuple) else part
 
 
 def _ablated(study: Study, parts: Sequence[Part], keep: bool) -> Tensor:
