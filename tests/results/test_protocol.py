@@ -165,6 +165,30 @@ def test_data_that_lacks_a_variable_or_a_dimension_is_refused() -> None:
         Scores.from_arrays(bare, base, 1.0, found.provenance, rest=longer)
 
 
+def test_pairs_of_parts_are_scores_too(tmp_path: Path) -> None:
+    """Edges: a sender and a receiver, any part of a model by its name."""
+    senders, receivers = ["input", "L0H1", "M0"], ["L1H0.q", "M1", "L1H2", "logits"]
+    numbers = np.arange(24.0).reshape(2, 3, 4)
+    raw = xr.DataArray(
+        numbers, {"example": [0, 1], "sender": senders, "receiver": receivers}, name="x"
+    )
+    base = xr.DataArray(np.ones((2, 2)), {"run": ["clean", "corrupted"], "example": [0, 1]})
+    edges = Scores.from_arrays(raw, base, 1.0, made("Scores").provenance)
+    assert edges.top(4).indices == [
+        ("M0", "logits"),
+        ("M0", (1, 2)),
+        ("M0", "M1"),
+        ("M0", "L1H0.q"),
+    ]
+    assert edges.sel(sender="L0H1").top(1)[0].index == ((0, 1), "logits")
+    assert edges.top(1)[0].label == "M0 → logits"
+    again = nnattr.load_result(edges.save(tmp_path / "edges.safetensors"))
+    xr.testing.assert_identical(again.raw, edges.raw)
+    figure: Any = again.plot()
+    assert list(figure.layout.yaxis.ticktext) == senders
+    assert "<b>M0 → L1H2</b>" in figure.data[0].text[2][2]
+
+
 # --- files of earlier schemas ---------------------------------------------------------------------
 
 
