@@ -139,9 +139,10 @@ def _differs(method: Method, name: str, value: Any) -> bool:
 def _from_file(call: Call, name: str) -> dict[str, str] | None:
     """Where a long argument is read from, as `nnattr.jobs.plain.restored` understands it."""
     value = call.arguments[name]
-    tagged = isinstance(value, dict) and KIND in value
-    short = len(repr(value)) <= LONGEST and not tagged
-    return None if short or name in ARGUMENTS else {KIND: "argument", "file": call.path, "name": name}
+    short = len(repr(value)) <= LONGEST and not (isinstance(value, dict) and KIND in value)
+    if short or name in ARGUMENTS:
+        return None
+    return {KIND: "argument", "file": call.path, "name": name}
 
 
 def _where(p: Provenance) -> dict[str, str]:

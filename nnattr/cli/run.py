@@ -61,20 +61,20 @@ def arguments(config: RunConfig, method: Method) -> dict[str, Any]:
         TaskError: the task is described in no way or in two, or what the method reads is missing.
     """
     known = method.arguments
-    fields = {name: getattr(config, name) for name in ARGUMENTS if getattr(config, name) is not None}
-    given = {**fields, **{name: restored(value) for name, value in config.options.items()}}
+    said = {**{name: getattr(config, name) for name in ARGUMENTS}, **config.options}
+    given = {name: restored(value) for name, value in said.items() if value is not None}
     unknown = [name for name in given if name not in known]
     if unknown:
         raise ArgumentError(
             f"{config.method} does not take {unknown[0]!r}; it takes {', '.join(known)}."
         )
     given |= _metric(config, method)
-    given_to_read = _reading(config, method, given)
+    _check_reading(config, method, given)
     needed = [name for name, one in known.items() if one.default is one.empty]
-    missing = [name for name in needed if name not in (*given, *given_to_read)]
+    missing = [name for name in needed if name not in (*given, method.reads)]
     if missing:
         raise ArgumentError(
-            f"{config.method} needs {missing[0]!r}, which is given under options: it takes "
+            f"{config.method} needs {missing[0]!r}, which is given under options; it takes "
             f"{', '.join(known)}."
         )
     return given
@@ -108,27 +108,23 @@ def make_metric(name: str, arguments: Mapping[str, Any]) -> Metric:
         raise MetricError(f"The metric {name}: {error}.") from error
 
 
-def _reading(config: RunConfig, method: Method, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The argument that the file's task or prompts are for, if it has them.
-
-    Raises:
-        TaskError: both are given, or not what the method reads.
-    """
-    argument, ways = method.reads, []
+def _check_reading(config: RunConfig, method: Method, given: Mapping[str, Any]) -> None:
+    """Refuse a file that says in two ways, or in none, what the method reads, or in a wrong one."""
     if config.task is not None:
         _check(config.task)
-        ways.append("a task")
-    if config.prompts:
-        ways.append("prompts")
-    if argument in given:
-        ways.append(f"{argument} under options")
-    if len(ways) > 1:
-        raise TaskError(f"The file has {' and '.join(ways)}; {config.method} reads one of them.")
-    if argument is None and ways:
-        raise TaskError(f"{config.method} reads no prompts, and the file has {ways[0]}.")
-    if argument == "task" and not config.task:
-        raise TaskError(f"{config.method} needs a task, and the file has {ways or 'none'}.")
-    return (argument,) if argument and (config.task or config.prompts) else ()
+    said = {"a task": config.task, "prompts": config.prompts, "options": method.reads in given}
+    ways = [name for name, there in said.items() if there]
+    if method.reads is None:
+        wrong, expected = bool(ways), "nothing, only weights"
+    elif method.reads == "task":
+        wrong, expected = ways != ["a task"], "a task"
+    else:
+        optional = method.arguments[method.reads].default is None
+        wrong, expected = len(ways) != 1 and not (optional and not ways), "a task or prompts"
+    if wrong:
+        raise TaskError(
+            f"{config.method} reads {expected}, and the file has {' and '.join(ways) or 'neither'}."
+        )
 
 
 def _read(config: RunConfig, method: Method, model: Model) -> dict[str, Any]:
