@@ -6,6 +6,7 @@
 from . import metrics as metrics
 from . import plots as plots
 from . import tasks as tasks
+from . import weights as weights
 from .arch.spec import QKV as QKV
 from .arch.spec import ArchSpec as ArchSpec
 from .arch.spec import Place as Place
@@ -41,11 +42,6 @@ from .methods.patching.ablation import ablate as ablate
 from .methods.patching.ablation import ablate_together as ablate_together
 from .methods.patching.activation_patching import activation_patching as activation_patching
 from .methods.patching.attribution_patching import attribution_patching as attribution_patching
-from .methods.weight_circuits.composition import composition as composition
-from .methods.weight_circuits.head_weights import head_weights as head_weights
-from .methods.weight_circuits.ov_qk import ov_circuit as ov_circuit
-from .methods.weight_circuits.ov_qk import position_pattern as position_pattern
-from .methods.weight_circuits.ov_qk import qk_circuit as qk_circuit
 from .metrics import KL as KL
 from .metrics import GroupLogitDiff as GroupLogitDiff
 from .metrics import GroupLogProbDiff as GroupLogProbDiff

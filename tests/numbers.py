@@ -131,11 +131,11 @@ GROUPS = (patching, ablations, direct, attention, weights, behaviour)
 #: The names that differ between versions.
 REPLACEMENT = "method"
 WEIGHTS = (
-    nnattr.ov_circuit,
-    nnattr.qk_circuit,
-    nnattr.composition,
-    nnattr.head_weights,
-    nnattr.position_pattern,
+    nnattr.weights.ov,
+    nnattr.weights.qk,
+    nnattr.weights.composition,
+    nnattr.weights.head,
+    nnattr.weights.position_pattern,
 )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
+from nnattr import weights
 from nnattr.errors import ArgumentError
 from nnattr.methods.attention.attention_patterns import attention_patterns
 from nnattr.methods.attention.copying import copying_score, name_mover_score
@@ -27,8 +28,6 @@ from nnattr.methods.direct.next_token_attribution import next_token_attribution
 from nnattr.methods.patching.ablation import ablate, ablate_together
 from nnattr.methods.patching.activation_patching import activation_patching
 from nnattr.methods.patching.attribution_patching import attribution_patching
-from nnattr.methods.weight_circuits.composition import composition
-from nnattr.methods.weight_circuits.head_weights import head_weights
 from nnattr.results import Result
 
 Kind: TypeAlias = Literal["patching", "direct", "attention", "weights", "behaviour"]
@@ -165,16 +164,16 @@ ROWS = (
         "Shares of attention scores before the softmax.",
     ),
     Method(
-        "composition",
-        composition,
+        "weights.composition",
+        weights.composition,
         "weights",
         "Which heads read what other heads write?",
         "A norm of products of weights, against what random matrices would give: it says what "
         "could be used, not what is.",
     ),
     Method(
-        "head_weights",
-        head_weights,
+        "weights.head",
+        weights.head,
         "weights",
         "What are a head's matrices?",
         "The weights as they act.",

@@ -234,8 +234,8 @@ def dla(
     """Show which parts of the model write the answer rather than the wrong one."""
     if output is not None:
         _must_be_writable(output)
-    from nnattr.methods.components import Unit
     from nnattr.methods.direct.direct_logit_attribution import direct_logit_attribution
+    from nnattr.model.components import Unit
     from nnattr.model.load import load
     from nnattr.tasks import Task
 

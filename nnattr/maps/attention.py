@@ -20,7 +20,7 @@ from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import frozen
 from nnattr.runs.places import cut
 
-#: Of one layer, in plain values: what `nnattr.methods.attention_form.layer_form` gives.
+#: Of one layer, in plain values: what `nnattr.model.attention_form.layer_form` gives.
 Form = dict[str, Any]
 
 

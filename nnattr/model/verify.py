@@ -20,7 +20,7 @@ import torch
 from nnattr.arch.spec import missing
 from nnattr.errors import ArchError, BackendError
 from nnattr.model import sites
-from nnattr.model.evidence import gather
+from nnattr.model.verify_job import verify_job
 
 if TYPE_CHECKING:
     from nnattr.arch.spec import ArchSpec
@@ -110,7 +110,7 @@ def verify(model: Model, ids: Any = None) -> Proof:
         return Proof(model.name, (Check("modules exist", False, f"no module {absent[0]!r}"),))
     checks = [Check("modules exist", True, "every path of the spec")]
     try:
-        found = model.run(gather, _payload(model, ids), label="proving the structure").values
+        found = model.run(verify_job, _payload(model, ids), label="proving the structure").values
     except BackendError as error:
         if not model.backend.holds_weights:
             raise

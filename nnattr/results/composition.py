@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Composition(Result):
     """How much of what each head writes each later head is wired to read.
 
-    Made by `nnattr.composition`.
+    Made by `nnattr.weights.composition`.
 
     Attributes:
         data: ``values`` (see below).

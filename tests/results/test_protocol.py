@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,15 @@ def made(kind: str) -> Any:
         ),
         "AnswerTable": lambda: nnattr.most_frequent_answers(model, [*PROMPTS, "Mary"]),
         "Comparison": lambda: nnattr.compare_runs(model, PROMPTS[:1], PROMPTS[1:]),
-        "HeadWeights": lambda: nnattr.head_weights(model, (1, 0)),
+        "HeadWeights": lambda: nnattr.weights.head(model, (1, 0)),
         "Inspection": lambda: nnattr.inspect_prompt(model, PROMPTS[0], " Mary", top_k=3),
-        "WeightMatrix": lambda: nnattr.ov_circuit(model, (1, 0)).block([3, 4, 5]),
+        "WeightMatrix": lambda: nnattr.weights.ov(model, (1, 0)).block([3, 4, 5]),
         "Agreement": lambda: nnattr.agreement(
             nnattr.attribution_patching(model, task, nnattr.LogitDiff(), direction="noising"),
             nnattr.attribution_patching(model, task, nnattr.LogitDiff()),
         ),
         "AttentionParts": lambda: nnattr.decompose_attention(model, PROMPTS, (1, 0), pairs=2),
-        "Composition": lambda: nnattr.composition(model, "K"),
+        "Composition": lambda: nnattr.weights.composition(model, "K"),
         "HeadScores": lambda: nnattr.detect_heads(model, n=2, length=4),
         "Lens": lambda: nnattr.logit_lens(model, PROMPTS, positions="each", answers=" Mary"),
         "Patterns": lambda: nnattr.attention_patterns(model, PROMPTS, [(1, 0), (0, 3)]),
@@ -83,7 +84,7 @@ def test_a_result_says_how_it_was_made(kind: str) -> None:
     model = teaching("teaching-gpt2")
     assert found.model == p.model == model.name
     assert (p.architecture, p.backend, p.dtype) == ("gpt2", "local", "float32")
-    assert p.method in dir(nnattr)
+    assert callable(attrgetter(p.method)(nnattr))
     assert p.versions["nnattr"] == nnattr.__version__
     assert p.created
     # the one compares what is there already, the other asks `Model.predict`

@@ -32,8 +32,8 @@ from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
 from nnattr.jobs.record import as_task, record
 from nnattr.methods.attention.decompose_attention_job import attention_parts_job
-from nnattr.methods.attention_form import layer_form, require
-from nnattr.methods.components import Plan, bias, components
+from nnattr.model.attention_form import layer_form, require
+from nnattr.model.components import Plan, bias, components
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits, listed, prepared

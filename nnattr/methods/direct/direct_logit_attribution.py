@@ -35,11 +35,11 @@ from nnattr.backend import Outcome
 from nnattr.errors import ResultError, TaskError
 from nnattr.graph import parse
 from nnattr.jobs.record import record
-from nnattr.methods.components import Unit, chosen_layers, components, points
 from nnattr.methods.direct.decomposition import Norm, Run, decomposition, proven
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.methods.direct.shares import ordered, placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
+from nnattr.model.components import Unit, chosen_layers, components, points
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits
 from nnattr.results import Scores

@@ -30,7 +30,7 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.graph import Part
 from nnattr.jobs.record import as_task, record
-from nnattr.methods.components import logit_constants
+from nnattr.model.components import logit_constants
 from nnattr.model.model import Model
 from nnattr.model.prompts import Where, columns, listed, prepared
 from nnattr.results import Lens

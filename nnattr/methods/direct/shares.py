@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.axes import ORDER
-from nnattr.methods.components import Plan, Unit, bias, logit_constants
+from nnattr.model.components import Plan, Unit, bias, logit_constants
 from nnattr.model.model import Model
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions

@@ -31,8 +31,8 @@ from nnattr.jobs.layout import units
 from nnattr.jobs.plain import plain
 from nnattr.jobs.replacement import Dataset, FillKind, chosen
 from nnattr.jobs.study import Study
-from nnattr.methods.components import position_table
 from nnattr.metrics import Metric
+from nnattr.model.components import position_table
 from nnattr.model.model import Model
 from nnattr.model.sites import SITES, SiteName
 from nnattr.results import Scores

@@ -35,8 +35,8 @@ from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.linalg import product_norm, triangle
 from nnattr.maps.attention import look
-from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.model.attention_form import layer_form, require, short_prompt
 from nnattr.model.model import Model
 from nnattr.results import Composition
 
@@ -53,7 +53,7 @@ def composition(
     Args:
         model: as `nnattr.load` gives it.
         kind: ``"Q"``, ``"K"`` or ``"V"``: through what of the later head.
-        fold_norm: put the norms' weights into the matrices (see `nnattr.ov_circuit`).
+        fold_norm: put the norms' weights into the matrices (see `nnattr.weights.ov`).
         samples: how many random pairs the baseline is drawn from.
         seed: which.
 
@@ -93,7 +93,7 @@ def composition(
     )
     mean, spread = random_composition(model.config.hidden_size, model.d_head, samples, seed)
     given = {"kind": kind, "fold_norm": fold_norm, "samples": samples, "seed": seed}
-    made = record(model, None, method="composition", arguments=given, outcome=outcome)
+    made = record(model, None, method="weights.composition", arguments=given, outcome=outcome)
     return Composition(values.to_dataset(), made, kind, mean, spread, fold_norm)
 
 

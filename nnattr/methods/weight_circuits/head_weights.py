@@ -10,24 +10,24 @@ import xarray as xr
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.maps.attention import look
-from nnattr.methods.attention_form import (
+from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.model.attention_form import (
     layer_form,
     require,
     short_prompt,
 )
-from nnattr.methods.weight_circuits.weight_circuit_job import attentions
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.results import HeadWeights
 
 
-def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
-    """A head's matrices as `ov_circuit` and `qk_circuit` use them.
+def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
+    """A head's matrices as `ov` and `qk` use them.
 
     Args:
         model: as `nnattr.load` gives it.
         head: (layer, head).
-        fold_norm: see `nnattr.ov_circuit`; the biases stay as they are.
+        fold_norm: see `nnattr.weights.ov`; the biases stay as they are.
 
     Raises:
         ArchError: no such head, queries and keys that are normed after they are projected, or
@@ -54,7 +54,7 @@ def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWe
     arrays["W_O"] = (("d_head", "d_model"), found["o"].numpy())
     arrays |= {f"b_{side.upper()}": (("d_head",), found[f"{side} bias"].numpy()) for side in "qkv"}
     given = {"head": (layer, number), "fold_norm": fold_norm}
-    made = record(model, None, method="head_weights", arguments=given, outcome=outcome)
+    made = record(model, None, method="weights.head", arguments=given, outcome=outcome)
     return HeadWeights(xr.Dataset(arrays), made, (layer, number))
 
 

@@ -41,21 +41,21 @@ import xarray as xr
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
-from nnattr.methods.attention_form import layer_form
-from nnattr.methods.components import position_table
-from nnattr.methods.weight_circuits.weight_circuit import Circuit, Side
+from nnattr.methods.weight_circuits.weight_circuit import Side, WeightCircuit
+from nnattr.model.attention_form import layer_form
+from nnattr.model.components import position_table
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
 
 
-def ov_circuit(
+def ov(
     model: Model,
     heads: Head | Sequence[Head],
     *,
     via: Head | None = None,
     fold_norm: bool = False,
-) -> Circuit:
+) -> WeightCircuit:
     """What attending to each token does to the logits: ``W_E W_V W_O W_U``.
 
     Args:
@@ -72,14 +72,14 @@ def ov_circuit(
 
     ::
 
-        nnattr.ov_circuit(model, (1, 4)).copying_accuracy()              # one head
-        nnattr.ov_circuit(model, [(1, 4), (1, 10)]).copying_accuracy(5)  # two together
+        nnattr.weights.ov(model, (1, 4)).copying_accuracy()              # one head
+        nnattr.weights.ov(model, [(1, 4), (1, 10)]).copying_accuracy(5)  # two together
     """
     own = _heads(model, heads)
     through = () if via is None else (_earlier(model, via, own),)
     name = f"OV circuit of {_names(own)}"
     name += "".join(f" via {Part('head', *head)}" for head in through)
-    return Circuit(
+    return WeightCircuit(
         model,
         name,
         Side("embed", through, ("v", own)),
@@ -88,7 +88,7 @@ def ov_circuit(
     )
 
 
-def qk_circuit(
+def qk(
     model: Model,
     head: Head,
     *,
@@ -96,7 +96,7 @@ def qk_circuit(
     key_via: Head | None = None,
     distance: int = 0,
     fold_norm: bool = False,
-) -> Circuit:
+) -> WeightCircuit:
     """How much each token as a query looks for each token as a key: ``W_E W_Q W_K^T W_E^T``.
 
     Args:
@@ -107,7 +107,7 @@ def qk_circuit(
             head of an induction head this is the full induction circuit, large on its diagonal.
         distance: how many positions the key stands before the query. Only rotary models care: the
             turn that it gives is in the product. 0 leaves it out.
-        fold_norm: see `ov_circuit`.
+        fold_norm: see `ov`.
 
     Raises:
         ArchError: no such head; or the scores are not such a product, because queries and keys are
@@ -127,7 +127,7 @@ def qk_circuit(
         Side("embed", heads, (end, own)) for end, heads in zip("qk", through, strict=True)
     )
     layer_form(model, own[0][0], scores=True)  # refuse now rather than later
-    return Circuit(model, name, query, key, distance, fold_norm)
+    return WeightCircuit(model, name, query, key, distance, fold_norm)
 
 
 def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> WeightMatrix:
@@ -141,7 +141,7 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> We
     Args:
         model: a model with a table of position embeddings.
         head: which head.
-        fold_norm: see `ov_circuit`; here also the norm's mean scale on a short prompt, without
+        fold_norm: see `ov`; here also the norm's mean scale on a short prompt, without
             which a softmax of scores means little in a model that has norms: there a position
             embedding may be short and yet decide.
 
@@ -156,11 +156,11 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> We
     if position_table(model) is None or model.context_length is None:
         raise ArchError(
             f"{model.name} ({model.architecture}) has no table of position embeddings, so no "
-            "circuit between positions. If it is rotary, see qk_circuit(..., distance=...)."
+            "circuit between positions. If it is rotary, see nnattr.weights.qk(..., distance=...)."
         )
     query, key = (Side("positions", (), (end, own)) for end in "qk")
     name = f"position circuit of {_names(own)}"
-    circuit = Circuit(model, name, query, key, fold_norm=fold_norm)
+    circuit = WeightCircuit(model, name, query, key, fold_norm=fold_norm)
     outcome = circuit.by_position()
     scores = outcome.values["block"]
     past = torch.ones_like(scores, dtype=torch.bool).tril()

@@ -14,9 +14,9 @@ from nnattr.backend import Outcome
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
-from nnattr.methods.attention_form import layer_form, require, short_prompt
-from nnattr.methods.components import logit_constants, position_table
 from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
+from nnattr.model.attention_form import layer_form, require, short_prompt
+from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
 from nnattr.tokens import continuation_id
@@ -33,10 +33,10 @@ class Side(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class WeightCircuit:
     """A product of weights over the whole vocabulary, not yet computed.
 
-    Made by `ov_circuit` and `qk_circuit`. Its rows are attended tokens and its columns logits (OV),
+    Made by `nnattr.weights.ov` and `qk`. Its rows are attended tokens and its columns logits (OV),
     or its rows are queries and its columns keys (QK).
 
     Attributes:
@@ -145,7 +145,7 @@ class Circuit:
         ]
         coords = dict(zip(dims, labels, strict=True))
         values = xr.DataArray(outcome.values["block"].numpy(), dims=dims, coords=coords)
-        method = "qk_circuit" if self.right.end[0] == "k" else "ov_circuit"
+        method = "weights.qk" if self.right.end[0] == "k" else "weights.ov"
         given = {**self._arguments(), **asked}
         made = record(self.model, None, method=method, arguments=given, outcome=outcome)
         return WeightMatrix(values.to_dataset(name="values"), made, self.name)
@@ -214,7 +214,7 @@ class Circuit:
         return int(token)
 
 
-def _refuse(circuit: Circuit, proof: dict[str, Any]) -> None:
+def _refuse(circuit: WeightCircuit, proof: dict[str, Any]) -> None:
     """Refuse scores that weights alone do not make, and a distance that means nothing."""
     model = circuit.model
     if proof["alibi"]:
