@@ -179,6 +179,13 @@ ROWS = (
         "The weights as they act.",
     ),
     Method(
+        "weights.position_pattern",
+        weights.position_pattern,
+        "weights",
+        "Where would a head look if it saw positions alone?",
+        "A softmax of position scores: it leaves out what the tokens say.",
+    ),
+    Method(
         "inspect_prompt",
         inspect_prompt,
         "behaviour",
