@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from html import unescape
-from textwrap import wrap
+from textwrap import TextWrapper, wrap
 from typing import Any
 
 from nnattr import tasks
@@ -25,7 +25,8 @@ from nnattr.tasks import GENERATORS
 
 #: The fields of `TaskConfig` of which exactly one describes the task.
 WAYS = ("name", "table", "file", "clean")
-INDENT = {"initial_indent": "    ", "subsequent_indent": "    "}
+#: How a method's arguments are written below its question.
+INDENTED = TextWrapper(76, initial_indent="    ", subsequent_indent="    ")
 
 
 def analyse(config: RunConfig) -> Result:
@@ -170,7 +171,7 @@ def methods() -> list[str]:
     lines: list[str] = []
     for name, row in ANSWERS.items():
         own = [key for key in row.arguments if key not in ("metric", row.reads)]
-        lines += [*wrap(f"{name}: {row.question}", 76), *wrap(", ".join(own), 76, **INDENT)]
+        lines += [*wrap(f"{name}: {row.question}", 76), *INDENTED.wrap(", ".join(own))]
     return lines
 
 

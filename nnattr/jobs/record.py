@@ -67,12 +67,12 @@ def ran(values: Mapping[str, Any], cost: Cost) -> dict[str, Any]:
     return {**{key: round(value, 4) for key, value in asdict(cost).items()}, **said}
 
 
-def untold(prompts: Any) -> dict[str, Any]:
+def untold(prompts: Any, name: str = "prompts") -> dict[str, Any]:
     """What a provenance's arguments hold of prompts that its task does not give again.
 
     Tokens, whose texts may be encoded otherwise, and that there were none.
     """
-    return {"prompts": prompts} if prompts is None or isinstance(prompts, Tokens) else {}
+    return {name: prompts} if prompts is None or isinstance(prompts, Tokens) else {}
 
 
 def as_task(given: Any, texts: Sequence[str], tokens: Tokens) -> Task:

@@ -31,7 +31,7 @@ POSITIONS = {
     "each": "one position at a time",
     "last": "last token",
 }
-REPLACEMENTS = {
+REPLACED = {
     "zero": "set to zero",
     "mean": "set to the mean",
     "mean_positional": "set to each position's mean",
@@ -87,7 +87,7 @@ def subtitle(scores: Scores) -> str:
     """The second line: direction or replacement, positions, model and number of examples."""
     arguments = scores.provenance.arguments
     parts = [
-        REPLACEMENTS.get(arguments.get("replacement", ""), arguments.get("direction")),
+        REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         _positions(arguments["positions"]) if "positions" in arguments else None,
         safe(scores.provenance.model),
         f"n = {scores.baselines.sizes['example']}",

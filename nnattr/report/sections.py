@@ -33,7 +33,7 @@ WORDS = 4  # of a group of answers
 RESAMPLES = 2000
 NARROW = 560  # pixels; the same as in the page's style
 #: Metrics that are positive where the model prefers the answer.
-DIFFERENCES = ("LogitDiff", "GroupLogitDiff", "GroupLogProbDiff", "GroupProbDiff")
+DIFFERENCES = ("LogitDiff", "GroupLogProbDiff", "GroupProbDiff")
 
 
 def prompts(task: Task) -> Markup:

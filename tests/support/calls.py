@@ -20,7 +20,7 @@ EXAMPLES: dict[str, Callable[[Task], dict[str, Any]]] = {
     "ablate": lambda task: {
         "task": task,
         "metric": LogitDiff(),
-        "method": "mean",
+        "replacement": "mean",
         "dataset": list(task.corrupted),
     },
     "ablate_together": lambda task: {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.maps.attention import look
@@ -21,6 +22,7 @@ from nnattr.model.model import Model
 from nnattr.results import HeadWeights
 
 
+@checked
 def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
     """A head's matrices as `ov` and `qk` use them.
 
