@@ -12,8 +12,11 @@ import yaml
 
 import nnattr
 from nnattr import ResultError, Scores, TaskError
+from nnattr.calls.registry import ANSWERS
 from nnattr.report import Entry, report_page
 from tests.browser import CHROMIUM, Tab, browser
+from tests.methods.common import even_ioi, teaching
+from tests.support.calls import example
 from tests.support.command_line import call, is_self_contained
 
 #: Files that earlier versions wrote.
@@ -150,6 +153,45 @@ def tab():
         pytest.skip("no chromium is installed")
     with browser() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with the result of every method."""
+    folder = tmp_path_factory.mktemp("kinds")
+    model = teaching("teaching-gpt2")
+    for name, row in ANSWERS.items():
+        found = row.function(**example(name, model, even_ioi(model)))
+        found.save(folder / f"{name}.safetensors")
+    call("report", *(folder / f"{name}.safetensors" for name in ANSWERS), "-o", folder / "all.html")
+    return folder / "all.html"
+
+
+def test_a_page_holds_results_of_every_kind(kinds: Path):
+    html = unescape(kinds.read_text(encoding="utf-8"))
+    is_self_contained(html)
+    for i, (name, row) in enumerate(ANSWERS.items()):
+        assert f'id="result{i}"' in html
+        assert f"{row.question} " in html, name
+        assert row.reading in html
+        assert f"save this as {name}.yaml and say: nnattr run {name}.yaml" in html
+    assert "Strongest heads: induction" in html
+    assert html.count("The strongest pairs") == 2
+    assert "cannot be made again" not in html
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_every_kind(tab: Tab, kinds: Path, width: int):
+    tab.open(kinds, width)
+    assert tab.complaints == []
+    wide, screen = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= screen, "the page scrolls sideways"
+    drawn = tab.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].map(e => "
+        "[e.getBoundingClientRect().right, e.querySelectorAll('svg.main-svg').length])"
+    )
+    assert len(drawn) >= len(ANSWERS)
+    assert all(right <= screen and layers for right, layers in drawn)
 
 
 @pytest.mark.parametrize("width", [390, 1440])

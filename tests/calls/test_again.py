@@ -16,11 +16,10 @@ import nnattr
 from nnattr import LogitDiff, MetricError, ResultError, load_result
 from nnattr.calls import again
 from nnattr.calls.registry import ANSWERS, METHODS
-from nnattr.cli.run import analyse
-from nnattr.config import RunConfig
 from nnattr.results import Result, legacy
 from tests.methods.common import even_ioi, teaching
 from tests.support.calls import example
+from tests.support.command_line import call
 
 FILES: Iterator[int] = count()
 #: Arguments that no provenance keeps: what is asked, where parts are kept, code that runs there.
@@ -50,9 +49,13 @@ def executed(code: str) -> Result:
 
 
 def ran(result: Result) -> Result:
-    """What the run file makes, after it was a file."""
-    again.run_file(result, "before.safetensors").to_file("again.yaml")
-    return analyse(RunConfig.from_file("again.yaml"))
+    """What `nnattr run` makes of the run file, and says of it in 80 columns."""
+    config = again.run_file(result, "before.safetensors")
+    config.model_copy(update={"output": "after.safetensors"}).to_file("again.yaml")
+    lines = call("run", "again.yaml").splitlines()
+    assert lines[0].startswith(f"{result.provenance.method}(")
+    assert max(map(len, lines)) <= 80
+    return load_result("after.safetensors")
 
 
 def is_the_same(after: Result, before: Result) -> None:
