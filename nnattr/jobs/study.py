@@ -33,8 +33,8 @@ Direction: TypeAlias = Literal["denoising", "noising"]
 class Study:
     """One question put to a model; see the module.
 
-    ``job`` computes ``method``; ``by_layer`` says whether its layers can be asked for apart. With
-    a ``fill`` the source is not the task's other run but what an ablation puts in.
+    ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
+    layers. With a ``fill`` the source is not the task's other run but what an ablation puts in.
     """
 
     job: JobFunction

@@ -136,8 +136,8 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
     for spec in specs:
         candidate = replace(model, spec=spec)
         proof = verify(candidate)
-        for humbler in _humbler(spec, proof):
-            candidate = replace(model, spec=humbler)
+        for weaker in _weaker(spec, proof):
+            candidate = replace(model, spec=weaker)
             proof = verify(candidate)
             if proof.passed:
                 break
@@ -156,8 +156,8 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
     )
 
 
-def _humbler(spec: ArchSpec, proof: Proof) -> Iterator[ArchSpec]:
-    """Where only q, k, v or neurons fail: the other packing of a fused projection, or none."""
+def _weaker(spec: ArchSpec, proof: Proof) -> Iterator[ArchSpec]:
+    """Weaker specs to try where only checks of q, k, v or neurons failed."""
     failed = {check.name for check in proof.checks if not check.passed}
     if not failed or not failed <= set(INSIDE.values()):
         return

@@ -63,8 +63,9 @@ def decompose_attention(
         some pairs, and the head's own scores and pattern.
 
     Raises:
-        ArchError: no such head; scores that are no such sum (queries and keys normed after they are
-            projected, a bias for distance), or a residual stream that is not the sum of its parts.
+        ArchError: no such head; scores that are not such a sum (queries and keys normed after they
+            are projected, a bias for distance), or a residual stream that is not the sum of its
+            parts.
         TaskError: prompts that cannot be used, or an unknown component.
     """
     ((layer, number),) = chosen(model, [head], 0)
