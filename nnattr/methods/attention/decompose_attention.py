@@ -31,7 +31,7 @@ import xarray as xr
 from nnattr.arguments import Positive, checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.methods.attention.decompose_attention_job import attention_parts_job
 from nnattr.model.attention_form import layer_form, require
 from nnattr.model.components import Plan, bias, components
@@ -91,7 +91,7 @@ def decompose_attention(
         _proven(model, (layer, number), example["proof"])
     data = _dataset(values["examples"], names)
     strings = tuple(tuple(row) for row in tokens.strings)
-    given = {"head": [layer, number], "pairs": kept if isinstance(kept, int) else list(kept)}
+    given = {"head": (layer, number), "pairs": kept, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="decompose_attention", arguments=given, outcome=outcome)
     return AttentionParts(data, made, strings, (layer, number))

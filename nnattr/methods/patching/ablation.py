@@ -103,7 +103,9 @@ def ablate(
     Cost: that of `activation_patching`, and for a mean one forward pass over the dataset.
     """
     fill = chosen(model, task, replacement, dataset, seed)
-    study = _study(ablation_job, model, task, metric, site, positions, fill, engine, max_memory)
+    study = _study(
+        ablation_job, "ablate", model, task, metric, site, positions, fill, engine, max_memory
+    )
     return _of_clean_run(study.run(checkpoint))
 
 
@@ -152,7 +154,18 @@ def ablate_together(
     whole = isinstance(parts, str) and parts == "pos_embed"
     site = "resid_pre" if whole else site
     fill = chosen(model, task, replacement, dataset, seed)
-    study = _study(together_job, model, task, metric, site, positions, fill, "full", max_memory)
+    study = _study(
+        together_job,
+        "ablate_together",
+        model,
+        task,
+        metric,
+        site,
+        positions,
+        fill,
+        "full",
+        max_memory,
+    )
     payload, cells = study.payload(), []
     if whole:
         payload |= _positions_payload(model, replacement, positions)
@@ -166,6 +179,7 @@ def ablate_together(
 
 def _study(
     job: Any,
+    name: str,
     model: Model,
     task: Task,
     metric: Metric,
@@ -178,7 +192,7 @@ def _study(
     """The ablation as a study: clean runs, patched from what is put in."""
     return Study(
         job=job,
-        method="ablation",
+        method=name,
         by_layer=True,
         model=model,
         task=task,

@@ -172,7 +172,7 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> We
         coords={"query_pos": numbers, "key_pos": numbers},
     )
     given = {"head": list(own[0]), "fold_norm": fold_norm}
-    made = record(model, None, method="position_pattern", arguments=given, outcome=outcome)
+    made = record(model, None, method="weights.position_pattern", arguments=given, outcome=outcome)
     return WeightMatrix(values.to_dataset(name="values"), made, circuit.name)
 
 
