@@ -63,27 +63,18 @@ def _trace(values: np.ndarray, spread: np.ndarray, kind: str, cell: float, bar: 
         number = measured(float(values[layer, head]), float(spread[layer, head]))
         hover[layer, head] = f"<b>{Part('head', layer, head)}</b><br>{kind} {number}"
     written = "%{z:.2f}" if cell >= 30 and values.size <= WRITTEN else None
-    return go.Heatmap(
-        z=values,
+    return look.heat(
+        values,
+        (0, 1),
+        "Blues",
+        bar=140,
         customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
         texttemplate=written,
         textfont={"size": 10},
-        colorscale="Blues",
-        zmin=0,
-        zmax=1,
         xgap=1,
         ygap=1,
         showscale=bar,
-        colorbar={
-            "thickness": 12,
-            "outlinewidth": 0,
-            "x": 1.01,
-            "lenmode": "pixels",
-            "len": 140,
-            "y": 1,
-            "yanchor": "top",
-        },
     )
 
 

@@ -54,28 +54,19 @@ class Grid:
     def trace(self, limit: float, unit: str, visible: bool = True) -> go.Heatmap:
         """The map itself, on a scale from ``-limit`` to ``limit``."""
         gap = 1 if min(self.cell) >= 14 else 0
-        return go.Heatmap(
-            z=self.values,
+        return look.heat(
+            self.values,
+            (-limit, limit),
+            DIVERGING,
+            unit=unit,
+            bar=min(self.size[1] + 20, 360),
             text=self.texts,
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,
-            colorscale=DIVERGING,
-            zmin=-limit,
             zmid=0,
-            zmax=limit,
             xgap=gap,
             ygap=gap,
             visible=visible,
-            colorbar={
-                "title": {"text": unit, "side": "right"},
-                "thickness": 12,
-                "outlinewidth": 0,
-                "lenmode": "pixels",
-                "len": min(self.size[1] + 20, 360),
-                "y": 1,
-                "yanchor": "top",
-                "x": 1.01,
-            },
         )
 
 

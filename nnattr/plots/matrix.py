@@ -95,7 +95,7 @@ def attention_figure(
     labels = {"query_pos": tokens, "key_pos": tokens, "pos": tokens}
     sides = [
         [
-            f"{words.token_label(token)} <span style='color:#8a8f98'>{place}</span>"
+            look.numbered(words.token_label(token), place)
             for place, token in enumerate(labels[str(dim)])
         ]
         if dim in labels

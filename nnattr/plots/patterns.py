@@ -36,8 +36,7 @@ def patterns_figure(
     maps = [patterns.of(*head, example=example).to_numpy() for head in shown]
     names = [str(Part("head", layer, head)) for layer, head in shown]
     labels = [
-        f"{words.token_label(text)} <span style='color:#8a8f98'>{i}</span>"
-        for i, text in enumerate(patterns.tokens[example])
+        look.numbered(words.token_label(text), i) for i, text in enumerate(patterns.tokens[example])
     ]
     end = max(float(one.max()) for one in maps) if patterns.weighted else 1.0
     draw = _one if len(maps) == 1 else _many
@@ -117,26 +116,17 @@ def _trace(
     texts = np.array(labels, dtype=object)
     hover = np.empty((*pattern.shape, 2), dtype=object)
     hover[..., 0], hover[..., 1] = texts[:, None], texts[None, :]
-    return go.Heatmap(
-        z=np.where(later, np.nan, pattern),
+    return look.heat(
+        np.where(later, np.nan, pattern),
+        (0, end),
+        "Blues",
+        unit=what,
+        bar=240,
         customdata=hover,
         hovertemplate=(
             f"<b>{name}</b><br>%{{customdata[0]}} looks at %{{customdata[1]}}<br>{what} %{{z:.3f}}"
             "<extra></extra>"
         ),
         hoverongaps=False,
-        colorscale="Blues",
-        zmin=0,
-        zmax=end,
         showscale=bar,
-        colorbar={
-            "title": {"text": what, "side": "right"},
-            "thickness": 12,
-            "outlinewidth": 0,
-            "lenmode": "pixels",
-            "len": 240,
-            "y": 1,
-            "yanchor": "top",
-            "x": 1.01,
-        },
     )

@@ -57,7 +57,7 @@ def agreement_figure(found: Agreement, *, title: str | None = None) -> go.Figure
     figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=line, layer="below")
     for label in _labels(x, y, words.cell_names(one, one.cell_dims).ravel(), found.k, high - low):
         figure.add_annotation(label)
-    frame = {"range": [low, high], "gridcolor": "#eaeef2", "zerolinecolor": "#8a8f98"}
+    frame = {"range": [low, high], "gridcolor": "#eaeef2", "zerolinecolor": look.GREY}
     frame |= {"automargin": True, "zerolinewidth": 1}
     return figure.update_layout(
         xaxis={**frame, "title": _axis_title(names[0], one)},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nnattr.plots import look
 from nnattr.results import Scores, cell_label, measured
 
 SITES = {
@@ -113,7 +114,7 @@ def tick_labels(scores: Scores, dim: str) -> list[str]:
         return numbers
     tokens = np.atleast_1d(scores.raw["token"].to_numpy())
     return [
-        f"{token_label(str(token))} <span style='color:#8a8f98'>{number}</span>"
+        look.numbered(token_label(str(token)), number)
         for token, number in zip(tokens, numbers, strict=True)
     ]
 
@@ -160,7 +161,12 @@ def _positions(given: Any) -> str:
     return f"positions {', '.join(map(str, given))} together"
 
 
-def token_label(token: str) -> str:
-    """A token short enough for an axis, with what cannot be seen written out."""
-    shown = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
-    return safe(shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…")
+def shown(token: str, longest: int = LONGEST_TOKEN) -> str:
+    """A token short enough for an axis or a cell, with what cannot be seen written out."""
+    text = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def token_label(token: str, longest: int = LONGEST_TOKEN) -> str:
+    """The same as plotly is to show it."""
+    return safe(shown(token, longest))

@@ -45,9 +45,9 @@ def test_ov_copying_circuit(name: str) -> None:
     circuit = nnattr.weights.ov(model, INDUCTION)
     sample = circuit.block(list(range(100, 300, 10)))
     diagonal = np.diag(sample)
-    others = sample.values[~np.eye(20, dtype=bool)]
+    others = np.array(sample)[~np.eye(20, dtype=bool)]
     assert diagonal.mean() > others.mean() + 2 * others.std()
-    figure: Any = nnattr.plots.matrix(sample, unit="logit")
+    figure: Any = sample.plot(unit="logit")
     assert figure.data[0].z.shape == (20, 20)
     assert circuit.copying_accuracy() > 0.8
     effective = nnattr.weights.ov(model, [INDUCTION, (1, 1)])

@@ -22,10 +22,12 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import ArchError, TaskError
+from nnattr.jobs.record import as_task, plain, record
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked, columns
-from nnattr.model.sites import SITES
+from nnattr.model.sites import FORWARD_ORDER, SITES, SiteName
+from nnattr.results import Activations
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
@@ -39,19 +41,6 @@ from nnattr.tokens import Tokens
 #: What runs where the model is: the chunk's tensors by site, each [example, layer, ...].
 Reduce: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
-#: Sites in the order in which a pass meets them, with what their last axis is split into.
-ORDER = {
-    "resid_pre": None,
-    "q": "head",
-    "k": "kv_head",
-    "v": "kv_head",
-    "z": "head",
-    "attn_out": None,
-    "resid_mid": None,
-    "neuron": None,
-    "mlp_out": None,
-    "resid_post": None,
-}
 #: Sites that no module returns, read in passes of their own.
 INSIDE = {"rot_q": "head", "rot_k": "kv_head"}
 FLOATS = 2**27  # numbers that one chunk of prompts may hold at a time
@@ -68,7 +57,7 @@ def capture(
     heads: int | Sequence[int] | None = None,
     reduce: None = None,
     run: Literal["clean", "corrupted"] = "clean",
-) -> dict[str, xr.DataArray]: ...
+) -> Activations: ...
 
 
 @overload
@@ -116,11 +105,12 @@ def capture(
         run: which prompts of a task.
 
     Returns:
-        by site a `xarray.DataArray` in float32 with the dimensions ``example``, ``layer``, ``pos``,
-        and (``head`` or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; of patterns
-        ``example``, ``layer``, ``head``, ``query_pos``, ``key_pos``. Coordinates of (example, pos):
-        ``position`` from the prompt's first token (-1 where a shorter prompt has none; the values
-        are NaN there) and ``token``. With ``reduce`` its tensors, joined over the prompts.
+        `Activations`: by site a `xarray.DataArray` in float32 with the dimensions ``example``,
+        ``layer``, ``pos``, and (``head`` or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; of
+        patterns ``example``, ``layer``, ``head``, ``query_pos``, ``key_pos``. Coordinates of
+        (example, pos): ``position`` from the prompt's first token (-1 where a shorter prompt has
+        none; the values are NaN there) and ``token``. With ``reduce`` its tensors, joined over the
+        prompts: they are your own, so they come as they are, by your names.
 
         ``reduce`` sees the same axes in the same order; positions that a prompt lacks are at the
         end and hold zeros.
@@ -139,12 +129,18 @@ def capture(
     chosen = _numbers("layer", layers, model.n_layers)
     payload = _payload(model, names, tokens, at, present, chosen, heads)
     payload["reduce"] = reduce
-    values = accepted(model, model.run(capture_job, payload, label="capture").values)["values"]
+    outcome = model.run(capture_job, payload, label="capture")
+    values = accepted(model, outcome.values)["values"]
     if reduce is None:
-        return {
+        found = {
             name: _labelled(model, name, values[name], payload, tokens, at, present)
             for name in names
         }
+        given = {"sites": names, "positions": plain(positions), "run": run}
+        given |= {"layers": chosen, "heads": payload["heads"]}
+        task = as_task(prompts, texts, tokens)
+        made = record(model, task, method="capture", arguments=given, outcome=outcome)
+        return Activations.from_arrays(found, made)
     for name, value in values.items():
         if value.shape[:1] != (len(tokens),):
             raise TaskError(
@@ -295,9 +291,13 @@ def _payload(
         "head": (model.n_heads, wanted),
         "kv_head": (model.n_kv_heads, sorted({head // shared for head in wanted})),
     }
-    places = {name: model.places(name) for name in ORDER if name in names}  # type: ignore[arg-type]
+    order = FORWARD_ORDER.items()
+    units: dict[SiteName, str | None] = {name: unit for name, unit in order if name in names}
+    places = {name: model.places(name) for name in units}
     reads = [
-        (name, places[name][layer], *parts[ORDER[name]]) for layer in layers for name in places
+        (name, places[name][layer], *parts[unit])
+        for layer in layers
+        for name, unit in units.items()
     ]
     width = tokens.ids.shape[1]
     size = (len(reads) + len(layers)) * at.shape[1] * 4 * model.n_heads * model.d_head
@@ -356,7 +356,7 @@ def _labelled(
         dims: tuple[str, ...] = ("example", "layer", "head", pos, "key_pos")
         coords["head"] = ask["heads"]
         return xr.DataArray(values.masked_fill(~known, nan).numpy(), dims=dims, coords=coords)
-    unit = {**ORDER, **INSIDE}[name]
+    unit = {**FORWARD_ORDER, **INSIDE}[name]
     last = ("neuron",) if name == "neuron" else ("d_model",)
     dims = ("example", "layer", pos, *((unit, "d_head") if unit else last))
     if unit:

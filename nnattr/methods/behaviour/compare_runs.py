@@ -13,8 +13,7 @@ be compared if they have the same tokens in number; at their ends, always.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,45 +21,16 @@ import xarray as xr
 from torch import Tensor
 
 from nnattr.errors import TaskError
+from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
 from nnattr.model.prompts import columns, listed, prepared
+from nnattr.results import Comparison
 from nnattr.runs.logits import joined, model_inputs, take
 from nnattr.runs.portions import TOKENS_PER_FORWARD
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Strings: TypeAlias = tuple[str, ...]
 
 FLOATS = 2**26  # logits of each side that one chunk of pairs may hold at a time
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Distances between two prompts' next-token distributions; made by `compare_runs`.
-
-    Attributes:
-        data: dims ``example``, and ``pos`` for ``positions="each"`` (NaN where a shorter pair has
-            none); variables ``norm``, ``kl`` (of b from a, in nats) and ``overlap`` (0 to 1).
-        a, b: the prompts.
-        top_k: among how many likeliest tokens ``overlap`` counts.
-    """
-
-    data: xr.Dataset
-    a: tuple[str, ...]
-    b: tuple[str, ...]
-    top_k: int
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per pair (and position)."""
-        return self.data.to_dataframe().reset_index()
-
-    def __str__(self) -> str:
-        means = {name: float(self.data[name].mean()) for name in ("norm", "kl", "overlap")}
-        return (
-            f"{len(self.a)} pairs: logits differ by a norm of {means['norm']:.3f}, KL "
-            f"{means['kl']:.4f} nats, {means['overlap']:.0%} of the top {self.top_k} shared (means)"
-        )
 
 
 def compare_runs(
@@ -109,14 +79,18 @@ def compare_runs(
         "top_k": top_k,
         "rows": max(1, min(TOKENS_PER_FORWARD // both.ids.shape[1], FLOATS // held)),
     }
-    values = model.run(compare_job, payload, label="comparing runs").values
+    outcome = model.run(compare_job, payload, label="comparing runs")
+    values = outcome.values
     shown = {key: found.masked_fill(~present[:n], float("nan")) for key, found in values.items()}
     data = xr.Dataset(
         {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
         {"example": np.arange(n), "pos": np.arange(at.shape[1])},
     )
     data = data if positions == "each" else data.isel(pos=0, drop=True)
-    return Comparison(data, left, right, top_k)
+    given = {"positions": positions, "top_k": top_k}
+    task = as_task(None, [*left, *right], both)
+    made = record(model, task, method="compare_runs", arguments=given, outcome=outcome)
+    return Comparison(data, made, left, right, top_k)
 
 
 def compare_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def generate(
             NDIF draws in another process, where no seed of ours reaches: it differs every time.)
 
     Returns:
-        what was added to each prompt, without special tokens.
+        what was added to each prompt, without special tokens: plain text, for text is all that it
+        is; prompts, options and seed, which make it again, are your own.
 
     Raises:
         TaskError: prompts that cannot be encoded, no room in the context, or a negative

@@ -9,40 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
 
 from nnattr.errors import TaskError
+from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
+from nnattr.results import AnswerTable
 from nnattr.tasks.form import Form
 from nnattr.tokens import encode
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A first token of answers.
-
-    Attributes:
-        token: the token as text.
-        id: its id.
-        count: after how many prompts it is the most probable one.
-        prob: its mean probability there.
-    """
-
-    token: str
-    id: int
-    count: int
-    prob: float
-
-
-class AnswerTable(tuple[Answer, ...]):
-    """Answers, most frequent first; prints as a table."""
-
-    def __repr__(self) -> str:
-        rows = [
-            f"{one.token!r:<16} {one.count:>5} times, mean probability {one.prob:.2f}"
-            for one in self
-        ]
-        return "\n".join(rows)
 
 
 def most_frequent_answers(
@@ -75,14 +51,25 @@ def most_frequent_answers(
     if isinstance(prompts, str):
         raise TaskError(f"prompts is one string, {prompts[:40]!r}; expected a list of prompts.")
     texts = Form(model.tokenizer, chat, system, answer_prefix).written(prompts)
-    found = model.predict(encode(model.tokenizer, texts, verbatim=chat), k=1)
+    tokens = encode(model.tokenizer, texts, verbatim=chat)
+    found = model.predict(tokens, k=1)
     probs: dict[int, list[float]] = defaultdict(list)
     for token, prob in zip(
         found.ids[:, -1, 0].tolist(), found.probs[:, -1, 0].tolist(), strict=True
     ):
         probs[token].append(prob)
-    rows = [
-        Answer(model.tokenizer.decode([token]), token, len(some), sum(some) / len(some))
-        for token, some in probs.items()
-    ]
-    return AnswerTable(sorted(rows, key=lambda row: (-row.count, -row.prob))[:k])
+    rows = [(token, len(some), sum(some) / len(some)) for token, some in probs.items()]
+    best = sorted(rows, key=lambda row: (-row[1], -row[2]))[:k]
+    given = {"k": k, "chat": chat, "system": system, "answer_prefix": answer_prefix}
+    task = as_task(None, texts, tokens)
+    made = record(model, task, method="most_frequent_answers", arguments=given)
+    return AnswerTable(_data(model, best), made)
+
+
+def _data(model: Model, rows: list[tuple[int, int, float]]) -> xr.Dataset:
+    """Tokens' ids, counts and mean probabilities with names, and the tokens as text."""
+    ids, counts, probs = zip(*rows, strict=True)
+    words = np.array([model.tokenizer.decode([token]) for token in ids], dtype=object)
+    columns = {"token": words, "id": list(ids), "count": list(counts), "prob": list(probs)}
+    data = {name: ("answer", column) for name, column in columns.items()}
+    return xr.Dataset(data, {"answer": np.arange(len(rows))})

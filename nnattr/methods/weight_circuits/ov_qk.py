@@ -40,11 +40,13 @@ import xarray as xr
 
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
+from nnattr.jobs.record import record
 from nnattr.methods.weight_circuits.weight_circuit import Side, WeightCircuit
 from nnattr.model.attention_form import layer_form
 from nnattr.model.components import position_table
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
+from nnattr.results import WeightMatrix
 
 
 def ov(
@@ -128,7 +130,7 @@ def qk(
     return WeightCircuit(model, name, query, key, distance, fold_norm)
 
 
-def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr.DataArray:
+def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> WeightMatrix:
     r"""Where a head would look if it saw positions alone: softmax of ``W_pos W_Q W_K^T W_pos^T``.
 
     .. math:: A = \mathrm{softmax}_{k \le q}(W_{pos} W_Q W_K^\top W_{pos}^\top \cdot \text{scale})
@@ -159,16 +161,19 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr
     query, key = (Side("positions", (), (end, own)) for end in "qk")
     name = f"position circuit of {_names(own)}"
     circuit = WeightCircuit(model, name, query, key, fold_norm=fold_norm)
-    scores = circuit.ask("block", {"rows": None, "columns": None}, scaled=True)
+    outcome = circuit.by_position()
+    scores = outcome.values["block"]
     past = torch.ones_like(scores, dtype=torch.bool).tril()
     pattern = scores.masked_fill(~past, float("-inf")).softmax(-1)
     numbers = np.arange(len(pattern))
-    return xr.DataArray(
+    values = xr.DataArray(
         pattern.numpy(),
         dims=("query_pos", "key_pos"),
         coords={"query_pos": numbers, "key_pos": numbers},
-        name=circuit.name,
     )
+    given = {"head": list(own[0]), "fold_norm": fold_norm}
+    made = record(model, None, method="weights.position_pattern", arguments=given, outcome=outcome)
+    return WeightMatrix(values.to_dataset(name="values"), made, circuit.name)
 
 
 def _heads(model: Model, given: Any) -> tuple[tuple[int, int], ...]:

@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nnattr.backend import Outcome
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
+from nnattr.jobs.record import record
 from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
 from nnattr.model.attention_form import layer_form, require, short_prompt
 from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
+from nnattr.results import WeightMatrix
 from nnattr.tokens import continuation_id
 
 By = Literal["row", "column"]
@@ -124,8 +127,8 @@ class WeightCircuit:
 
     def block(
         self, rows: Sequence[str | int], columns: Sequence[str | int] | None = None
-    ) -> xr.DataArray:
-        """The entries of some rows and columns, with their names; draw with `plots.matrix`.
+    ) -> WeightMatrix:
+        """The entries of some rows and columns, with their names.
 
         Args:
             rows: tokens as text (each one token, with its leading space) or as ids; positions.
@@ -133,23 +136,44 @@ class WeightCircuit:
         """
         columns = rows if columns is None else columns
         ids = [[self._id(one) for one in side] for side in (rows, columns)]
-        values = self.ask("block", {"rows": ids[0], "columns": ids[1]})
+        asked = {"rows": ids[0], "columns": ids[1]}
+        outcome = self._run("block", asked)
         dims = ("query", "key") if self.right.end[0] == "k" else ("input", "output")
         labels = [
             [self._label(one, side) for one in own]
             for own, side in zip(ids, ("row", "column"), strict=True)
         ]
         coords = dict(zip(dims, labels, strict=True))
-        return xr.DataArray(values.numpy(), dims=dims, coords=coords, name=self.name)
+        values = xr.DataArray(outcome.values["block"].numpy(), dims=dims, coords=coords)
+        method = "weights.qk" if self.right.end[0] == "k" else "weights.ov"
+        given = {**self._arguments(), **asked}
+        made = record(self.model, None, method=method, arguments=given, outcome=outcome)
+        return WeightMatrix(values.to_dataset(name="values"), made, self.name)
 
-    def ask(self, question: str, arguments: dict[str, Any], *, scaled: bool = False) -> Any:
+    def ask(self, question: str, arguments: dict[str, Any]) -> Any:
+        """The answer to one question."""
+        return self._run(question, arguments).values[question]
+
+    def by_position(self) -> Outcome:
+        """All entries between positions, scaled as the head scales its scores, as ``"block"``."""
+        return self._run("block", {"rows": None, "columns": None}, scaled=True)
+
+    def _run(self, question: str, arguments: dict[str, Any], *, scaled: bool = False) -> Outcome:
         """One job with one question."""
-        values = self.model.run(
+        outcome = self.model.run(
             circuit_job, self._payload({question: arguments}, scaled), label=self.name
-        ).values
-        require(self.model, values["proof"])
-        _refuse(self, values["proof"])
-        return values[question]
+        )
+        require(self.model, outcome.values["proof"])
+        _refuse(self, outcome.values["proof"])
+        return outcome
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the circuit is made of, as a provenance keeps it."""
+        own = self.left.end[1] or self.right.end[1]
+        through = {"left_via": self.left.through, "right_via": self.right.through}
+        via = {side: [list(head) for head in heads] for side, heads in through.items() if heads}
+        told = {"heads": [list(head) for head in own], **via}
+        return {**told, "distance": self.distance, "fold_norm": self.fold_norm}
 
     def _payload(self, ask: dict[str, Any], scaled: bool) -> dict[str, Any]:
         """What travels to the job."""

@@ -48,7 +48,7 @@ def test_an_ov_circuit_is_its_dense_matrix(name: str, head: Any) -> None:
     assert circuit.copying_accuracy(by="column") == pytest.approx(accuracy(expected.T, 1))
     assert circuit.norm() == pytest.approx(float(torch.linalg.matrix_norm(expected)), rel=1e-4)
     ids = [5, 700, 9, 1201]
-    block = circuit.block(ids)
+    block = circuit.block(ids).values
     torch.testing.assert_close(
         torch.tensor(block.values), expected[ids][:, ids], rtol=1e-4, atol=1e-4
     )
@@ -87,7 +87,7 @@ def test_qk_and_composed_circuits_are_their_dense_matrices(name: str) -> None:
     for circuit, expected in cases.values():
         assert expected is not None
         assert circuit.norm() == pytest.approx(float(torch.linalg.matrix_norm(expected)), rel=1e-4)
-        block = circuit.block([3, 44, 555], [7, 8])
+        block = circuit.block([3, 44, 555], [7, 8]).values
         torch.testing.assert_close(
             torch.tensor(block.values),
             expected[[3, 44, 555]][:, [7, 8]],
@@ -97,7 +97,7 @@ def test_qk_and_composed_circuits_are_their_dense_matrices(name: str) -> None:
     circuit, expected = cases["key"]
     assert circuit.copying_accuracy() == pytest.approx(accuracy(expected, 1))
     assert circuit.copying_accuracy(by="column") == pytest.approx(accuracy(expected.T, 1))
-    assert circuit.block([3]).dims == ("query", "key")
+    assert circuit.block([3]).values.dims == ("query", "key")
 
 
 @pytest.mark.parametrize("name", TEACHING)
@@ -122,7 +122,7 @@ def test_the_position_pattern_is_the_notebooks() -> None:
         scores = w["pos"] @ qk(name, 0, head) @ w["pos"].T / w["size"] ** 0.5
         mask = torch.ones_like(scores).tril().bool()
         expected = scores.masked_fill(~mask, -1e6).softmax(-1)
-        found = weights.position_pattern(teaching(name), (0, head))
+        found = weights.position_pattern(teaching(name), (0, head)).values
         assert found.dims == ("query_pos", "key_pos")
         torch.testing.assert_close(torch.tensor(found.values), expected, rtol=1e-4, atol=1e-6)
     figure: Any = nnattr.plots.matrix(found[:20, :20])
@@ -173,7 +173,7 @@ def test_the_circuit_at_a_distance_has_the_models_own_rotation(family: str) -> N
     expected = (whole[:, 0] * whole[:, 1]).sum(-1)
     circuits = [
         [
-            weights.qk(model, (1, head), distance=far).block([7], [30]).item()
+            weights.qk(model, (1, head), distance=far).block([7], [30]).values.item()
             for head in range(HEADS)
         ]
         for far in (distance, 0)
@@ -212,7 +212,7 @@ def test_every_family_has_circuits_or_says_what_is_missing(family: str) -> None:
             far.norm()
         return
     near = weights.qk(model, (1, 2), fold_norm=True)
-    assert np.abs(far.block([3, 4, 5]) - near.block([3, 4, 5])).max() > 1e-3
+    assert np.abs(far.block([3, 4, 5]).values - near.block([3, 4, 5]).values).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "falcon-new", "gemma2", "gptj"])
@@ -290,7 +290,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(TaskError, match="is not in the tokenizer"):
         weights.ov(model, (1, 0)).block(["nothing"])
     with pytest.raises(ResultError, match="A matrix has two dimensions"):
-        nnattr.plots.matrix(weights.ov(model, (1, 0)).block(["w5", "w6"])[0])
+        nnattr.plots.matrix(weights.ov(model, (1, 0)).block(["w5", "w6"]).values[0])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
