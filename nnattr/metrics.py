@@ -263,7 +263,7 @@ def direction(metric: Metric, task: Any) -> Weights:
 
 
 def check(metric: Metric, task: Any) -> None:
-    """Raise `MetricError` for what is no metric, or needs what the task does not have."""
+    """Raise `MetricError` for an object that is not a metric, or one whose needs the task lacks."""
     if not callable(metric) or isinstance(metric, type):
         raise MetricError(
             f"{metric!r} is not a metric; pass an instance such as LogitDiff(), or a function "
@@ -294,7 +294,7 @@ def answer_fields(task: Any) -> dict[str, Tensor]:
 
 
 def wanted(metric: Metric, fields: dict[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The tokens whose logits a metric reads, and the fields with ids that count among these.
+    """The tokens whose logits a metric reads, and the answer fields with ids that index these.
 
     None, and the fields as they are, for a metric that reads them all.
     """

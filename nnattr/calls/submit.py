@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nnattr.arguments import File, checked
 from nnattr.backend import NDIF, JobFunction, Outcome
 from nnattr.backend.ndif import Ticket
-from nnattr.calls.plain import plain, restored
 from nnattr.calls.registry import named, row_of
 from nnattr.errors import BackendError, ResultError
+from nnattr.jobs.plain import plain, restored
 from nnattr.model.load import load
 from nnattr.model.model import Model
 

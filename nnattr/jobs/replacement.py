@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -55,12 +54,8 @@ def chosen(model: Model, task: Task, kind: Replacement, dataset: Prompts | None,
             f"'mean_positional' takes means position by position, and the prompts have "
             f"{min(lengths)} to {max(lengths)} tokens. Use prompts of one length, or 'mean'."
         )
-    arguments: dict[str, Any] = {"replacement": kind}
-    if dataset is not None and kind != "zero":
-        text = repr(other.rows).encode()
-        arguments["dataset"] = f"{len(other)} prompts, {hashlib.sha256(text).hexdigest()[:16]}"
+    arguments = {"replacement": kind, "dataset": dataset, "seed": seed}
     if kind == "resample":
-        arguments["seed"] = seed
         return Fill("resample", other, _resampled(own, other, seed), arguments)
     return Fill(kind, other, own, arguments)
 

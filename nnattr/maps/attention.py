@@ -20,7 +20,7 @@ from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import frozen
 from nnattr.runs.places import cut
 
-#: Of one layer, in plain values: what `nnattr.methods.attention_form.layer_form` gives.
+#: Of one layer, in plain values: what `nnattr.model.attention_form.layer_form` gives.
 Form = dict[str, Any]
 
 
@@ -118,7 +118,7 @@ def turned(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
 def fitted(
     nn: Any, form: Form, seen: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """How this layer makes its scores, found by what gives the model's own z.
+    """How this layer makes its attention scores: the candidate that reproduces the model's own z.
 
     Returns:
         ``kind`` of turn, ``scale`` of the scores, ``alibi``, the factor of a bias for distance (0:

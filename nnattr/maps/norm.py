@@ -64,7 +64,7 @@ def apply(norm: Frozen, x: Tensor) -> Tensor:
 
 
 def pull(norm: Frozen, direction: Tensor) -> Tensor:
-    """The direction in front of the norm that reads what ``direction`` reads behind it."""
+    """The transposed map: the direction before the norm that reads what this one reads after it."""
     return norm["scale"] * _centred(norm, norm["gain"] * direction)
 
 

@@ -61,7 +61,7 @@ class Composition(Result):
         except KeyError:
             found = float("nan")
         if np.isnan(found):
-            raise ResultError(f"{names[0]} and {names[1]} are no pair of a head and a later one.")
+            raise ResultError(f"{names[0]} and {names[1]} are not a head and a later one.")
         return found
 
     @checked

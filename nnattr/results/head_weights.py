@@ -16,7 +16,7 @@ from nnattr.results.base import Result
 class HeadWeights(Result):
     """The four matrices of a head, in float32, for vectors on their left: ``x @ W_Q``.
 
-    Made by `nnattr.head_weights`. Each is an attribute, as a tensor: ``W_Q``, ``W_K`` and ``W_V``
+    Made by `nnattr.weights.head`. Each is an attribute, as a tensor: ``W_Q``, ``W_K`` and ``W_V``
     [d_model, d_head], ``W_O`` [d_head, d_model], and the biases ``b_Q``, ``b_K`` and ``b_V``
     [d_head], zero where the model has none. Under grouped-query attention ``W_K`` and ``W_V`` are
     those of the head's group.

@@ -15,8 +15,8 @@ from nnattr.results.base import Result
 class WeightMatrix(Result):
     """Some rows and columns of a weight circuit, or where a head would look by position alone.
 
-    Made by ``ov_circuit(...).block(...)``, its like for QK, and `nnattr.position_pattern`. Numpy
-    takes it for its values: ``np.diag(matrix)``.
+    Made by ``nnattr.weights.ov(...).block(...)``, its like for QK, and
+    `nnattr.weights.position_pattern`. Numpy takes it for its values: ``np.diag(matrix)``.
 
     Attributes:
         data: ``values`` with two dimensions, of tokens or positions, named by their coordinates.

@@ -41,9 +41,9 @@ def made(kind: str) -> Any:
         ),
         "AnswerTable": lambda: nnattr.most_frequent_answers(model, [*PROMPTS, "Mary"]),
         "Comparison": lambda: nnattr.compare_runs(model, PROMPTS[:1], PROMPTS[1:]),
-        "HeadWeights": lambda: nnattr.head_weights(model, (1, 0)),
+        "HeadWeights": lambda: nnattr.weights.head(model, (1, 0)),
         "Inspection": lambda: nnattr.inspect_prompt(model, PROMPTS[0], " Mary", top_k=3),
-        "WeightMatrix": lambda: nnattr.ov_circuit(model, (1, 0)).block([3, 4, 5]),
+        "WeightMatrix": lambda: nnattr.weights.ov(model, (1, 0)).block([3, 4, 5]),
         "Agreement": lambda: nnattr.agreement(
             nnattr.attribution_patching(model, task, nnattr.LogitDiff(), direction="noising"),
             nnattr.attribution_patching(model, task, nnattr.LogitDiff()),

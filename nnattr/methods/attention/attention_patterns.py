@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, checked
 from nnattr.graph import Part
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.maps.linear import linear_map
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
@@ -101,7 +101,7 @@ def attention_patterns(
     values = accepted(model, outcome.values)
     found = values["patterns"][:, [order.index(head) for head in picked]]
     data = _labelled(found, tokens, picked).to_dataset(name="values")
-    given = {"heads": [list(head) for head in picked], "weighted": weighted, "run": run}
+    given = {"heads": picked, "k": k, "weighted": weighted, "run": run, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="attention_patterns", arguments=given, outcome=outcome)
     return Patterns(data, made, tuple(map(tuple, tokens.strings)), tuple(texts), weighted)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, Share, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, plain, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.maps.linear import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
@@ -90,7 +90,7 @@ def copying_score(
     values = accepted(model, outcome.values)
     known = values["copied"].masked_fill(~present[:, None, None], float("nan"))
     given = {
-        "positions": plain(positions),
+        "positions": positions,
         "top_k": top_k,
         "negative": negative,
         "threshold": threshold,
@@ -99,7 +99,7 @@ def copying_score(
         model,
         as_task(prompts, texts, tokens),
         method="copying_score",
-        arguments={**given, "run": run},
+        arguments={**given, "run": run, **untold(prompts)},
         outcome=outcome,
     )
     return _result(model, tokens, {"copying": known.nanmean(-1)}, threshold, made)

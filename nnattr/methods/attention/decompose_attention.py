@@ -31,10 +31,10 @@ import xarray as xr
 from nnattr.arguments import Positive, checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.methods.attention.decompose_attention_job import attention_parts_job
-from nnattr.methods.attention_form import layer_form, require
-from nnattr.methods.components import Plan, bias, components
+from nnattr.model.attention_form import layer_form, require
+from nnattr.model.components import Plan, bias, components
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked
@@ -63,8 +63,9 @@ def decompose_attention(
         some pairs, and the head's own scores and pattern.
 
     Raises:
-        ArchError: no such head; scores that are no such sum (queries and keys normed after they are
-            projected, a bias for distance), or a residual stream that is not the sum of its parts.
+        ArchError: no such head; scores that are not such a sum (queries and keys normed after they
+            are projected, a bias for distance), or a residual stream that is not the sum of its
+            parts.
         TaskError: prompts that cannot be used, or an unknown component.
     """
     ((layer, number),) = chosen(model, [head], 0)
@@ -90,7 +91,7 @@ def decompose_attention(
         _proven(model, (layer, number), example["proof"])
     data = _dataset(values["examples"], names)
     strings = tuple(tuple(row) for row in tokens.strings)
-    given = {"head": [layer, number], "pairs": kept if isinstance(kept, int) else list(kept)}
+    given = {"head": (layer, number), "pairs": kept, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="decompose_attention", arguments=given, outcome=outcome)
     return AttentionParts(data, made, strings, (layer, number))

@@ -35,7 +35,7 @@ def attention_parts_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
         **payload: ``prompts``, ids [1, pos] each; ``head``, its number in the layer of ``form``;
             ``reads``, (key, path, side) of the parts in forward order; ``parts``, (key, factor) of
             those that stay whole; ``splits`` of those that fall apart into heads (see
-            `nnattr.methods.components.Plan`); ``names`` of all components; ``pairs``,
+            `nnattr.model.components.Plan`); ``names`` of all components; ``pairs``,
             names of components, or how many of the first prompt's strongest pairs to return whole.
 
     Returns:

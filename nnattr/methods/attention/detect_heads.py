@@ -33,7 +33,7 @@ from torch import Tensor
 from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Run, asked
@@ -119,8 +119,8 @@ def detect_heads(
     }
     array = xr.DataArray(known, dims=dims, coords=coords)
     loss = _aligned(values["loss"], tokens)
-    drawn = {"n": n, "length": length, "seed": seed} if prompts is None else {"run": run}
-    given = {**drawn, "thresholds": limits}
+    given = {"n": n, "length": length, "seed": seed, "thresholds": thresholds, "run": run}
+    given |= untold(prompts)
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="detect_heads", arguments=given, outcome=outcome)
     return HeadScores.from_arrays(array, limits, tokens, made, loss=loss, second=second)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
-from nnattr.jobs.record import as_task, plain, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Run, aligned, asked
@@ -85,7 +85,7 @@ def capture(
     heads: int | Sequence[int] | None = None,
     reduce: Reduce | None = None,
     run: Run = "clean",
-) -> Any:
+) -> Activations | dict[str, Tensor]:
     """The activations at some sites.
 
     Args:
@@ -137,8 +137,8 @@ def capture(
             name: _labelled(model, name, values[name], payload, tokens, at, present)
             for name in names
         }
-        given = {"sites": names, "positions": plain(positions), "run": run}
-        given |= {"layers": chosen, "heads": payload["heads"]}
+        given = {"sites": names, "positions": positions, "run": run}
+        given |= {"layers": layers, "heads": heads, **untold(prompts)}
         task = as_task(prompts, texts, tokens)
         made = record(model, task, method="capture", arguments=given, outcome=outcome)
         return Activations.from_arrays(found, made)

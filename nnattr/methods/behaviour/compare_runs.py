@@ -86,7 +86,7 @@ def compare_runs(
         {"example": np.arange(n), "pos": np.arange(at.shape[1])},
     )
     data = data if positions == "each" else data.isel(pos=0, drop=True)
-    given = {"positions": positions, "top_k": top_k}
+    given = {"a": a, "b": b, "positions": positions, "top_k": top_k}
     task = as_task(None, [*left, *right], both)
     made = record(model, task, method="compare_runs", arguments=given, outcome=outcome)
     return Comparison(data, made, left, right, top_k)

@@ -16,7 +16,7 @@ import xarray as xr
 
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked
 from nnattr.results import Inspection
@@ -63,7 +63,7 @@ def inspect_prompt(
     outcome = model.run(inspect_job, payload, label="inspecting a prompt")
     decode = model.tokenizer.decode
     said = tuple(decode([token]) for token in added)
-    given = {"answer": answer, "top_k": top_k}
+    given = {"answer": answer, "top_k": top_k, **untold(prompt, "prompt")}
     task = as_task(prompt, texts, tokens)
     made = record(model, task, method="inspect_prompt", arguments=given, outcome=outcome)
     return Inspection(_data(decode, outcome.values, said), made, tuple(tokens.strings[0]), said)

@@ -70,7 +70,13 @@ def most_frequent_answers(
         probs[token].append(prob)
     rows = [(token, len(some), sum(some) / len(some)) for token, some in probs.items()]
     best = sorted(rows, key=lambda row: (-row[1], -row[2]))[:top_k]
-    given = {"top_k": top_k, "chat": chat, "system": system, "answer_prefix": answer_prefix}
+    given = {
+        "prompts": prompts,
+        "top_k": top_k,
+        "chat": chat,
+        "system": system,
+        "answer_prefix": answer_prefix,
+    }
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="most_frequent_answers", arguments=given)
     return AnswerTable(_data(model, best), made)

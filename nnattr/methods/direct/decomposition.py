@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnattr.errors import ArchError, MetricError
-from nnattr.methods.components import Plan, Unit, logit_constants
+from nnattr.model.components import Plan, Unit, logit_constants
 from nnattr.model.model import Model
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task

@@ -33,12 +33,12 @@ from torch import Tensor
 from nnattr.arguments import checked
 from nnattr.backend import Outcome
 from nnattr.errors import TaskError
-from nnattr.jobs.record import plain, record
-from nnattr.methods.components import Unit, chosen_layers, components, points
+from nnattr.jobs.record import record
 from nnattr.methods.direct.decomposition import Norm, Run, decomposition, proven
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.methods.direct.shares import placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
+from nnattr.model.components import Unit, chosen_layers, components, points
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits
 from nnattr.results import Scores
@@ -105,9 +105,9 @@ def direct_logit_attribution(
     proven(model, describe(metric), outcome.values)
     arguments = {
         "unit": unit,
-        "positions": plain(positions),
+        "positions": positions,
         "norm": norm,
-        "layers": None if layers is None else list(wanted),
+        "layers": layers,
         "run": run,
     }
     made = record(

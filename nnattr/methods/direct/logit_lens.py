@@ -30,8 +30,8 @@ from torch import Tensor
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part
-from nnattr.jobs.record import as_task, plain, record
-from nnattr.methods.components import logit_constants
+from nnattr.jobs.record import as_task, record, untold
+from nnattr.model.components import logit_constants
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked, columns
 from nnattr.results import Lens
@@ -93,7 +93,7 @@ def logit_lens(
     points = [*(Part("pre", layer) for layer in range(model.n_layers)), Part("final")]
     names = [part.label for part in points]
     data = _data(model, tokens, names, at, present, outcome.values)
-    given = {"top_k": top_k, "positions": plain(positions), "answers": list(words) or None}
+    given = {"top_k": top_k, "positions": positions, "answers": answers, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="logit_lens", arguments=given, outcome=outcome)
     return Lens(data, made, texts, words)

@@ -30,11 +30,11 @@ from torch import Tensor
 
 from nnattr.arguments import checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record
-from nnattr.methods.components import chosen_layers, components
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.methods.direct.decomposition import decomposition, proven
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.methods.direct.shares import placed, shares
+from nnattr.model.components import chosen_layers, components
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked
 from nnattr.results import Scores
@@ -88,7 +88,8 @@ def next_token_attribution(
         arguments={
             "unit": unit,
             "positions": "each",
-            "layers": None if layers is None else list(wanted),
+            "layers": layers,
+            **untold(prompts),
         },
         metric=METRIC,
         outcome=outcome,

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.methods.components import Plan, Unit, bias, logit_constants
+from nnattr.model.components import Plan, Unit, bias, logit_constants
 from nnattr.model.model import Model
 from nnattr.results.dataset import ordered
 from nnattr.tasks import Task

@@ -31,8 +31,8 @@ from nnattr.graph import Part, parse
 from nnattr.jobs.layout import units
 from nnattr.jobs.replacement import Fill, Replacement, chosen
 from nnattr.jobs.study import Study
-from nnattr.methods.components import position_table
 from nnattr.metrics import Metric
+from nnattr.model.components import position_table
 from nnattr.model.heads import is_one
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts
@@ -102,7 +102,9 @@ def ablate(
     Cost: that of `activation_patching`, and for a mean one forward pass over the dataset.
     """
     fill = chosen(model, task, replacement, dataset, seed)
-    study = _study(ablation_job, model, task, metric, site, positions, fill, engine, max_memory)
+    study = _study(
+        ablation_job, "ablate", model, task, metric, site, positions, fill, engine, max_memory
+    )
     return _of_clean_run(study.run(checkpoint))
 
 
@@ -151,7 +153,18 @@ def ablate_together(
     whole = isinstance(parts, str) and parts == "pos_embed"
     site = "resid_pre" if whole else site
     fill = chosen(model, task, replacement, dataset, seed)
-    study = _study(together_job, model, task, metric, site, positions, fill, "full", max_memory)
+    study = _study(
+        together_job,
+        "ablate_together",
+        model,
+        task,
+        metric,
+        site,
+        positions,
+        fill,
+        "full",
+        max_memory,
+    )
     payload, cells = study.payload(), []
     if whole:
         payload |= _positions_payload(model, replacement, positions)
@@ -165,6 +178,7 @@ def ablate_together(
 
 def _study(
     job: Any,
+    name: str,
     model: Model,
     task: Task,
     metric: Metric,
@@ -177,7 +191,7 @@ def _study(
     """The ablation as a study: clean runs, patched from what is put in."""
     return Study(
         job=job,
-        method="ablation",
+        method=name,
         by_layer=True,
         model=model,
         task=task,

@@ -36,8 +36,8 @@ from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.linalg import product_norm, triangle
 from nnattr.maps.attention import look
-from nnattr.methods.attention_form import layer_form, require, short_prompt
 from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.model.attention_form import layer_form, require, short_prompt
 from nnattr.model.model import Model
 from nnattr.results import Composition
 

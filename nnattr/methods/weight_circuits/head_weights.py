@@ -11,12 +11,12 @@ from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.maps.attention import look
-from nnattr.methods.attention_form import (
+from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.model.attention_form import (
     layer_form,
     require,
     short_prompt,
 )
-from nnattr.methods.weight_circuits.weight_circuit_job import attentions
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.results import HeadWeights
@@ -55,8 +55,8 @@ def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
     arrays = {f"W_{side.upper()}": (("d_model", "d_head"), found[side].numpy()) for side in "qkv"}
     arrays["W_O"] = (("d_head", "d_model"), found["o"].numpy())
     arrays |= {f"b_{side.upper()}": (("d_head",), found[f"{side} bias"].numpy()) for side in "qkv"}
-    given = {"head": [layer, number], "fold_norm": fold_norm}
-    made = record(model, None, method="head_weights", arguments=given, outcome=outcome)
+    given = {"head": (layer, number), "fold_norm": fold_norm}
+    made = record(model, None, method="weights.head", arguments=given, outcome=outcome)
     return HeadWeights(xr.Dataset(arrays), made, (layer, number))
 
 

@@ -42,9 +42,9 @@ from nnattr.arguments import Natural, checked
 from nnattr.errors import ArchError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
-from nnattr.methods.attention_form import layer_form
-from nnattr.methods.components import position_table
 from nnattr.methods.weight_circuits.weight_circuit import Side, WeightCircuit
+from nnattr.model.attention_form import layer_form
+from nnattr.model.components import position_table
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
@@ -172,7 +172,7 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> We
         coords={"query_pos": numbers, "key_pos": numbers},
     )
     given = {"head": list(own[0]), "fold_norm": fold_norm}
-    made = record(model, None, method="position_pattern", arguments=given, outcome=outcome)
+    made = record(model, None, method="weights.position_pattern", arguments=given, outcome=outcome)
     return WeightMatrix(values.to_dataset(name="values"), made, circuit.name)
 
 

@@ -15,9 +15,9 @@ from nnattr.backend import Outcome
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
-from nnattr.methods.attention_form import layer_form, require, short_prompt
-from nnattr.methods.components import logit_constants, position_table
 from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
+from nnattr.model.attention_form import layer_form, require, short_prompt
+from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
 from nnattr.tokens import continuation_id
@@ -152,7 +152,7 @@ class WeightCircuit:
         ]
         coords = dict(zip(dims, labels, strict=True))
         values = xr.DataArray(outcome.values["block"].numpy(), dims=dims, coords=coords)
-        method = "qk_circuit" if self.right.end[0] == "k" else "ov_circuit"
+        method = "weights.qk" if self.right.end[0] == "k" else "weights.ov"
         given = {**self._arguments(), **asked}
         made = record(self.model, None, method=method, arguments=given, outcome=outcome)
         return WeightMatrix(values.to_dataset(name="values"), made, self.name)
