@@ -1,7 +1,7 @@
 """What every test starts from: one thread, no network host of the user's, the local backend.
 
 ``--families=all`` runs every family of tiny models where a test runs over families; without it a
-dear one takes those of `tests.support.families.CORE`.
+dear one takes those of `tests.support.families.CORE`. ``--fuzz=10000`` makes as many random calls.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     said = "families of tiny models that the dear tests run over"
+    parser.addoption("--fuzz", type=int, default=500, help="random calls with wrong values")
     parser.addoption("--families", choices=("core", "all"), default="core", help=said)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nnattr.arguments import Positive, checked
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
 from nnattr.jobs.record import as_task, record, untold
@@ -47,7 +47,7 @@ def decompose_attention(
     prompts: Prompts,
     head: Head,
     *,
-    pairs: Positive | Sequence[Sequence[str]] = 4,
+    pairs: Natural | Sequence[Sequence[str]] = 4,
 ) -> AttentionParts:
     """A head's queries, keys and scores, by component of the residual stream.
 
