@@ -114,7 +114,7 @@ def units(model: Model, site: PatchSite) -> tuple[str | None, int]:
     """
     if site == "neuron":
         return site, model.d_mlp
-    axis = FORWARD_ORDER["z" if site == "pattern" else site]
+    axis = FORWARD_ORDER.get("z" if site == "pattern" else site)  # `layout` tells what is unknown
     return axis, {"head": model.n_heads, "kv_head": model.n_kv_heads, None: 1}[axis]
 
 
