@@ -35,9 +35,16 @@ from nnattr.backend import Outcome
 from nnattr.errors import ResultError, TaskError
 from nnattr.graph import parse
 from nnattr.jobs.record import plain, record
-from nnattr.methods.direct.decomposition import Norm, Run, decomposition, proven
+from nnattr.methods.direct.decomposition import (
+    Norm,
+    Run,
+    decomposition,
+    ordered,
+    placed,
+    proven,
+    shares,
+)
 from nnattr.methods.direct.decomposition_job import decompose_job
-from nnattr.methods.direct.shares import ordered, placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
 from nnattr.model.components import Unit, chosen_layers, components, points
 from nnattr.model.model import Model

@@ -29,9 +29,8 @@ from torch import Tensor
 
 from nnattr.errors import TaskError
 from nnattr.jobs.record import record
-from nnattr.methods.direct.decomposition import decomposition, proven
+from nnattr.methods.direct.decomposition import decomposition, placed, proven, shares
 from nnattr.methods.direct.decomposition_job import decompose_job
-from nnattr.methods.direct.shares import placed, shares
 from nnattr.model.components import Unit, chosen_layers, components
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits, listed
