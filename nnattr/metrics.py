@@ -23,7 +23,7 @@ Two groups of words, say six ways to say yes and five to say no, can be compared
 which agree in sign for single words but need not for groups:
 
 ====================  ==================================  =======================================
-`GroupLogitDiff`      mean of logits                      linear, so it has a `direction`; one very
+`LogitDiff`           mean of logits                      linear, so it has a `direction`; one very
                                                           improbable word can turn its sign
 `GroupLogProbDiff`    log-odds of the groups              what the model will say; unbounded
 `GroupProbDiff`       difference of probabilities         the same sign, between -1 and 1; saturates
@@ -77,7 +77,6 @@ class LogitDiff:
 
 
 #: The same metric under the name that says what it does with groups.
-GroupLogitDiff = LogitDiff
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class GroupLogProbDiff:
     last_only: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
     reads: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
-    near: ClassVar[str] = "GroupLogitDiff"
+    near: ClassVar[str] = "LogitDiff"
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
@@ -108,7 +107,7 @@ class GroupProbDiff:
 
     last_only: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
-    near: ClassVar[str] = "GroupLogitDiff"
+    near: ClassVar[str] = "LogitDiff"
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
@@ -212,7 +211,6 @@ class Loss:
 #: The metrics by name, as the command line and configuration files know them.
 METRICS: dict[str, Callable[..., Metric]] = {
     "LogitDiff": LogitDiff,
-    "GroupLogitDiff": GroupLogitDiff,
     "GroupLogProbDiff": GroupLogProbDiff,
     "GroupProbDiff": GroupProbDiff,
     "SequenceLogProb": SequenceLogProb,

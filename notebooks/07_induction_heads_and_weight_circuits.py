@@ -67,7 +67,7 @@ patterns.plot()
 # what happens to the log-probability of the right token at the end of the second copy.
 
 # %%
-without = nnattr.ablate(model, repeated, nnattr.LogProb(), site="z", method="mean")
+without = nnattr.ablate(model, repeated, nnattr.LogProb(), site="z", replacement="mean")
 without.plot(title="Change of the log-probability without each head")
 
 # %%

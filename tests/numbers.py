@@ -129,7 +129,7 @@ def behaviour(model: Model, task: Task) -> Calls:
 
 GROUPS = (patching, ablations, direct, attention, weights, behaviour)
 #: The names that differ between versions.
-REPLACEMENT = "method"
+REPLACEMENT = "replacement"
 WEIGHTS = (
     nnattr.weights.ov,
     nnattr.weights.qk,

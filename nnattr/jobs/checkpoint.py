@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: What a part holds besides plain values.
 TENSORS = ("change", "base", "source")
+#: Arguments that finished parts do not depend on.
+FREE = ("normalized", "max_memory")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def digest(study: Study) -> str:
     provenance = study.frame().provenance
     content = [
         provenance.method,
-        {k: v for k, v in provenance.arguments.items() if k != "normalized"},
+        {k: v for k, v in provenance.arguments.items() if k not in FREE},
         study.engine,
         describe(study.metric),
         _code(study.metric),

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnattr.arch.spec import missing
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, BackendError
 from nnattr.model import sites
+from nnattr.model.model import Model
 from nnattr.model.verify_job import verify_job
 
 if TYPE_CHECKING:
     from nnattr.arch.spec import ArchSpec
-    from nnattr.model.model import Model
 
 #: The checks of q, k, v and neurons: a discovered spec that fails one does without those sites.
 INSIDE = {
@@ -93,6 +94,7 @@ class Proof:
         return "\n".join(lines)
 
 
+@checked
 def verify(model: Model, ids: Any = None) -> Proof:
     """Prove on the live model that its spec is right.
 

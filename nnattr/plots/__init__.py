@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from nnattr.arguments import checked
 from nnattr.drawing import Drawers
 from nnattr.errors import ResultError
 from nnattr.plots.bars import bars
@@ -60,6 +61,7 @@ from nnattr.results import (
 __all__ = ["agreement_scatter", "bars", "heatmap", "matrix", "parts", "plot", "strongest"]
 
 
+@checked
 def plot(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """The figure that suits the scores' dimensions; what ``Scores.plot`` returns.
 

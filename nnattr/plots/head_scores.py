@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import HeadScores, measured
@@ -13,6 +14,7 @@ WRITTEN = 200  # cells up to which each shows its number
 GAP = 26  # pixels between two maps
 
 
+@checked
 def kinds_figure(found: HeadScores, kind: str | None = None, title: str | None = None) -> go.Figure:
     """Layer by head for one kind or all; heads over the threshold have a frame.
 
@@ -78,6 +80,7 @@ def _trace(values: np.ndarray, spread: np.ndarray, kind: str, cell: float, bar: 
     )
 
 
+@checked
 def loss_figure(found: HeadScores, title: str | None = None) -> go.Figure:
     """The loss at each position with its standard error, and the means of both copies.
 

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import get_colorscale
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.results import Scores
@@ -70,6 +71,7 @@ class Grid:
         )
 
 
+@checked
 def heatmap(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """A heat map of two dimensions: layer by head, layer by position, and the like.
 
@@ -89,6 +91,7 @@ def heatmap(scores: Scores, *, title: str | None = None, limit: float | None = N
     return _figure(mean, grid, [grid.trace(end, words.unit(mean))], title)
 
 
+@checked
 def strongest(
     scores: Scores, *, rows: int = 20, title: str | None = None, limit: float | None = None
 ) -> go.Figure:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.results import Lens
@@ -17,8 +18,9 @@ LONGEST = 10  # letters of a token that a cell shows
 TALL = 26  # pixels
 
 
+@checked
 def lens_figure(
-    lens: Lens, example: int = 0, *, colour: str = "probability", title: str | None = None
+    lens: Lens, example: Natural = 0, *, colour: str = "probability", title: str | None = None
 ) -> go.Figure:
     """Points of the residual stream down, positions across, the likeliest token in each cell.
 

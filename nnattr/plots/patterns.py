@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import Natural, checked
 from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import Patterns
@@ -17,9 +18,10 @@ LABELLED = 48  # tokens up to which every one has its label
 FEW = 20  # the same for small maps
 
 
+@checked
 def patterns_figure(
     patterns: Patterns,
-    example: int = 0,
+    example: Natural = 0,
     *,
     heads: list[tuple[int, int]] | None = None,
     title: str | None = None,

@@ -31,7 +31,7 @@ POSITIONS = {
     "each": "one position at a time",
     "last": "last token",
 }
-FILLS = {
+REPLACED = {
     "zero": "set to zero",
     "mean": "set to the mean",
     "mean_positional": "set to each position's mean",
@@ -43,6 +43,8 @@ AXES = {
     "query_pos": "Query position",
     "key_pos": "Key position",
 }
+#: Methods whose name is not the noun that a title has.
+NOUNS = {"ablate": "Ablation", "ablate_together": "Ablation"}
 #: Methods that take one run apart, and whose cells add up to it.
 CONTRIBUTIONS = ("direct_logit_attribution", "next_token_attribution")
 LONGEST_TOKEN = 14
@@ -61,7 +63,8 @@ def open_dims(scores: Scores) -> tuple[str, ...]:
 
 def method_name(scores: Scores) -> str:
     """The method in plain words, e.g. ``Activation patching``."""
-    return scores.provenance.method.replace("_", " ").capitalize()
+    method = scores.provenance.method
+    return NOUNS.get(method, method.replace("_", " ").capitalize())
 
 
 def unit(scores: Scores) -> str:
@@ -81,10 +84,10 @@ def title(scores: Scores) -> str:
 
 
 def subtitle(scores: Scores) -> str:
-    """The second line: direction or fill, positions, model and number of examples."""
+    """The second line: direction or replacement, positions, model and number of examples."""
     arguments = scores.provenance.arguments
     parts = [
-        FILLS.get(arguments.get("fill", ""), arguments.get("direction")),
+        REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         _positions(arguments["positions"]) if "positions" in arguments else None,
         safe(scores.provenance.model),
         f"n = {scores.baselines.sizes['example']}",

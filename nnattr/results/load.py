@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nnattr.arguments import checked
 from nnattr.results.activations import Activations
 from nnattr.results.agreement import Agreement
 from nnattr.results.answers import AnswerTable
@@ -38,6 +39,7 @@ TYPES: tuple[type[Result], ...] = (
 KINDS = {kind.__name__: kind for kind in TYPES}
 
 
+@checked
 def load_result(path: str | Path) -> Result:
     """Read the file of any result, as its ``save`` wrote it, now or with schema 1 or 2.
 

@@ -128,7 +128,7 @@ def test_a_result_shows_itself(kind: str) -> None:
 def test_what_a_model_says_is_never_html() -> None:
     found = made("Lens")
     told = found.provenance.model_copy(update={"model": "<script>"})
-    page = nnattr.Lens(found.data, told, ("<b>", "<i>"), found.answers)._repr_html_()
+    page = nnattr.results.Lens(found.data, told, ("<b>", "<i>"), found.answers)._repr_html_()
     assert "&lt;script&gt;" in page
     assert "&lt;b&gt;" in page
     assert not {"<script>", "<b>'", "<i>"} & set(page.split())
@@ -229,7 +229,7 @@ def test_what_earlier_schemas_did_not_know_is_empty() -> None:
         _ = nnattr.load_result(FILES / "scores-1.safetensors").task
     with pytest.raises(nnattr.TaskError, match="does not hold its task"):
         nnattr.Task.load(FILES / "scores-1.safetensors")
-    heads = nnattr.HeadScores.load(FILES / "head_scores-2.safetensors")
+    heads = nnattr.results.HeadScores.load(FILES / "head_scores-2.safetensors")
     _, header = old("head_scores-2.safetensors")
     assert heads.thresholds == header["head_scores"]["thresholds"]
     assert [list(row) for row in heads.tokens.strings] == header["head_scores"]["strings"]

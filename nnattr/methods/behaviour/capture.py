@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
-from nnattr.jobs.record import as_task, plain, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
-from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, Where, asked, columns
+from nnattr.model.patterns import accepted, attention_paths
+from nnattr.model.prompts import Prompts, Run, aligned, asked
 from nnattr.model.sites import FORWARD_ORDER, SITES, SiteName
 from nnattr.results import Activations
 from nnattr.runs.inputs import PromptBatch, inputs
@@ -34,8 +35,7 @@ from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.runs.rotated import rotated
-from nnattr.tasks import Task
-from nnattr.tasks.positions import spots
+from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens
 
 #: What runs where the model is: the chunk's tensors by site, each [example, layer, ...].
@@ -51,12 +51,12 @@ def capture(
     model: Model,
     prompts: Prompts,
     sites: str | Sequence[str],
-    positions: Where = "each",
     *,
+    positions: Positions = "each",
     layers: int | Sequence[int] | None = None,
     heads: int | Sequence[int] | None = None,
     reduce: None = None,
-    run: Literal["clean", "corrupted"] = "clean",
+    run: Run = "clean",
 ) -> Activations: ...
 
 
@@ -65,26 +65,27 @@ def capture(
     model: Model,
     prompts: Prompts,
     sites: str | Sequence[str],
-    positions: Where = "each",
     *,
+    positions: Positions = "each",
     layers: int | Sequence[int] | None = None,
     heads: int | Sequence[int] | None = None,
     reduce: Reduce,
-    run: Literal["clean", "corrupted"] = "clean",
+    run: Run = "clean",
 ) -> dict[str, Tensor]: ...
 
 
+@checked
 def capture(
     model: Model,
     prompts: Prompts,
     sites: str | Sequence[str],
-    positions: Where = "each",
     *,
+    positions: Positions = "each",
     layers: int | Sequence[int] | None = None,
     heads: int | Sequence[int] | None = None,
     reduce: Reduce | None = None,
-    run: Literal["clean", "corrupted"] = "clean",
-) -> Any:
+    run: Run = "clean",
+) -> Activations | dict[str, Tensor]:
     """The activations at some sites.
 
     Args:
@@ -125,19 +126,19 @@ def capture(
     """
     names = _names(sites)
     texts, tokens = asked(model, prompts, run)
-    at, present = at_positions(prompts, texts, tokens, positions)
+    at, present = aligned(prompts, texts, tokens, positions)
     chosen = _numbers("layer", layers, model.n_layers)
     payload = _payload(model, names, tokens, at, present, chosen, heads)
     payload["reduce"] = reduce
     outcome = model.run(capture_job, payload, label="capture")
-    values = outcome.values["values"]
+    values = accepted(model, outcome.values)["values"]
     if reduce is None:
         found = {
             name: _labelled(model, name, values[name], payload, tokens, at, present)
             for name in names
         }
-        given = {"sites": names, "positions": plain(positions), "run": run}
-        given |= {"layers": chosen, "heads": payload["heads"]}
+        given = {"sites": names, "positions": positions, "run": run}
+        given |= {"layers": layers, "heads": heads, **untold(prompts)}
         task = as_task(prompts, texts, tokens)
         made = record(model, task, method="capture", arguments=given, outcome=outcome)
         return Activations.from_arrays(found, made)
@@ -160,10 +161,16 @@ def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
         at, present = payload["columns"][some], payload["present"][some]
         found = activations(nn, payload, prompts, at, present) if payload["reads"] else {}
         if payload["pattern"] is not None:
-            every = patterns(nn, prompts, payload["paths"], payload["pattern"], payload["options"])
+            every, problem = patterns(
+                nn, prompts, payload["paths"], payload["pattern"], payload["options"]
+            )
+            if problem is not None:
+                return {"refused": problem}
             found["pattern"] = queries(every, prompts.mask, at, present)
         if payload["rotated"]:
-            pairs = rotated(nn, prompts, payload["inside"], payload["options"])
+            pairs, problem = rotated(nn, prompts, payload["inside"], payload["options"])
+            if problem is not None:
+                return {"refused": problem}
             for name, number, wanted in payload["rotated"]:
                 found[name] = meeting([pair[number] for pair in pairs], wanted, at, present)
         if payload["reduce"] is not None:
@@ -241,31 +248,6 @@ def _numbers(what: str, given: int | Sequence[int] | None, count: int) -> list[i
         said = f"There is no {what} {bad[0]}" if bad else f"No {what} was given"
         raise ArchError(f"{said}; this model has {count} of them, counted from 0.")
     return sorted(set(found))
-
-
-def at_positions(
-    prompts: Any, texts: tuple[str, ...], tokens: Tokens, positions: Where
-) -> tuple[Tensor, Tensor]:
-    """The columns of the padded batch [example, pos], and which of them the prompt really has.
-
-    Raises:
-        TaskError: a prompt has no such position, or a span is longer in one prompt than in another.
-    """
-    if isinstance(positions, str) and positions == "each":
-        width = tokens.ids.shape[1]
-        own = torch.arange(width) + torch.tensor(tokens.padding)[:, None]
-        return own.clamp(max=width - 1), own < width
-    if isinstance(positions, str) and positions != "last" and isinstance(prompts, Task):
-        mask = spots(prompts, positions)[0]
-        counts = sorted(set(mask.sum(1).tolist()))
-        if len(counts) > 1:
-            raise TaskError(
-                f"The span {positions!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
-                "another; capture it in tasks of one length each, or name positions."
-            )
-        at = mask.nonzero()[:, 1].view(len(mask), -1)
-        return at, torch.ones_like(at, dtype=torch.bool)
-    return columns(tokens, texts, positions)
 
 
 def _payload(

@@ -20,32 +20,35 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
-from nnattr.model.prompts import columns, listed, prepared
+from nnattr.model.prompts import Prompts, asked, columns
 from nnattr.results import Comparison
 from nnattr.runs.logits import joined, model_inputs, take
 from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.tokens import Tokens, pad_id
 
 Strings: TypeAlias = tuple[str, ...]
 
 FLOATS = 2**26  # logits of each side that one chunk of pairs may hold at a time
 
 
+@checked
 def compare_runs(
     model: Model,
-    a: str | Sequence[str],
-    b: str | Sequence[str],
+    a: Prompts,
+    b: Prompts,
     *,
     positions: Literal["last", "each"] = "last",
-    top_k: int = 10,
+    top_k: Positive = 10,
 ) -> Comparison:
     """Distances between the next-token logits of prompts ``a`` and prompts ``b``, pair by pair.
 
     Args:
         model: as `nnattr.load` gives it.
-        a: one prompt or several.
+        a: one prompt or several, a task, whose clean prompts are read, or tokens.
         b: as many as ``a``.
         positions: ``"last"`` compares what follows the whole prompts; ``"each"`` compares position
             by position, for pairs of equal length.
@@ -56,21 +59,17 @@ def compare_runs(
 
     Cost: one forward pass of each side; only the distances come back.
     """
-    left, right = listed("a", a), listed("b", b)
+    (left, one), (right, other) = asked(model, a, what="a"), asked(model, b, what="b")
     if len(left) != len(right):
         raise TaskError(
             f"a has {len(left)} prompts and b has {len(right)}; they are compared in pairs."
         )
-    if positions not in ("last", "each") or top_k < 1:
-        raise TaskError(
-            f"positions is {positions!r} and top_k {top_k}; expected 'last' or 'each', and at "
-            "least 1."
-        )
-    both = prepared(model, [*left, *right])
+    strings = (*one.strings, *other.strings)
+    both = Tokens.from_rows([*one.rows, *other.rows], strings, pad_id(model.tokenizer))
     n = len(left)
     if positions == "each":
         _aligned(left, both.strings[:n], both.strings[n:])
-    at, present = columns(both, [*left, *right], positions)
+    at, present = columns([*left, *right], [*left, *right], both, positions)
     held = at.shape[1] * model.config.vocab_size
     payload = {
         "a": {"ids": both.ids[:n], "mask": both.mask[:n]},
@@ -87,7 +86,7 @@ def compare_runs(
         {"example": np.arange(n), "pos": np.arange(at.shape[1])},
     )
     data = data if positions == "each" else data.isel(pos=0, drop=True)
-    given = {"positions": positions, "top_k": top_k}
+    given = {"a": a, "b": b, "positions": positions, "top_k": top_k}
     task = as_task(None, [*left, *right], both)
     made = record(model, task, method="compare_runs", arguments=given, outcome=outcome)
     return Comparison(data, made, left, right, top_k)

@@ -14,25 +14,29 @@ import numpy as np
 import torch
 import xarray as xr
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
-from nnattr.model.prompts import listed, prepared
+from nnattr.model.prompts import Prompts, asked
 from nnattr.results import Inspection
 from nnattr.runs.logits import model_inputs, top_tokens
+from nnattr.tasks import Task
 from nnattr.tokens import prompt_ids
 
 
+@checked
 def inspect_prompt(
-    model: Model, prompt: str, answer: str | None = None, top_k: int = 10
+    model: Model, prompt: Prompts, answer: str | None = None, *, top_k: Positive = 10
 ) -> Inspection:
     """What the model expects after a prompt, at each token of an answer.
 
     Args:
         model: as `nnattr.load` gives it.
-        prompt: the prompt; special tokens are added as the tokenizer does it.
+        prompt: the prompt; special tokens are added as the tokenizer does it. Or a list, a task
+            (its clean prompt) or tokens of one prompt.
         answer: what is to follow, with its leading space (``" Mary"``); any number of tokens.
-            Without it, only the next token is looked at.
+            Without it, and without a task that has one, only the next token is looked at.
         top_k: how many of the likeliest tokens to list.
 
     Raises:
@@ -40,11 +44,14 @@ def inspect_prompt(
 
     Cost: one forward pass; only the tables come back.
     """
-    listed("prompt", [prompt])
-    if top_k < 1:
-        raise TaskError(f"top_k is {top_k}; expected at least 1.")
-    added = _added(model, prompt, answer)
-    tokens = prepared(model, [prompt], room=len(added))
+    texts, tokens = asked(model, prompt, what="prompt")
+    if len(texts) != 1:
+        raise TaskError(f"There are {len(texts)} prompts; one is inspected, such as task[[0]].")
+    if answer is None and isinstance(prompt, Task) and not prompt.sequence_ids:
+        added = [group[0] for group in prompt.answer_ids]
+    else:
+        added = _added(model, texts[0], answer)
+    asked(model, tokens, room=len(added))
     ids = torch.cat([tokens.ids, torch.tensor([added], dtype=torch.long)], 1)
     start = tokens.ids.shape[1] - 1
     payload = {
@@ -56,8 +63,8 @@ def inspect_prompt(
     outcome = model.run(inspect_job, payload, label="inspecting a prompt")
     decode = model.tokenizer.decode
     said = tuple(decode([token]) for token in added)
-    given = {"answer": answer, "top_k": top_k}
-    task = as_task(prompt, [prompt], tokens)
+    given = {"answer": answer, "top_k": top_k, **untold(prompt, "prompt")}
+    task = as_task(prompt, texts, tokens)
     made = record(model, task, method="inspect_prompt", arguments=given, outcome=outcome)
     return Inspection(_data(decode, outcome.values, said), made, tuple(tokens.strings[0]), said)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.maps.attention import look
@@ -21,6 +22,7 @@ from nnattr.model.model import Model
 from nnattr.results import HeadWeights
 
 
+@checked
 def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
     """A head's matrices as `ov` and `qk` use them.
 
@@ -53,8 +55,8 @@ def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
     arrays = {f"W_{side.upper()}": (("d_model", "d_head"), found[side].numpy()) for side in "qkv"}
     arrays["W_O"] = (("d_head", "d_model"), found["o"].numpy())
     arrays |= {f"b_{side.upper()}": (("d_head",), found[f"{side} bias"].numpy()) for side in "qkv"}
-    given = {"head": [layer, number], "fold_norm": fold_norm}
-    made = record(model, None, method="head_weights", arguments=given, outcome=outcome)
+    given = {"head": (layer, number), "fold_norm": fold_norm}
+    made = record(model, None, method="weights.head", arguments=given, outcome=outcome)
     return HeadWeights(xr.Dataset(arrays), made, (layer, number))
 
 

@@ -38,7 +38,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nnattr.errors import ArchError, TaskError
+from nnattr.arguments import Natural, checked
+from nnattr.errors import ArchError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.methods.weight_circuits.weight_circuit import Side, WeightCircuit
@@ -49,6 +50,7 @@ from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
 
 
+@checked
 def ov(
     model: Model,
     heads: Head | Sequence[Head],
@@ -88,13 +90,14 @@ def ov(
     )
 
 
+@checked
 def qk(
     model: Model,
     head: Head,
     *,
     query_via: Head | None = None,
     key_via: Head | None = None,
-    distance: int = 0,
+    distance: Natural = 0,
     fold_norm: bool = False,
 ) -> WeightCircuit:
     """How much each token as a query looks for each token as a key: ``W_E W_Q W_K^T W_E^T``.
@@ -115,10 +118,6 @@ def qk(
             latter two are known once the circuit is asked something.
     """
     own = _head(model, head)
-    if distance < 0:
-        raise TaskError(
-            f"distance is {distance}; a key stands at or before its query, so 0 or more."
-        )
     through = [() if via is None else (_earlier(model, via, own),) for via in (query_via, key_via)]
     name = f"QK circuit of {_names(own)}"
     for what, heads in zip(("query", "key"), through, strict=True):
@@ -130,6 +129,7 @@ def qk(
     return WeightCircuit(model, name, query, key, distance, fold_norm)
 
 
+@checked
 def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> WeightMatrix:
     r"""Where a head would look if it saw positions alone: softmax of ``W_pos W_Q W_K^T W_pos^T``.
 
@@ -172,14 +172,13 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> We
         coords={"query_pos": numbers, "key_pos": numbers},
     )
     given = {"head": list(own[0]), "fold_norm": fold_norm}
-    made = record(model, None, method="position_pattern", arguments=given, outcome=outcome)
+    made = record(model, None, method="weights.position_pattern", arguments=given, outcome=outcome)
     return WeightMatrix(values.to_dataset(name="values"), made, circuit.name)
 
 
 def _heads(model: Model, given: Any) -> tuple[tuple[int, int], ...]:
     """One head, as a pair or by its name, or several."""
-    single = isinstance(given, str) or (len(given) == 2 and isinstance(given[0], int))
-    return tuple(chosen(model, [given] if single else given, 0))
+    return tuple(chosen(model, given, 0))
 
 
 def _names(heads: Sequence[tuple[int, int]]) -> str:

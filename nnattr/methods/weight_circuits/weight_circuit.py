@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nnattr.arguments import Positive, checked
 from nnattr.backend import Outcome
 from nnattr.errors import ArchError, ResultError
 from nnattr.graph import Part
@@ -55,7 +56,8 @@ class WeightCircuit:
     distance: int = 0
     fold_norm: bool = False
 
-    def copying_accuracy(self, top_k: int = 1, by: By = "row") -> float:
+    @checked
+    def copying_accuracy(self, top_k: Positive = 1, by: By = "row") -> float:
         """How often a token's own entry is among the ``top_k`` largest of its row.
 
         For an OV circuit: how often the head raises the token it attends to most of all. For a QK
@@ -75,10 +77,12 @@ class WeightCircuit:
             )
         return self.ask("copying", {"top_k": top_k, "by": by})
 
+    @checked
     def eigenvalues(self) -> np.ndarray:
         """The eigenvalues (complex) other than the zeros of a matrix of small rank."""
         return self.ask("eigenvalues", {}).numpy()
 
+    @checked
     def copying_score(self) -> float:
         """The sum of the eigenvalues over the sum of their sizes: 1 copies, -1 suppresses.
 
@@ -89,11 +93,13 @@ class WeightCircuit:
         values = self.eigenvalues()
         return float(np.real(values).sum() / np.abs(values).sum())
 
+    @checked
     def norm(self) -> float:
         """The Frobenius norm."""
         return self.ask("norm", {})
 
-    def directions(self, k: int = 5, tokens: int = 8) -> pd.DataFrame:
+    @checked
+    def directions(self, k: Positive = 5, tokens: Positive = 8) -> pd.DataFrame:
         """The strongest singular directions and the tokens (or positions) at their two ends.
 
         Args:
@@ -125,6 +131,7 @@ class WeightCircuit:
         order = ["direction", "end"]
         return pd.DataFrame(table).sort_values(order, kind="stable", ignore_index=True)
 
+    @checked
     def block(
         self, rows: Sequence[str | int], columns: Sequence[str | int] | None = None
     ) -> WeightMatrix:
