@@ -25,7 +25,7 @@ from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
-from nnattr.model.patterns import attention_paths
+from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Run, aligned, asked
 from nnattr.model.sites import FORWARD_ORDER, SITES, SiteName
 from nnattr.results import Activations
@@ -131,7 +131,7 @@ def capture(
     payload = _payload(model, names, tokens, at, present, chosen, heads)
     payload["reduce"] = reduce
     outcome = model.run(capture_job, payload, label="capture")
-    values = outcome.values["values"]
+    values = accepted(model, outcome.values)["values"]
     if reduce is None:
         found = {
             name: _labelled(model, name, values[name], payload, tokens, at, present)
@@ -161,10 +161,16 @@ def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
         at, present = payload["columns"][some], payload["present"][some]
         found = activations(nn, payload, prompts, at, present) if payload["reads"] else {}
         if payload["pattern"] is not None:
-            every = patterns(nn, prompts, payload["paths"], payload["pattern"], payload["options"])
+            every, problem = patterns(
+                nn, prompts, payload["paths"], payload["pattern"], payload["options"]
+            )
+            if problem is not None:
+                return {"refused": problem}
             found["pattern"] = queries(every, prompts.mask, at, present)
         if payload["rotated"]:
-            pairs = rotated(nn, prompts, payload["inside"], payload["options"])
+            pairs, problem = rotated(nn, prompts, payload["inside"], payload["options"])
+            if problem is not None:
+                return {"refused": problem}
             for name, number, wanted in payload["rotated"]:
                 found[name] = meeting([pair[number] for pair in pairs], wanted, at, present)
         if payload["reduce"] is not None:

@@ -115,13 +115,13 @@ def fold_layer(
         folded = typical * norm["gain"][:, None] * weights[name]
         weights[name] = folded - folded.mean(-2, keepdim=True) if norm["centred"] else folded
     if form["behind"] is not None:
-        weights["o"] = weights["o"] * frozen(nn.get(form["behind"]), seen["stream"]).gain
-    if final_norm(nn, ask, seen["stream"]).centred:
+        weights["o"] = weights["o"] * frozen(nn.get(form["behind"]), seen["stream"])["gain"]
+    if final_norm(nn, ask, seen["stream"])["centred"]:
         weights["o"] = weights["o"] - weights["o"].mean(-1, keepdim=True)
     return gap
 
 
-def final_norm(nn: Any, ask: dict[str, Any], like: Tensor) -> Frozen:
+def final_norm(nn: Any, ask: dict[str, Any], like: Tensor) -> dict[str, Any]:
     """The norm in front of the unembedding as a linear map."""
     return frozen(None if ask["norm"] is None else nn.get(ask["norm"]), like)
 
