@@ -19,6 +19,7 @@ from torch import Tensor
 from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import frozen
 from nnattr.runs.places import cut
+from nnattr.runs.tolerance import weights_tolerance
 
 #: Of one layer, in plain values: what `nnattr.methods.attention_form.layer_form` gives.
 Form = dict[str, Any]
@@ -139,7 +140,7 @@ def fitted(
                 gap = float((made - z).abs().max() / z.abs().max())
                 found.append({"kind": rotation[0], "scale": scale, "alibi": factor, "gap": gap})
         best = min(found, key=lambda one: one["gap"])
-        if best["gap"] <= max(1e-4, 16 * torch.finfo(x.dtype).eps):
+        if best["gap"] <= weights_tolerance(x.dtype):
             break
     return best
 

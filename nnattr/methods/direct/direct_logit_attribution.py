@@ -36,7 +36,7 @@ from nnattr.errors import ResultError, TaskError
 from nnattr.graph import parse
 from nnattr.jobs.record import plain, record
 from nnattr.methods.components import Unit, chosen_layers, components, points
-from nnattr.methods.direct.decomposition import Norm, Run, decomposition, proven
+from nnattr.methods.direct.decomposition import Norm, Run, decomposition
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.methods.direct.shares import ordered, placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
@@ -101,8 +101,8 @@ def direct_logit_attribution(
     plan = points(model) if unit == "accumulated" else components(model, unit, wanted)
     chosen = spots(task, positions)
     payload = decomposition(model, task, plan, chosen, _words(weights), unit, norm, run)
-    outcome = model.run(decompose_job, payload, label="direct logit attribution")
-    proven(model, describe(metric), outcome.values)
+    said = f"{describe(metric)} on {model.name} ({model.architecture})"
+    outcome = model.run(decompose_job, payload, label="direct logit attribution", said=said)
     arguments = {
         "unit": unit,
         "positions": plain(positions),

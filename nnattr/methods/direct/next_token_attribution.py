@@ -30,7 +30,7 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.jobs.record import record
 from nnattr.methods.components import Unit, chosen_layers, components
-from nnattr.methods.direct.decomposition import decomposition, proven
+from nnattr.methods.direct.decomposition import decomposition
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.methods.direct.shares import placed, shares
 from nnattr.model.model import Model
@@ -80,8 +80,8 @@ def next_token_attribution(
     chosen = _positions(task)
     payload = decomposition(model, task, plan, chosen, _next(task), unit)
     payload["other"] = None
-    outcome = model.run(decompose_job, payload, label="next-token attribution")
-    proven(model, METRIC, outcome.values)
+    said = f"{METRIC} on {model.name} ({model.architecture})"
+    outcome = model.run(decompose_job, payload, label="next-token attribution", said=said)
     made = record(
         model,
         task,

@@ -139,7 +139,8 @@ def ablate_together(
         payload |= _positions_payload(model, parts, method, positions)
     else:
         payload |= {"ablated": _ablated(study, parts, keep), "pos_embed": None}
-    outcome = model.run(together_job, payload, label="ablation of several parts")
+    label = "ablation of several parts"
+    outcome = model.run(together_job, payload, label=label, said=study.frame().said)
     extra = {"parts": parts if whole else [_plain(part) for part in parts], "keep": keep}
     return _of_clean_run(_one_number(study, extra, outcome))
 
