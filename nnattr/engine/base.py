@@ -107,10 +107,9 @@ def base_run(nn: Any, question: Question, full: bool) -> tuple[BaseRun, Tensor]:
         full: whether rows will be full passes, for which all positions of the site are enough.
     """
     start = 0 if full else first_difference(question)
-    some_begin_later = start or not question.spots[..., 0].all()
     short = () if full else SHORT
-    steps = SITE if full else (*STREAMS, *SITE, *short)
-    keeps = bool(not full and some_begin_later)
+    steps = SITE if full else (*STREAMS, *SITE, *SHORT)
+    keeps = not full and bool(start or not question.spots[..., 0].all())  # some rows begin later
     ours = observe(nn, question, question.base, short if start else steps, keep_cache=keeps)
     whole, prefixes = ours.logits, Prefixes(ours.cache)
     if start:
@@ -118,34 +117,51 @@ def base_run(nn: Any, question: Question, full: bool) -> tuple[BaseRun, Tensor]:
     if question.replacements is None:
         steps = (*SITE, *short)
         theirs = run_from(nn, question, prefixes, question.source, steps, start, whole)
-        other, source_logits = theirs.site, theirs.logits
     else:
-        pairs = zip(question.replacements, ours.site, strict=True)
-        other = [value.to(own).expand_as(own) for value, own in pairs]
-        source_logits = ours.logits
-    own_site = {layer: ours.site[layer] for layer in question.layers}
-    other_site = {layer: other[layer] for layer in question.layers}
+        theirs = replaced(question.replacements, ours)
+    return kept(nn, question, start, ours, theirs, prefixes), whole
+
+
+def replaced(replacements: list[Tensor], run: Observed) -> Observed:
+    """A run whose site is what an ablation puts there; all else is as it was."""
+    found = Observed()
+    found.logits = run.logits
+    for value, own in zip(replacements, run.site, strict=True):
+        found.site.append(value.to(own).expand_as(own))
+    return found
+
+
+def kept(
+    nn: Any,
+    question: Question,
+    start: int,
+    ours: Observed,
+    theirs: Observed,
+    prefixes: Prefixes,
+) -> BaseRun:
+    """What is kept of the base run and of the other one."""
+    own = {layer: ours.site[layer] for layer in question.layers}
+    other = {layer: theirs.site[layer] for layer in question.layers}
     if question.layout.pattern_paths:
-        other_site = patched_by_patterns(nn, question, own_site, start)
-    clean = (ours.logits if question.base_is_clean else source_logits)[:, -1]
+        other = patched_by_patterns(nn, question, own, start)
+    clean = (ours if question.base_is_clean else theirs).logits[:, -1]
     metric = measure(question, question.base, ours.logits, clean)
     require_one_number(metric, len(question))
     attention_arity, layer_arity = ours.arity or (0, 0)
-    base = BaseRun(
+    return BaseRun(
         start=start,
         streams=ours.streams,
         attention=ours.attention,
         attention_arity=attention_arity,
         layer_arity=layer_arity,
-        own=own_site,
-        other=other_site,
+        own=own,
+        other=other,
         logits=ours.logits,
         clean=clean,
         metric=metric,
-        source_metric=measure(question, question.source, source_logits, clean),
+        source_metric=measure(question, question.source, theirs.logits, clean),
         prefixes=prefixes,
     )
-    return base, whole
 
 
 def first_difference(question: Question) -> int:

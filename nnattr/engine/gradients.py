@@ -130,12 +130,7 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         if tracked and usable and metric.requires_grad:
             slopes = torch.autograd.grad(metric.sum(), live)
     require_one_number(metric, len(question))
-    if not tracked:
-        reason = "this deployment gives no gradients; use activation_patching, which needs none"
-        raise RefusedError("backend", reason)
-    if not slopes:
-        reason = "it has no gradient; use activation_patching, which needs none"
-        raise RefusedError("metric", reason)
+    require_gradients(tracked, slopes)
     by_layer = dict(enumerate(own))
     patterns = layout.pattern_paths
     other = patched_by_patterns(nn, question, by_layer, start) if patterns else theirs.site
@@ -148,6 +143,15 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         source_metric=measure(question, question.source, source_logits, clean),
         dtype=logits.dtype,
     )
+
+
+def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:
+    """Refuse where the logits, or the metric, lead nowhere back."""
+    instead = "use activation_patching, which needs none"
+    if not tracked:
+        raise RefusedError("backend", f"this deployment gives no gradients; {instead}")
+    if not slopes:
+        raise RefusedError("metric", f"it has no gradient; {instead}")
 
 
 def resumable(nn: Any, question: Question) -> int:

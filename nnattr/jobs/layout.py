@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 from nnattr.arch.spec import ArchSpec
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.sites import SiteName
+from nnattr.model.sites import FORWARD_ORDER, SiteName
 
 #: What can be patched: the sites that are read and written, and the attention pattern.
 PatchSite: TypeAlias = SiteName | Literal["pattern"]
@@ -89,8 +89,10 @@ def _steps(
 
     The site comes before attention's end, before the MLP's GELU, or after it.
     """
-    early = site in ("resid_pre", "q", "k", "v", "z") or (site == "attn_out" and not has_post_norm)
-    late = site in ("neuron", "mlp_out", "resid_post")
+    order = list(FORWARD_ORDER)
+    when = order.index(site)
+    early = when <= order.index("z") or (site == "attn_out" and not has_post_norm)
+    late = when >= order.index("neuron")
     found = []
     for layer, path in enumerate(paths):
         steps: list[tuple[str, Any]] = [("attention", (attention[layer], "output", None))]
@@ -110,11 +112,10 @@ def units(model: Model, site: PatchSite) -> tuple[str | None, int]:
     Raises:
         ArchError: this family does not have the site.
     """
-    if site in ("z", "q", "pattern"):
-        return "head", model.n_heads
-    if site in ("k", "v"):
-        return "kv_head", model.n_kv_heads
-    return ("neuron", model.d_mlp) if site == "neuron" else (None, 1)
+    if site == "neuron":
+        return site, model.d_mlp
+    axis = FORWARD_ORDER["z" if site == "pattern" else site]
+    return axis, {"head": model.n_heads, "kv_head": model.n_kv_heads, None: 1}[axis]
 
 
 def sizes(model: Model, site: PatchSite) -> dict[str, int]:

@@ -33,6 +33,19 @@ SiteName = Literal[
     "q", "k", "v", "z", "attn_out", "neuron", "mlp_out", "resid_pre", "resid_mid", "resid_post"
 ]
 SITES: tuple[str, ...] = get_args(SiteName)
+#: The sites in the order in which a forward pass meets them; and of what they hold several vectors.
+FORWARD_ORDER: dict[SiteName, str | None] = {
+    "resid_pre": None,
+    "q": "head",
+    "k": "kv_head",
+    "v": "kv_head",
+    "z": "head",
+    "attn_out": None,
+    "resid_mid": None,
+    "neuron": None,
+    "mlp_out": None,
+    "resid_post": None,
+}
 
 #: Why a family may lack a site, and what to use instead.
 WHY_NOT = {

@@ -26,15 +26,6 @@ if TYPE_CHECKING:
     from nnattr.arch.spec import ArchSpec
     from nnattr.model.model import Model
 
-#: Sites in the order in which a forward pass reaches them.
-FORWARD_ORDER: tuple[sites.SiteName, ...] = (
-    "resid_pre",
-    "z",
-    "attn_out",
-    "resid_mid",
-    "mlp_out",
-    "resid_post",
-)
 #: The checks of q, k, v and neurons: a discovered spec that fails one does without those sites.
 INSIDE = {
     "q": "heads of q stand apart",
@@ -183,8 +174,9 @@ def _merit(proof: Proof) -> int:
 
 
 def _known_sites(model: Model) -> list[sites.SiteName]:
-    """The sites this family has, in forward order."""
-    return [name for name in FORWARD_ORDER if name != "resid_mid" or not model.spec.parallel]
+    """The sites that every family has, in forward order; not those of `INSIDE`."""
+    without = {*INSIDE, "resid_mid"} if model.spec.parallel else {*INSIDE}
+    return [name for name in sites.FORWARD_ORDER if name not in without]
 
 
 def _payload(model: Model, ids: Any) -> dict[str, Any]:

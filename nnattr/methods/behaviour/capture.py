@@ -25,7 +25,7 @@ from nnattr.errors import ArchError, TaskError
 from nnattr.model.model import Model
 from nnattr.model.patterns import accepted, attention_paths
 from nnattr.model.prompts import Prompts, Where, asked, columns
-from nnattr.model.sites import SITES
+from nnattr.model.sites import FORWARD_ORDER, SITES, SiteName
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
@@ -39,19 +39,6 @@ from nnattr.tokens import Tokens
 #: What runs where the model is: the chunk's tensors by site, each [example, layer, ...].
 Reduce: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
-#: Sites in the order in which a pass meets them, with what their last axis is split into.
-ORDER = {
-    "resid_pre": None,
-    "q": "head",
-    "k": "kv_head",
-    "v": "kv_head",
-    "z": "head",
-    "attn_out": None,
-    "resid_mid": None,
-    "neuron": None,
-    "mlp_out": None,
-    "resid_post": None,
-}
 #: Sites that no module returns, read in passes of their own.
 INSIDE = {"rot_q": "head", "rot_k": "kv_head"}
 FLOATS = 2**27  # numbers that one chunk of prompts may hold at a time
@@ -295,9 +282,13 @@ def _payload(
         "head": (model.n_heads, wanted),
         "kv_head": (model.n_kv_heads, sorted({head // shared for head in wanted})),
     }
-    places = {name: model.places(name) for name in ORDER if name in names}  # type: ignore[arg-type]
+    order = FORWARD_ORDER.items()
+    units: dict[SiteName, str | None] = {name: unit for name, unit in order if name in names}
+    places = {name: model.places(name) for name in units}
     reads = [
-        (name, places[name][layer], *parts[ORDER[name]]) for layer in layers for name in places
+        (name, places[name][layer], *parts[unit])
+        for layer in layers
+        for name, unit in units.items()
     ]
     width = tokens.ids.shape[1]
     size = (len(reads) + len(layers)) * at.shape[1] * 4 * model.n_heads * model.d_head
@@ -356,7 +347,7 @@ def _labelled(
         dims: tuple[str, ...] = ("example", "layer", "head", pos, "key_pos")
         coords["head"] = ask["heads"]
         return xr.DataArray(values.masked_fill(~known, nan).numpy(), dims=dims, coords=coords)
-    unit = {**ORDER, **INSIDE}[name]
+    unit = {**FORWARD_ORDER, **INSIDE}[name]
     last = ("neuron",) if name == "neuron" else ("d_model",)
     dims = ("example", "layer", pos, *((unit, "d_head") if unit else last))
     if unit:
