@@ -106,15 +106,15 @@ def attention_patterns(
 def patterns_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The chosen heads' patterns [example, head, query_pos, key_pos], sorted by layer and head."""
     every, asked_of = PromptBatch(**payload["prompts"]), HeadsAsked(**payload["heads"])
-    lengths = None if payload["values"] is None else ValueLengths(**payload["values"])
+    values = None if payload["values"] is None else ValuePlaces(**payload["values"])
     portions = Portions(nn, tick, total=len(every), **payload["portions"])
     for some in portions:
         with portions.attempt():
             prompts = every.take(some)
             found = patterns(nn, prompts, asked_of.paths, asked_of.heads, asked_of.options)
-            if lengths is not None:
-                sizes = lengths.of(nn, prompts, asked_of)
-                found = [a.float() * b[:, :, None] for a, b in zip(found, sizes, strict=True)]
+            if values is not None:
+                lengths = value_lengths(nn, prompts, asked_of, values)
+                found = [a.float() * b[:, :, None] for a, b in zip(found, lengths, strict=True)]
             portions.keep({"patterns": torch.cat([one.float().cpu() for one in found], 1)})
             portions.tick(1, 1)
     return portions.joined()
@@ -137,8 +137,8 @@ class HeadsAsked:
         self.options = options
 
 
-class ValueLengths:
-    """Reads how long each head's value vectors are behind W_O.
+class ValuePlaces:
+    """Where values and output projections are, and how heads share them.
 
     Attributes:
         places: where each layer's values are.
@@ -154,26 +154,30 @@ class ValueLengths:
         self.heads = heads
         self.kv_heads = kv_heads
 
-    def of(self, nn: Any, prompts: PromptBatch, asked_of: HeadsAsked) -> list[Tensor]:
-        """For each layer with chosen heads the length of v W_O [example, head, key_pos]."""
-        lengths: list[Tensor] = []
-        with nn.trace(**inputs(prompts, asked_of.options)):
-            with torch.no_grad():
-                for layer, heads in enumerate(asked_of.heads):
-                    if heads:
-                        v = read(nn, self.places[layer], prompts.width)
-                        with torch.autocast(v.device.type, enabled=False):
-                            projection = nn.get(self.projections[layer])
-                            lengths.append(self.written(projection, v, heads))
-        return lengths
 
-    def written(self, projection: Any, v: Tensor, heads: list[int]) -> Tensor:
-        """The length of these heads' v W_O [example, head, key_pos], inside a trace."""
-        v = v.unflatten(-1, (self.kv_heads, -1))
-        weight, _ = linear_map(projection, self.heads * v.shape[-1], v)
-        parts = weight.unflatten(0, (self.heads, v.shape[-1]))
-        own = [v[:, :, head * self.kv_heads // self.heads].float() @ parts[head] for head in heads]
-        return torch.stack([one.norm(dim=-1) for one in own], 1)
+def value_lengths(
+    nn: Any, prompts: PromptBatch, asked_of: HeadsAsked, values: ValuePlaces
+) -> list[Tensor]:
+    """For each layer with chosen heads the length of v W_O [example, head, key_pos]."""
+    lengths: list[Tensor] = []
+    with nn.trace(**inputs(prompts, asked_of.options)):
+        with torch.no_grad():
+            for layer, heads in enumerate(asked_of.heads):
+                if heads:
+                    v = read(nn, values.places[layer], prompts.width)
+                    with torch.autocast(v.device.type, enabled=False):
+                        projection = nn.get(values.projections[layer])
+                        lengths.append(lengths_behind(projection, v, heads, values))
+    return lengths
+
+
+def lengths_behind(projection: Any, v: Tensor, heads: list[int], values: ValuePlaces) -> Tensor:
+    """The length of these heads' v W_O [example, head, key_pos], inside a trace."""
+    v = v.unflatten(-1, (values.kv_heads, -1))
+    weight, _ = linear_map(projection, values.heads * v.shape[-1], v)
+    parts = weight.unflatten(0, (values.heads, v.shape[-1]))
+    own = [v[:, :, head * values.kv_heads // values.heads].float() @ parts[head] for head in heads]
+    return torch.stack([one.norm(dim=-1) for one in own], 1)
 
 
 def _value_places(model: Model) -> dict[str, Any]:
