@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnattr.runs.places import raw
 
-ASKED = 512  # unit vectors at a time
+PROBES = 512  # unit vectors at a time
 SIZE = 256.0  # their length: large against a bias, so that taking the bias away loses no digits
 
 
@@ -51,7 +51,7 @@ def linear_map(
         columns: the outputs that are wanted; by default all.
     """
     if module.weight.is_meta:
-        return asked(module, width, like, columns)
+        return by_probing(module, width, like, columns)
     weight = in_out(module)
     bias = getattr(raw(module), "bias", None)
     bias = torch.zeros_like(weight[0]) if bias is None else bias
@@ -61,12 +61,12 @@ def linear_map(
     return weight.to(like.device).float(), bias.to(like.device).float()
 
 
-def asked(
+def by_probing(
     module: Any, width: int, like: Tensor, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same from what the module makes of zero and of unit vectors."""
     units = SIZE * torch.eye(width, device=like.device, dtype=like.dtype)
     everything = slice(None) if columns is None else columns.to(like.device)
     bias = module(torch.zeros_like(units[:1])[None])[0, 0, everything].float()
-    rows = [module(part[None])[0][:, everything].float() - bias for part in units.split(ASKED)]
+    rows = [module(part[None])[0][:, everything].float() - bias for part in units.split(PROBES)]
     return torch.cat(rows) / SIZE, bias

@@ -11,15 +11,12 @@ from torch import Tensor
 
 from nnattr.graph import Part
 from nnattr.linalg import FactoredMatrix
-from nnattr.maps.attention import look
-from nnattr.methods.attention_form import (
-    layer_form,
-    require,
-    short_prompt,
-)
-from nnattr.methods.weight_circuits.weight_circuit_job import attentions
+from nnattr.maps.attention import read_attention
+from nnattr.maps.heads import WeightsQuestion, head_matrices
+from nnattr.methods.attention_form import layer_form, short_prompt
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
+from nnattr.runs.portions import answered
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,28 +71,33 @@ def head_weights(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWe
     name = Part("head", layer, number)
     payload = {
         "ids": short_prompt(model),
-        "layers": {layer: layer_form(model, layer, scores=True)},
-        "norm": model.spec.final_norm,
-        "fold": fold_norm,
-        "distance": 0,
-        "scaled": False,
+        "weights": {
+            "forms": {layer: layer_form(model, layer, scores=True)},
+            "norm": model.spec.final_norm,
+            "fold": fold_norm,
+        },
         "head": number,
     }
     found = model.run(head_weights_job, payload, label=f"weights of {name}").values
-    require(model, found["proof"])
     matrices = {f"W_{name.upper()}": found[name] for name in "qkvo"}
     biases = {f"b_{name.upper()}": found[f"{name} bias"] for name in "qkv"}
     return HeadWeights(**matrices, **biases, head=(layer, number))
 
 
 def head_weights_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """The matrices and biases of one head, by the names of `attention_weights.layer_weights`."""
-    with nn.trace(input_ids=payload["ids"], use_cache=False):
+    """The matrices and biases of one head, as `nnattr.maps.attention.layer_weights` names them."""
+    question = WeightsQuestion(**payload["weights"])
+    return answered(matrices_of, nn, question, payload["ids"], payload["head"])
+
+
+def matrices_of(nn: Any, question: WeightsQuestion, ids: Tensor, head: int) -> dict[str, Any]:
+    """The same; ``head`` is its number in the one layer that is asked about."""
+    with nn.trace(input_ids=ids, use_cache=False):
         with torch.no_grad():
-            seen = look(nn, list(payload["layers"].values()))
-            with torch.autocast(seen[0]["z"].device.type, enabled=False):
-                attention, proof = attentions(nn, payload, seen)
-    (weights,) = attention.values()
+            seen = read_attention(nn, list(question.forms.values()))
+            with torch.autocast(seen[0].z.device.type, enabled=False):
+                matrices, proof = head_matrices(nn, question, seen)
+    proof.require()
+    (weights,) = matrices.values()
     names = ("q", "k", "v", "o", "q bias", "k bias", "v bias")
-    one = {name: weights[name][payload["head"]].clone().cpu() for name in names}
-    return {**one, "proof": proof}
+    return {name: weights[name][head].clone().cpu() for name in names}

@@ -23,7 +23,7 @@ from nnattr import (
     qk_circuit,
 )
 from nnattr.maps import attention
-from nnattr.maps.linear import asked
+from nnattr.maps.linear import by_probing
 from nnattr.methods import attention_form
 from nnattr.methods.weight_circuits import weight_circuit_job
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
@@ -236,7 +236,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     circuits = [ov_circuit(model, (1, 2)), qk_circuit(model, (1, 2), key_via=(0, 1))]
     at_once = [(one.copying_accuracy(3), one.norm()) for one in circuits]
-    monkeypatch.setattr(weight_circuit_job, "FLOATS", 300)
+    monkeypatch.setattr(weight_circuit_job, "NUMBERS_AT_ONCE", 300)
     for one, (share, norm) in zip(circuits, at_once, strict=True):
         assert one.copying_accuracy(3) == share
         assert one.norm() == pytest.approx(norm, rel=1e-5)
@@ -311,7 +311,7 @@ def test_modules_are_asked_where_weights_cannot_be_seen(
 
     def by_asking(*arguments: Any) -> Any:
         calls.append(arguments)
-        return asked(*arguments)
+        return by_probing(*arguments)
 
     for home in (attention, weight_circuit_job):
         monkeypatch.setattr(home, "linear_map", by_asking)
