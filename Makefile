@@ -5,7 +5,7 @@ RUN = .venv/bin/python -m
 # families of tiny models that the dear tests run over: core, or all (as CI does)
 FAMILIES ?= core
 
-.PHONY: demo quick test test-ndif check conformance bench format docs figures notebooks
+.PHONY: demo quick test test-ndif check conformance bench format docs figures methods notebooks
 
 demo: .venv/installed
 	.venv/bin/nnattr demo
@@ -43,6 +43,10 @@ docs: .venv/installed-docs
 # the figures of README and docs, drawn by Chromium
 figures: .venv/installed
 	$(RUN) docs.figures
+
+# the table of methods in docs/api/methods.md, from the registry
+methods: .venv/installed
+	$(RUN) docs.methods
 
 # executes notebooks/*.py and writes their .ipynb, with the figures as images (needs chromium)
 notebooks: .venv/installed-dev

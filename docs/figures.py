@@ -177,7 +177,7 @@ def direct_against_patching() -> go.Figure:
 
 def circuits() -> go.Figure:
     """Which heads' keys are wired to what which earlier heads write."""
-    return nnattr.composition(nnattr.load("teaching-gpt2"), "K").plot()
+    return nnattr.weights.composition(nnattr.load("teaching-gpt2"), "K").plot()
 
 
 def logit_lens() -> go.Figure:

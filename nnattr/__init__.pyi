@@ -3,12 +3,12 @@
 `nnattr/__init__.py` reads this file, and so do type checkers: it is the one list of public names.
 """
 
+from . import arch as arch
 from . import metrics as metrics
 from . import plots as plots
+from . import results as results
 from . import tasks as tasks
-from .arch.spec import QKV as QKV
-from .arch.spec import ArchSpec as ArchSpec
-from .arch.spec import Place as Place
+from . import weights as weights
 from .backend import NDIF as NDIF
 from .backend import Local as Local
 from .backend import Simulated as Simulated
@@ -31,7 +31,6 @@ from .methods.behaviour.compare_runs import compare_runs as compare_runs
 from .methods.behaviour.generate import generate as generate
 from .methods.behaviour.inspect_prompt import inspect_prompt as inspect_prompt
 from .methods.behaviour.most_frequent_answers import most_frequent_answers as most_frequent_answers
-from .methods.direct.direct_logit_attribution import attention_vs_mlp as attention_vs_mlp
 from .methods.direct.direct_logit_attribution import (
     direct_logit_attribution as direct_logit_attribution,
 )
@@ -41,13 +40,7 @@ from .methods.patching.ablation import ablate as ablate
 from .methods.patching.ablation import ablate_together as ablate_together
 from .methods.patching.activation_patching import activation_patching as activation_patching
 from .methods.patching.attribution_patching import attribution_patching as attribution_patching
-from .methods.weight_circuits.composition import composition as composition
-from .methods.weight_circuits.head_weights import head_weights as head_weights
-from .methods.weight_circuits.ov_qk import ov_circuit as ov_circuit
-from .methods.weight_circuits.ov_qk import position_pattern as position_pattern
-from .methods.weight_circuits.ov_qk import qk_circuit as qk_circuit
 from .metrics import KL as KL
-from .metrics import GroupLogitDiff as GroupLogitDiff
 from .metrics import GroupLogProbDiff as GroupLogProbDiff
 from .metrics import GroupProbDiff as GroupProbDiff
 from .metrics import LogitDiff as LogitDiff
@@ -58,9 +51,6 @@ from .metrics import SequenceLogProb as SequenceLogProb
 from .model.load import load as load
 from .model.model import Model as Model
 from .model.verify import verify as verify
-from .results import HeadScores as HeadScores
-from .results import Lens as Lens
-from .results import Patterns as Patterns
 from .results import Scores as Scores
 from .results import agreement as agreement
 from .results import load_result as load_result

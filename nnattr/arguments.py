@@ -1,9 +1,11 @@
-"""The types of a public call's arguments, checked in one way.
+"""The arguments of a public call, checked in one way.
 
 ``@checked`` holds every argument of a call against its annotation, all items of a list included,
 and raises `ArgumentError` with the function, the argument's name, what was given and what was
-expected. Values of numpy (a seed, a position) become Python's own. A bool is no number here: where
-an int is expected, ``True`` is a mistake.
+expected. An annotation says the range of a number as well: `Positive`, `Natural`, `Share`, `Seed`.
+
+Numbers of numpy and torch, alone, in lists and in arrays, become Python's own. A bool is not a
+number here, and a string is not a list of strings.
 
 Only functions that people call are checked; what runs inside a job is plain and undecorated.
 """
@@ -11,14 +13,29 @@ Only functions that people call are checked; what runs inside a job is plain and
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, wraps
-from types import UnionType
-from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import SimpleNamespace, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+import torch
+from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError, check_type
 
 from nnattr.errors import ArgumentError
 
@@ -27,6 +44,35 @@ R = TypeVar("R")
 
 #: Characters of a value, and of a type, that a message shows.
 LONGEST = 80
+#: Where to get what people first do without.
+MADE_BY = {
+    "Model": "nnattr.load gives one",
+    "Task": "nnattr.Task.from_pairs or a generator such as nnattr.tasks.ioi gives one",
+    "Tokenizer": "a Hugging Face tokenizer, such as model.tokenizer",
+}
+
+
+@dataclass(frozen=True)
+class Between:
+    """The range of a number, its ends included; NaN is outside of every range."""
+
+    low: float
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low}"
+        return f"from {self.low} to {self.high}"
+
+
+#: How many there are to be, at least one.
+Positive: TypeAlias = Annotated[int, Between(1)]
+#: A count or a number counted from 0.
+Natural: TypeAlias = Annotated[int, Between(0)]
+#: A share of a whole, or a probability.
+Share: TypeAlias = Annotated[float, Between(0, 1)]
+#: What random numbers start from.
+Seed: TypeAlias = Annotated[int, Between(0, 2**63 - 1)]
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -60,29 +106,26 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def of_type(value: Any, hint: Any, where: str, name: str) -> Any:
-    """The value, if it is of the annotated type.
+    """The value, if it is of the annotated type and in its range.
 
     Args:
-        value: what was given; a numpy number is given back as Python's own.
-        hint: the annotation.
+        value: what was given; numbers of numpy and torch are given back as Python's own where these
+            are expected.
+        hint: the annotation. A lone ``Callable`` is not looked at: who calls it knows more.
         where: what messages call the place, the function's name.
         name: what messages call the value, the argument's name.
 
     Raises:
-        ArgumentError: it is not of that type.
+        ArgumentError: it is not.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
-    try:
-        check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        fits = not isinstance(value, bool) or _admits_bool(hint)
-    except TypeCheckError:
-        fits = False
-    if not fits:
-        raise ArgumentError(
-            f"{where}: {name} is {shown(value)} ({type(value).__name__}); expected {spelled(hint)}."
-        )
-    return value
+    if _is_callable(hint) or _fits(value, hint):
+        return value
+    own = _own(value)
+    if _fits(own, hint):
+        return own
+    raise ArgumentError(
+        f"{where}: {name} is {shown(value)} ({type(value).__name__}); expected {spelled(hint)}."
+    )
 
 
 def shown(value: Any) -> str:
@@ -95,25 +138,82 @@ def shown(value: Any) -> str:
 
 
 def spelled(hint: Any) -> str:
-    """A type as people write it: ``str | Sequence[int] | None``."""
+    """A type as people write it: ``str | Sequence[int] | None``, ``'clean' or 'corrupted'``."""
     if _is_union(hint):
         return " | ".join(map(spelled, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is Annotated:
+        kind, *ranges = get_args(hint)
+        return " ".join((spelled(kind), *map(str, ranges)))
     if isinstance(hint, type) and not get_args(hint):
-        return "None" if hint is type(None) else hint.__name__
+        name = "None" if hint is type(None) else hint.__name__
+        return f"{name} ({MADE_BY[name]})" if name in MADE_BY else name
     return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(hint))
 
 
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, as types."""
-    return get_type_hints(function)
+    """The annotations of a function's parameters, as types."""
+    named = {name: one for name, one in function.__annotations__.items() if name != "return"}
+    scope = inspect.unwrap(function).__globals__  # type: ignore[attr-defined]
+    return get_type_hints(SimpleNamespace(__annotations__=named), scope, include_extras=True)
 
 
-def _admits_bool(hint: Any) -> bool:
-    """Whether a type is bool or anything, alone or in a union."""
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, in its range, and neither a bool nor a string by accident."""
     if _is_union(hint):
-        return any(map(_admits_bool, get_args(hint)))
-    return hint in (bool, Any, object) or any(isinstance(one, bool) for one in get_args(hint))
+        return any(_fits(value, one) for one in get_args(hint))
+    if hint in (Any, object):
+        return True
+    if _is_callable(hint):
+        return callable(value)
+    if isinstance(value, str) and issubclass(_class(hint), Sequence) and _class(hint) is not str:
+        return False
+    if not _mentions_bool(hint) and _holds_bool(value):
+        return False
+    try:
+        check_type(
+            value,
+            hint,
+            collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS,
+            forward_ref_policy=ForwardRefPolicy.IGNORE,
+        )
+    except TypeCheckError:
+        return False
+    ranges = [one for one in get_args(hint) if isinstance(one, Between)]
+    return all(one.low <= cast(float, value) <= one.high for one in ranges)
+
+
+def _own(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's own, in lists and tuples as well."""
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(map(_own, value))
+    return value
+
+
+def _class(hint: Any) -> type:
+    """The class that a type is, or is made of."""
+    found = get_origin(hint) or hint
+    return found if isinstance(found, type) else object
+
+
+def _holds_bool(value: Any) -> bool:
+    inside = value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_holds_bool, inside))
+
+
+def _mentions_bool(hint: Any) -> bool:
+    """Whether bools, or anything, may be in a value of this type."""
+    if hint in (bool, Any, object) or isinstance(hint, bool):
+        return True
+    return issubclass(_class(hint), Mapping) or any(map(_mentions_bool, get_args(hint)))
+
+
+def _is_callable(hint: Any) -> bool:
+    return _class(hint) is Callable
 
 
 def _is_union(hint: Any) -> bool:

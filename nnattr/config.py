@@ -65,6 +65,10 @@ class UserConfig(Config):
         return cls.from_file(cls.path()) if cls.path().exists() else cls()
 
 
+#: The fields of a run file that are arguments of methods by the same name.
+ARGUMENTS = ("site", "positions", "direction", "normalized")
+
+
 class TaskConfig(Config):
     """The task of a run, in one of four ways.
 
@@ -92,27 +96,29 @@ class TaskConfig(Config):
 
 
 class RunConfig(Config):
-    """One analysis, as ``nnattr run`` reads it.
+    """One call of a method, as ``nnattr run`` reads it.
 
-    ``site``, ``direction`` and ``normalized`` belong to the patching methods; ``options`` are any
-    other arguments of the method (``unit`` and ``norm`` of direct logit attribution, ``engine``).
+    ``method`` is any method that returns a result; what it reads is a ``task``, or bare
+    ``prompts``. ``site``, ``positions``, ``direction``, ``normalized`` and a ``metric``, with its
+    ``metric_arguments``, are arguments that many methods have; ``options`` are the others. What is
+    left out is as the method has it (a metric that it needs is LogitDiff). ``output`` is a file for
+    the result, ``top`` how many cells are printed.
     """
 
     model: str
-    task: TaskConfig
+    task: TaskConfig | None = None
+    prompts: tuple[str, ...] = ()
     revision: str | None = None
     backend: str | None = None
     device: str | None = None
     dtype: str | None = None
-    method: Literal["activation_patching", "attribution_patching", "direct_logit_attribution"] = (
-        "attribution_patching"
-    )
-    metric: str = "LogitDiff"
+    method: str = "attribution_patching"
+    metric: str | None = None
     metric_arguments: dict[str, Any] = Field(default_factory=dict)
-    site: str = "z"
+    site: str | None = None
     positions: str | int | tuple[int, ...] | None = None
-    direction: Literal["denoising", "noising"] = "denoising"
-    normalized: bool = True
+    direction: Literal["denoising", "noising"] | None = None
+    normalized: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     output: str | None = None
     top: int = 10

@@ -23,7 +23,7 @@ Two groups of words, say six ways to say yes and five to say no, can be compared
 which agree in sign for single words but need not for groups:
 
 ====================  ==================================  =======================================
-`GroupLogitDiff`      mean of logits                      linear, so it has a `direction`; one very
+`LogitDiff`           mean of logits                      linear, so it has a `direction`; one very
                                                           improbable word can turn its sign
 `GroupLogProbDiff`    log-odds of the groups              what the model will say; unbounded
 `GroupProbDiff`       difference of probabilities         the same sign, between -1 and 1; saturates
@@ -77,7 +77,6 @@ class LogitDiff:
 
 
 #: The same metric under the name that says what it does with groups.
-GroupLogitDiff = LogitDiff
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class GroupLogProbDiff:
     last_only: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
     reads: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
-    near: ClassVar[str] = "GroupLogitDiff"
+    near: ClassVar[str] = "LogitDiff"
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
@@ -108,7 +107,7 @@ class GroupProbDiff:
 
     last_only: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("answers", "wrong_answers")
-    near: ClassVar[str] = "GroupLogitDiff"
+    near: ClassVar[str] = "LogitDiff"
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
@@ -212,7 +211,6 @@ class Loss:
 #: The metrics by name, as the command line and configuration files know them.
 METRICS: dict[str, Callable[..., Metric]] = {
     "LogitDiff": LogitDiff,
-    "GroupLogitDiff": GroupLogitDiff,
     "GroupLogProbDiff": GroupLogProbDiff,
     "GroupProbDiff": GroupProbDiff,
     "SequenceLogProb": SequenceLogProb,
@@ -265,7 +263,7 @@ def direction(metric: Metric, task: Any) -> Weights:
 
 
 def check(metric: Metric, task: Any) -> None:
-    """Raise `MetricError` for what is no metric, or needs what the task does not have."""
+    """Raise `MetricError` for an object that is not a metric, or one whose needs the task lacks."""
     if not callable(metric) or isinstance(metric, type):
         raise MetricError(
             f"{metric!r} is not a metric; pass an instance such as LogitDiff(), or a function "
@@ -296,7 +294,7 @@ def answer_fields(task: Any) -> dict[str, Tensor]:
 
 
 def wanted(metric: Metric, fields: dict[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The tokens whose logits a metric reads, and the fields with ids that count among these.
+    """The tokens whose logits a metric reads, and the answer fields with ids that index these.
 
     None, and the fields as they are, for a metric that reads them all.
     """

@@ -17,12 +17,21 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from nnattr.axes import Ids, Mask
 from nnattr.errors import TaskError
+
+
+class Tokenizer(Protocol):
+    """What of a Hugging Face tokenizer tells it from other things."""
+
+    bos_token: Any
+    pad_token_id: Any
+    decode: Any
+    convert_ids_to_tokens: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +119,6 @@ def encoded(tokenizer: Any, prompts: Sequence[str], *, verbatim: bool = False) -
     """The ids of each prompt, by the BOS policy above."""
     if not prompts:
         return []
-    if not hasattr(tokenizer, "bos_token"):
-        raise TaskError(
-            f"The tokenizer is a {type(tokenizer).__name__}; expected a Hugging Face tokenizer, "
-            "such as model.tokenizer."
-        )
     bos = tokenizer.bos_token
     rows = list(tokenizer(list(prompts), add_special_tokens=not verbatim)["input_ids"])
     doubled = [i for i, prompt in enumerate(prompts) if bos and prompt.startswith(bos)]

@@ -111,7 +111,7 @@ where.plot()
 
 # %%
 exact.save("exact.safetensors")
-again = nnattr.Scores.load("exact.safetensors")
+again = nnattr.load_result("exact.safetensors")
 again.task, again.provenance.method, again.provenance.arguments
 
 # %% [markdown]

@@ -38,10 +38,10 @@ rows.head(4)
 # What does this model say first? Ask it, through its own chat template.
 
 # %%
-nnattr.most_frequent_answers(model, list(rows["harmful"]), chat=True, k=3)
+nnattr.most_frequent_answers(model, list(rows["harmful"]), chat=True, top_k=3)
 
 # %%
-nnattr.most_frequent_answers(model, list(rows["harmless"]), chat=True, k=3)
+nnattr.most_frequent_answers(model, list(rows["harmless"]), chat=True, top_k=3)
 
 # %% [markdown]
 # Nearly every refusal begins with one token and nearly every answer with another. That pair is the
@@ -128,7 +128,7 @@ parts = nnattr.direct_logit_attribution(model, task, unit="component")
 parts.plot(title="What each component writes toward refusing")
 
 # %%
-nnattr.attention_vs_mlp(parts).top(4, by="value")
+parts.by_kind().top(4, by="value")
 
 # %% [markdown]
 # ## And each head

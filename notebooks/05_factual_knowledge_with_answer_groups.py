@@ -85,7 +85,7 @@ wide = nnattr.Task.from_table(
 # %%
 table = {}
 for metric in (
-    nnattr.GroupLogitDiff(),
+    nnattr.LogitDiff(),
     nnattr.GroupLogProbDiff(),
     nnattr.GroupProbDiff(),
 ):
@@ -182,11 +182,11 @@ print(f"{len(shared)} of the 3 strongest heads are the same: {sorted(shared)}")
 # Direct attribution needs the linear metric, and so the short lists of words.
 
 # %%
-parts = nnattr.direct_logit_attribution(model, report, nnattr.GroupLogitDiff())
+parts = nnattr.direct_logit_attribution(model, report, nnattr.LogitDiff())
 parts.plot(title="What each component writes toward the right group")
 
 # %%
-nnattr.attention_vs_mlp(parts).top(4, by="value")
+parts.by_kind().top(4, by="value")
 
 # %% [markdown]
 # The source notebook read such a plot, made of ten prompts, as a hint that MLPs are where the facts

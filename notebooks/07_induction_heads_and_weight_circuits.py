@@ -67,7 +67,7 @@ patterns.plot()
 # what happens to the log-probability of the right token at the end of the second copy.
 
 # %%
-without = nnattr.ablate(model, repeated, nnattr.LogProb(), site="z", method="mean")
+without = nnattr.ablate(model, repeated, nnattr.LogProb(), site="z", replacement="mean")
 without.plot(title="Change of the log-probability without each head")
 
 # %%
@@ -95,7 +95,7 @@ nnattr.plots.parts(written, title="What each part writes toward the next token")
 
 # %%
 rows = {
-    f"L{layer}H{head}": nnattr.ov_circuit(model, (layer, head)).copying_accuracy()
+    f"L{layer}H{head}": nnattr.weights.ov(model, (layer, head)).copying_accuracy()
     for layer in range(2)
     for head in range(model.n_heads)
 }
@@ -108,7 +108,7 @@ pd.Series(rows, name="copying accuracy").round(3).to_frame().T
 # would pay if it saw positions and no tokens:
 
 # %%
-pattern = nnattr.position_pattern(model, previous, fold_norm=True)
+pattern = nnattr.weights.position_pattern(model, previous, fold_norm=True)
 print(f"mean attention to the previous position: {np.diag(pattern, -1).mean():.2f}")
 print(f"to the one before that:                  {np.diag(pattern, -2).mean():.2f}")
 
@@ -126,8 +126,8 @@ print(f"to the one before that:                  {np.diag(pattern, -2).mean():.2
 # entry of each row lies on the diagonal.
 
 # %%
-direct = nnattr.qk_circuit(model, induction)
-through = nnattr.qk_circuit(model, induction, key_via=previous)
+direct = nnattr.weights.qk(model, induction)
+through = nnattr.weights.qk(model, induction, key_via=previous)
 accuracy = {"tokens alone": direct, "through the previous-token head": through}
 pd.Series({name: one.copying_accuracy() for name, one in accuracy.items()}).round(3)
 
@@ -137,7 +137,7 @@ pd.Series({name: one.copying_accuracy() for name, one in accuracy.items()}).roun
 # the baseline.
 
 # %%
-keys = nnattr.composition(model, "K")
+keys = nnattr.weights.composition(model, "K")
 keys.plot()
 
 # %%

@@ -129,13 +129,13 @@ def behaviour(model: Model, task: Task) -> Calls:
 
 GROUPS = (patching, ablations, direct, attention, weights, behaviour)
 #: The names that differ between versions.
-REPLACEMENT = "method"
+REPLACEMENT = "replacement"
 WEIGHTS = (
-    nnattr.ov_circuit,
-    nnattr.qk_circuit,
-    nnattr.composition,
-    nnattr.head_weights,
-    nnattr.position_pattern,
+    nnattr.weights.ov,
+    nnattr.weights.qk,
+    nnattr.weights.composition,
+    nnattr.weights.head,
+    nnattr.weights.position_pattern,
 )
 
 
@@ -152,8 +152,8 @@ def arrays(result: Any) -> dict[str, np.ndarray]:
 def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The leaves of a value."""
     if isinstance(value, xr.Dataset):
-        for key, one in value.data_vars.items():
-            yield str(key), one.values
+        for key, one in value.variables.items():
+            yield from walk(str(key), one.values)
     elif isinstance(value, xr.DataArray):
         yield name, value.values
     elif isinstance(value, torch.Tensor):
@@ -165,9 +165,15 @@ def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         for field in fields(value):
             if field.name not in ("model", "provenance", "tokens"):
                 yield from walk(field.name, getattr(value, field.name))
+        if hasattr(value, "steps"):  # what earlier versions kept as values, not as arrays
+            yield from walk("steps", value.steps)
+        if type(value).__name__ == "AnswerTable":
+            yield from walk(name, list(value))
     elif isinstance(value, tuple | list):
         for i, one in enumerate(value):
             yield from walk(f"{name} {i}", one)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        yield from walk(name, value.ravel().tolist())
     elif isinstance(value, str):
         yield name, np.frombuffer(value.encode(), dtype=np.uint8)
     elif isinstance(value, int | float | complex | np.ndarray):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import yaml
 
 import nnattr
 from nnattr import ResultError, Scores, TaskError
-from nnattr.errors import NnattrError
+from nnattr.calls.registry import ANSWERS
 from nnattr.report import Entry, report_page
-from nnattr.report.again import again
 from tests.browser import CHROMIUM, Tab, browser
+from tests.methods.common import even_ioi, teaching
+from tests.support.calls import example
 from tests.support.command_line import call, is_self_contained
 
 #: Files that earlier versions wrote.
@@ -72,7 +72,7 @@ def test_a_file_of_schema_1_still_loads():
         nnattr.Task.load(old)
     html = report_page([Entry(scores, old.name)])
     assert "does not hold the prompts" in html
-    assert "To make it again, use Python" in html
+    assert "It cannot be made again from its file: The result does not hold its task" in html
 
 
 def test_the_page_says_what_was_asked_and_found(page: Path):
@@ -81,7 +81,7 @@ def test_the_page_says_what_was_asked_and_found(page: Path):
     assert html.count("<h1>") == 1
     assert "<mark>" in html
     assert "2 more</summary>" in html, "six pairs, four of them open"
-    for name in ("scores0", "scores1", "scores2", "scores3", "agreement0"):
+    for name in ("result0", "result1", "result2", "result3", "agreement0"):
         assert f'id="{name}"' in html
     assert 'id="agreement1"' not in html, "only two of the results measure the same cells"
     assert "95 % interval" in html
@@ -124,17 +124,6 @@ def test_run_writes_the_same_kind_of_page(tmp_path: Path):
     assert yaml.safe_load(block)["task"] == {"name": "ioi", "arguments": {"n": 2}}
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("ndif", "ndif"), ("ndif (http://127.0.0.1:8001)", "http://127.0.0.1:8001")],
-)
-def test_a_server_is_named_as_load_takes_it(saved: Path, name: str, said: str):
-    scores = Scores.load(saved / "exact.safetensors")
-    remote = scores.provenance.model_copy(update={"backend": name, "metric": "LogProb()"})
-    config = again(replace(scores, provenance=remote), "exact.safetensors")
-    assert (config.backend, config.metric) == (said, "LogProb")
-
-
 def my_metric(logits, batch):
     return logits[:, -1].float().max(-1).values - logits[:, -1].float().mean(-1)
 
@@ -143,10 +132,9 @@ def test_what_no_file_can_say_is_said_in_python(saved: Path):
     model = nnattr.load("teaching-gpt2")
     task = nnattr.tasks.ioi(model.tokenizer, n=2)
     scores = nnattr.activation_patching(model, task, my_metric, normalized=False)
-    with pytest.raises(NnattrError, match="function of your own"):
-        again(scores, "mine.safetensors")
     html = unescape(report_page([Entry(scores, "mine.safetensors")]))
-    assert "nnattr.activation_patching(model, before.task, metric, site='z'" in html
+    assert "To make it again, use Python: The metric" in html
+    assert "result = nnattr.activation_patching(\n    model,\n    task=before.task,\n" in html
     with pytest.raises(ResultError, match="at least one result"):
         report_page([])
 
@@ -165,6 +153,45 @@ def tab():
         pytest.skip("no chromium is installed")
     with browser() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with the result of every method."""
+    folder = tmp_path_factory.mktemp("kinds")
+    model = teaching("teaching-gpt2")
+    for name, row in ANSWERS.items():
+        found = row.function(**example(name, model, even_ioi(model)))
+        found.save(folder / f"{name}.safetensors")
+    call("report", *(folder / f"{name}.safetensors" for name in ANSWERS), "-o", folder / "all.html")
+    return folder / "all.html"
+
+
+def test_a_page_holds_results_of_every_kind(kinds: Path):
+    html = unescape(kinds.read_text(encoding="utf-8"))
+    is_self_contained(html)
+    for i, (name, row) in enumerate(ANSWERS.items()):
+        assert f'id="result{i}"' in html
+        assert f"{row.question} " in html, name
+        assert row.reading in html
+        assert f"save this as {name}.yaml and say: nnattr run {name}.yaml" in html
+    assert "Strongest heads: induction" in html
+    assert html.count("The strongest pairs") == 2
+    assert "cannot be made again" not in html
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_every_kind(tab: Tab, kinds: Path, width: int):
+    tab.open(kinds, width)
+    assert tab.complaints == []
+    wide, screen = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= screen, "the page scrolls sideways"
+    drawn = tab.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].map(e => "
+        "[e.getBoundingClientRect().right, e.querySelectorAll('svg.main-svg').length])"
+    )
+    assert len(drawn) >= len(ANSWERS)
+    assert all(right <= screen and layers for right, layers in drawn)
 
 
 @pytest.mark.parametrize("width", [390, 1440])
@@ -191,9 +218,9 @@ def test_a_browser_shows_it(tab: Tab, page: Path, width: int):
 
 def test_pointing_at_a_cell_shows_its_value(tab: Tab, page: Path):
     tab.open(page, 1440)
-    assert tab.evaluate("document.querySelectorAll('#scores0 .hovertext').length") == 0
-    tab.hover("#scores0 .nsewdrag", 0.625, 0.375)
-    text = tab.evaluate("document.querySelector('#scores0 .hovertext').textContent")
+    assert tab.evaluate("document.querySelectorAll('#result0 .hovertext').length") == 0
+    tab.hover("#result0 .nsewdrag", 0.625, 0.375)
+    text = tab.evaluate("document.querySelector('#result0 .hovertext').textContent")
     assert "L1H2" in text
     assert "normalised change of LogitDiff" in text
     assert "standard error" in text

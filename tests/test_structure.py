@@ -57,11 +57,9 @@ PUBLIC = {
     "compare_runs",
     "copying_score",
     "detect_heads",
-    "composition",
     "decompose_attention",
     "direct_logit_attribution",
     "generate",
-    "head_weights",
     "inspect_prompt",
     "load",
     "load_result",
@@ -70,13 +68,11 @@ PUBLIC = {
     "most_frequent_answers",
     "name_mover_score",
     "next_token_attribution",
-    "ov_circuit",
     "plots",
-    "position_pattern",
-    "qk_circuit",
     "submit",
     "tasks",
     "verify",
+    "weights",
 }
 
 

@@ -15,8 +15,6 @@ JOBS = SOURCES.named("_job")
 #: Folders of which everything travels, and what their files may import besides.
 TRAVELLING = ("nnattr.engine", "nnattr.maps", "nnattr.runs")
 BESIDES = ("nnattr.graph", "nnattr.linalg", "nnattr.metrics")
-#: Handed to a backend under another name; none is to be left.
-MISNAMED = {("nnattr.model.evidence", "gather")}
 
 
 def whole(module: str) -> bool:
@@ -24,7 +22,7 @@ def whole(module: str) -> bool:
     return f"{module}.".startswith(tuple(f"{folder}." for folder in TRAVELLING))
 
 
-@pytest.mark.parametrize("job", sorted({*JOBS, *MISNAMED}), ids=".".join)
+@pytest.mark.parametrize("job", sorted(JOBS), ids=".".join)
 def test_all_that_a_job_reaches_travels(job: tuple[str, str]) -> None:
     reached, faults = SOURCES.reached([job])
     assert faults == set()
@@ -41,7 +39,7 @@ def test_what_a_backend_is_handed_is_called_a_job() -> None:
         if place
     }
     assert len(handed) > 10
-    assert {place for place in handed if not place[1].endswith("_job")} == MISNAMED
+    assert {place for place in handed if not place[1].endswith("_job")} == set()
 
 
 def test_what_our_metrics_read_travels() -> None:

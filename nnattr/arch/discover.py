@@ -266,7 +266,7 @@ def _mlp_proj(layer: Any, projection: str, d_model: int, shared: set[str]) -> st
 
 
 def _widths(part: Any) -> tuple[int, int] | None:
-    """(in, out) of a linear map, whichever way its weight lies; None if it is none."""
+    """(in, out) of a linear map, whichever way its weight lies; None for another module."""
     if hasattr(part, "in_features") and hasattr(part, "out_features"):
         return part.in_features, part.out_features
     if hasattr(part, "nx") and hasattr(part, "nf"):  # transformers' Conv1D
@@ -332,7 +332,7 @@ def _arrangements(found: Anatomy, projection: str) -> Iterator[tuple[Place, Plac
 
 
 def _oddity(pair: tuple[str, str]) -> int:
-    """How little two norms look like the ones behind attention and behind the MLP."""
+    """How unlike two norms are to the ones behind attention and behind the MLP, by their names."""
     attn, mlp = pair
     signs = ("post" in attn, "post" in mlp, ATTENTION.search(attn), MLP.search(mlp))
     return sum(not sign for sign in signs) + ("self" not in attn and "attn" not in attn)

@@ -31,7 +31,7 @@ def print_tick(done: int, total: int) -> None:
 class StatusLine:
     """Shows a job's state and progress on a bar, and keeps the clock.
 
-    It stands in for nnsight's own display, whose three names it has.
+    It is used in place of nnsight's own display, and has the same three names.
     """
 
     enabled = True
@@ -92,7 +92,8 @@ def client(
     """A client for jobs of one model; ``options`` are those of nnsight's ``RemoteBackend``.
 
     Raises:
-        BackendError: the host is no address, or the key is nothing that can be sent.
+        BackendError: the host is not an address, or the key has characters that a header
+            cannot carry.
     """
     try:
         made = _client_class()(model_key, host=host, api_key=api_key, **options)

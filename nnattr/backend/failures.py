@@ -39,7 +39,7 @@ def too_large(text: str) -> bool:
 
 
 def untaken(error: Exception, sent: Sent) -> bool:
-    """Whether no server took the job, so that sending it again is safe.
+    """Whether the job was never accepted, so that sending it again is safe.
 
     It is where nothing was posted yet and the connection failed, where no connection was made for
     posting, and where the server said that it takes nothing now.

@@ -2,7 +2,7 @@
 
 ====================  ==========================================================================
 `nnattr.calls.registry`   one row per method: who it is, what it asks, how its numbers read
-`nnattr.calls.plain`      arguments as values of JSON, and back
+`nnattr.calls.again`      the call that made a result, as a file and as Python code
 `nnattr.calls.submit`     a call that was sent, its ticket, and the result later
 ====================  ==========================================================================
 """

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
+from nnattr import weights
 from nnattr.errors import ArgumentError
 from nnattr.methods.attention.attention_patterns import attention_patterns
 from nnattr.methods.attention.copying import copying_score, name_mover_score
@@ -27,10 +28,12 @@ from nnattr.methods.direct.next_token_attribution import next_token_attribution
 from nnattr.methods.patching.ablation import ablate, ablate_together
 from nnattr.methods.patching.activation_patching import activation_patching
 from nnattr.methods.patching.attribution_patching import attribution_patching
-from nnattr.methods.weight_circuits.composition import composition
-from nnattr.methods.weight_circuits.head_weights import head_weights
+from nnattr.results import Result
 
 Kind: TypeAlias = Literal["patching", "direct", "attention", "weights", "behaviour"]
+
+#: Arguments that say what the model reads; each method has at most one of them, or its first.
+READ = ("task", "prompts", "prompt", "a")
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,17 @@ class Method:
         return dict(list(inspect.signature(self.function).parameters.items())[1:])
 
     @property
-    def takes_task(self) -> bool:
-        """Whether it needs a task, rather than prompts or nothing."""
-        return "task" in self.arguments
+    def reads(self) -> str | None:
+        """The argument that says what the model reads; None where its weights alone are asked."""
+        return next((name for name in READ if name in self.arguments), None)
 
     @property
-    def takes_metric(self) -> bool:
-        """Whether a metric is read."""
-        return "metric" in self.arguments
+    def result(self) -> type[Result] | None:
+        """The type of result it returns; None where it returns something else."""
+        found = get_type_hints(self.function)["return"]
+        kinds = (found, *get_args(found))
+        results = [one for one in kinds if isinstance(one, type) and issubclass(one, Result)]
+        return results[0] if results else None
 
 
 ROWS = (
@@ -158,19 +164,26 @@ ROWS = (
         "Shares of attention scores before the softmax.",
     ),
     Method(
-        "composition",
-        composition,
+        "weights.composition",
+        weights.composition,
         "weights",
         "Which heads read what other heads write?",
         "A norm of products of weights, against what random matrices would give: it says what "
         "could be used, not what is.",
     ),
     Method(
-        "head_weights",
-        head_weights,
+        "weights.head",
+        weights.head,
         "weights",
         "What are a head's matrices?",
         "The weights as they act.",
+    ),
+    Method(
+        "weights.position_pattern",
+        weights.position_pattern,
+        "weights",
+        "Where would a head look if it saw positions alone?",
+        "A softmax of position scores: it leaves out what the tokens say.",
     ),
     Method(
         "inspect_prompt",
@@ -205,6 +218,8 @@ ROWS = (
 )
 #: The rows by name.
 METHODS: dict[str, Method] = {row.name: row for row in ROWS}
+#: Those that return a result, which can be saved, reported and made again.
+ANSWERS: dict[str, Method] = {name: row for name, row in METHODS.items() if row.result}
 
 
 def named(name: str) -> Method:

@@ -17,11 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nnattr.arguments import checked
 from nnattr.backend import NDIF, JobFunction, Outcome
 from nnattr.backend.ndif import Ticket
-from nnattr.calls.plain import plain, restored
 from nnattr.calls.registry import named, row_of
 from nnattr.errors import BackendError, ResultError
+from nnattr.jobs.plain import plain, restored
 from nnattr.model.load import load
 from nnattr.model.model import Model
 
@@ -115,6 +116,7 @@ class Job:
         """
         return self._fetch()[0]
 
+    @checked
     def result(self, timeout: float | None = None) -> Any:
         """Wait for what the method returns.
 
@@ -141,6 +143,7 @@ class Job:
             "it ends by itself, and its result can be ignored."
         )
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the ticket and the call to a file, for `load` in another process.
 
@@ -164,6 +167,7 @@ class Job:
         return Path(path)
 
     @classmethod
+    @checked
     def load(
         cls, path: str | Path, *, model: Model | None = None, backend: NDIF | None = None
     ) -> Job:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from nnattr.errors import NnattrError, ResultError
 
 EXAMPLE = """\
-# One analysis for `nnattr run`. Only model and task are needed; the rest shows other choices.
+# One analysis for `nnattr run`. Only model and task are needed; the rest shows other choices, and
+# what is left out is as the method has it.
 model: teaching-llama            # a teaching model, a Hugging Face id, or a local folder
 task:
   name: ioi                      # a generator of nnattr.tasks, with its arguments
@@ -26,15 +27,20 @@ task:
   # corrupted: ["When Mary and John went to the store, Mary gave a drink to"]
   # answers: [" Mary"]           # one token each, with its leading space
   # wrong_answers: [" John"]
-method: attribution_patching     # or activation_patching, which is exact and slower
+  # or, for methods that read prompts, no task and instead:
+  # prompts: ["When Mary and John went to the store, John gave a drink to"]
+method: attribution_patching     # or activation_patching, exact and slower, or one of those below
 metric: LogitDiff                # LogitDiff, LogProb, Prob, KL or Loss
 site: z                          # z, q, k, v, pattern, neuron, attn_out, mlp_out, resid_pre, ...
 positions: all                   # all, each, last, a number, a list, or a span such as S2
 direction: denoising             # or noising
 normalized: true
+options: {}                      # the method's other arguments, such as {heads: [L1H0]}
 backend: local                   # local, simulated, ndif, or the http(s) address of a server
-output: scores.safetensors       # read it again with nnattr.Scores.load
+output: scores.safetensors       # read it again with nnattr.load_result
 top: 10
+
+# The methods, with what they take besides model, task or prompts, and metric:
 """
 
 
@@ -113,16 +119,32 @@ def demo(
     _write(output, demo_page(found))
 
 
-@app.command()
+class Listing(TyperCommand):
+    """A command whose help ends with the methods; they are asked for when help is."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, and the list behind it."""
+        from nnattr.cli.run import methods
+
+        super().format_help(ctx, formatter)
+        formatter.write("Methods, with what they take besides task or prompts, and metric:\n\n")
+        formatter.write("\n".join(f" {line}" for line in methods()))
+
+
+@app.command(cls=Listing)
 def run(
     config: Annotated[Path | None, typer.Argument(help="A YAML or JSON file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also write a page, as `report` does.")] = None,
     backend: BackendName = None,
     example: Annotated[bool, typer.Option("--example", help="Print a file to start from.")] = False,
 ) -> None:
-    """Run the analysis that a file describes, and print its strongest cells."""
+    """Run the analysis that a file describes, and print what was found."""
     if example:
+        from nnattr.cli.run import methods
+
         typer.echo(EXAMPLE, nl=False)
+        for line in methods():
+            typer.echo(f"# {line}".rstrip())
         return
     if config is None:
         raise NnattrError(
@@ -139,19 +161,19 @@ def run(
     from nnattr.cli.console import say
     from nnattr.cli.run import analyse, described
 
-    scores = analyse(settings)
-    say(*described(scores, settings.top))
+    result = analyse(settings)
+    say(*described(result, settings.top))
     if settings.output is not None:
-        typer.echo(f"Wrote {scores.save(settings.output)}")
+        typer.echo(f"Wrote {result.save(settings.output)}")
     if plot is not None:
         from nnattr.report import Entry, report_page
 
-        _write(plot, report_page([Entry(scores, config.stem, settings)]))
+        _write(plot, report_page([Entry(result, config.stem, settings)]))
 
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Files that Scores.save wrote.")],
+    results: Annotated[list[Path], typer.Argument(help="Files that a result's save wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
     ),
@@ -160,13 +182,13 @@ def report(
     ] = None,
     backend: BackendName = None,
 ) -> None:
-    """Write saved results as one page: task, figures, strongest cells, agreement, origin."""
+    """Write saved results of any kind as one page: question, figures, reading, origin."""
     _must_be_writable(output)
     from nnattr.model.load import load
     from nnattr.report import Entry, report_page
-    from nnattr.results import Scores
+    from nnattr.results import load_result
 
-    entries = [Entry(Scores.load(path), path.name) for path in results]
+    entries = [Entry(load_result(path), path.name) for path in results]
     loaded = None if model is None else load(model, backend=backend)
     _write(output, report_page(entries, loaded))
 
@@ -212,8 +234,8 @@ def dla(
     """Show which parts of the model write the answer rather than the wrong one."""
     if output is not None:
         _must_be_writable(output)
-    from nnattr.methods.components import Unit
     from nnattr.methods.direct.direct_logit_attribution import direct_logit_attribution
+    from nnattr.model.components import Unit
     from nnattr.model.load import load
     from nnattr.tasks import Task
 

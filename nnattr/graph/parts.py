@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from nnattr.errors import ArchError
@@ -152,7 +153,7 @@ _READ = [
 _PORT = re.compile(r"(.+?)(?:\.([qkv])|<([qkv])>)?")
 
 
-def parse(given: Part | str | tuple[int, int]) -> Part:
+def parse(given: Part | str | Sequence[int]) -> Part:
     """The part that is meant.
 
     Args:

@@ -1,1 +1,12 @@
-"""A study of a causal method: what travels, how it is split, kept on disk, and read again."""
+"""A study of a causal method: what travels, how it is split, kept on disk, and read again.
+
+=============  ==================================================================================
+`study`        one question, checked before anything runs, and its payload
+`layout`       where the engine finds things in this model, and how a patch of a site enters it
+`replacement`  what an ablation puts in the place of an activation
+`split`        as few jobs as the backend's limits allow
+`checkpoint`   finished parts on disk
+`frame`        what the numbers of an answer mean: axes, normalisation, refusals
+`record`       the provenance of a result, in one way for every method
+=============  ==================================================================================
+"""

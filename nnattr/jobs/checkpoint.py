@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: What a part holds besides plain values.
 TENSORS = ("change", "base", "source")
+#: Arguments that finished parts do not depend on.
+FREE = ("normalized", "max_memory")
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ResultError(f"The checkpoint {str(folder)!r} is no writable folder.") from error
+            raise ResultError(
+                f"The checkpoint {str(folder)!r} is not a writable folder."
+            ) from error
 
     def read(self) -> dict[int, Part]:
-        """The parts that are there, by their first layer; of two that overlap the lower one.
+        """Finished parts by first layer; where two overlap, the one that starts lower.
 
         Raises:
             ResultError: a file is damaged, or not a part of this study.
@@ -108,11 +112,11 @@ def _layer(path: Path) -> int:
 
 
 def digest(study: Study) -> str:
-    """A name for everything that a study's numbers depend on, but for where it runs."""
+    """A digest of everything that a study's numbers depend on, except the backend."""
     provenance = study.frame().provenance
     content = [
         provenance.method,
-        {k: v for k, v in provenance.arguments.items() if k != "normalized"},
+        {k: v for k, v in provenance.arguments.items() if k not in FREE},
         study.engine,
         describe(study.metric),
         _code(study.metric),
@@ -138,7 +142,7 @@ def _code(metric: Any) -> list[str]:
 
 
 def _weights(module: Any) -> list[str]:
-    """Marks of the weights that are loaded here: two models of one name are told apart."""
+    """Samples of the weights that are loaded here, which tell apart two models of one name."""
     marks = []
     for name, value in module.named_parameters():
         if value.device.type != "meta":

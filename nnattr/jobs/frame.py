@@ -1,7 +1,8 @@
 """The frame of an answer: what its numbers mean, fixed before any number is there.
 
-A job returns bare tensors. The frame holds the names of their axes, which of them mean nothing, how
-to normalise, and the provenance; it is plain data, so it can wait on disk while a server works.
+A job returns bare tensors. The frame holds the names of their axes, which cells a prompt does not
+have, how to normalise, and the provenance; it is plain data, so it can wait on disk while
+a server works.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 from nnattr.backend import Cost, Outcome
+from nnattr.jobs.plain import plain
 from nnattr.model.model import Model
 from nnattr.results import Provenance
 from nnattr.tasks import Task
 from nnattr.tasks.file import packed
-from nnattr.tasks.positions import integers
 from nnattr.tokens import Tokens
 
 
@@ -32,14 +32,15 @@ def record(
         model: the model.
         task: what it read (`as_task` makes one of bare prompts); None where only weights were
             asked.
-        method: the method's name.
-        arguments: its arguments, as plain values.
+        method: the name of its row in the registry.
+        arguments: what it was asked with, but for the model, the task or prompts if ``task`` is the
+            same, the metric, and where finished parts are kept; written as plain values.
         metric: the metric in words; empty where there is none.
         outcome: what the job returned and cost; None before it has run.
     """
     return Provenance(
         method=method,
-        arguments=dict(arguments),
+        arguments={name: plain(value) for name, value in arguments.items()},
         metric=metric,
         model=model.name,
         revision=model.revision,
@@ -66,6 +67,14 @@ def ran(values: Mapping[str, Any], cost: Cost) -> dict[str, Any]:
     return {**{key: round(value, 4) for key, value in asdict(cost).items()}, **said}
 
 
+def untold(prompts: Any, name: str = "prompts") -> dict[str, Any]:
+    """What a provenance's arguments hold of prompts that its task does not give again.
+
+    Tokens, whose texts may be encoded otherwise, and that there were none.
+    """
+    return {name: prompts} if prompts is None or isinstance(prompts, Tokens) else {}
+
+
 def as_task(given: Any, texts: Sequence[str], tokens: Tokens) -> Task:
     """The task that was given, or the bare prompts that were given instead as one without pairs."""
     if isinstance(given, Task):
@@ -81,8 +90,3 @@ def as_task(given: Any, texts: Sequence[str], tokens: Tokens) -> Task:
         wrong_answer_ids=(),
         name="prompts",
     )
-
-
-def plain(positions: Any) -> str | int | list[int]:
-    """Positions as a provenance keeps them: a word, a number or a list of numbers."""
-    return positions if isinstance(positions, str | int) else integers(positions)

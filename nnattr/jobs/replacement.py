@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
-from nnattr.model.prompts import fits, listed, prepared
+from nnattr.model.prompts import Prompts, asked
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 
-FillKind: TypeAlias = Literal["zero", "mean", "mean_positional", "resample"]
-KINDS: tuple[str, ...] = get_args(FillKind)
-#: Where a mean is taken or another prompt is drawn from.
-Dataset: TypeAlias = Task | str | Sequence[str]
+Replacement: TypeAlias = Literal["zero", "mean", "mean_positional", "resample"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Fill:
         arguments: what results record.
     """
 
-    kind: FillKind
+    kind: Replacement
     dataset: Tokens
     source: Tokens
     arguments: dict[str, Any]
@@ -43,35 +38,26 @@ class Fill:
         return {"replacement": self.kind, "dataset": given}
 
 
-def chosen(model: Model, task: Task, kind: str, dataset: Dataset | None, seed: int) -> Fill:
+def chosen(model: Model, task: Task, kind: Replacement, dataset: Prompts | None, seed: int) -> Fill:
     """The fill of this kind, from the dataset or, without one, from the task's own clean prompts.
 
     Raises:
-        TaskError: an unknown kind, prompts that do not fit the model, positions that do not line up
+        TaskError: prompts that do not fit the model, positions that do not line up
             (``mean_positional`` needs one length, ``resample`` another prompt of each length).
     """
-    if kind not in KINDS:
-        raise TaskError(f"method is {kind!r}; expected one of {', '.join(map(repr, KINDS))}.")
     own, other = task.clean_tokens, task.clean_tokens
-    if isinstance(dataset, Task):
-        fits(model, dataset)
-        other = dataset.clean_tokens
-    elif dataset is not None:
-        other = prepared(model, listed("dataset", dataset))
+    if dataset is not None:
+        other = asked(model, dataset, what="dataset")[1]
     lengths = {len(row) for tokens in (own, other) for row in tokens.strings}
     if kind == "mean_positional" and len(lengths) > 1:
         raise TaskError(
             f"'mean_positional' takes means position by position, and the prompts have "
             f"{min(lengths)} to {max(lengths)} tokens. Use prompts of one length, or 'mean'."
         )
-    arguments: dict[str, Any] = {"fill": kind}
-    if dataset is not None and kind != "zero":
-        text = repr(other.rows).encode()
-        arguments["dataset"] = f"{len(other)} prompts, {hashlib.sha256(text).hexdigest()[:16]}"
+    arguments = {"replacement": kind, "dataset": dataset, "seed": seed}
     if kind == "resample":
-        arguments["seed"] = seed
         return Fill("resample", other, _resampled(own, other, seed), arguments)
-    return Fill(kind, other, own, arguments)  # type: ignore[arg-type]
+    return Fill(kind, other, own, arguments)
 
 
 def _resampled(own: Tokens, other: Tokens, seed: int) -> Tokens:
@@ -83,7 +69,7 @@ def _resampled(own: Tokens, other: Tokens, seed: int) -> Tokens:
         if not fitting:
             raise TaskError(
                 f"There is no other prompt of {len(row)} tokens to resample {''.join(strings)!r} "
-                "from. Give a dataset= with some, or use method='mean'."
+                "from. Give a dataset= with some, or use replacement='mean'."
             )
         picked.append(draw.choice(fitting))
     return Tokens.from_rows(picked, own.strings, int(own.ids[0, 0]))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Values: TypeAlias = dict[str, Any]
 
-#: Parts were computed by one model if their baselines agree to this share of their size.
+#: The largest relative difference of baselines between parts of one model.
 SAME = 0.02
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
-from nnattr.errors import TaskError
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
-from nnattr.jobs.record import plain, record
+from nnattr.jobs.record import record
 from nnattr.jobs.replacement import Fill
 from nnattr.jobs.split import in_chunks
 from nnattr.metrics import Metric, answer_fields, check, describe, wanted
@@ -34,8 +33,8 @@ Direction: TypeAlias = Literal["denoising", "noising"]
 class Study:
     """One question put to a model; see the module.
 
-    ``job`` computes ``method``; ``by_layer`` says whether its layers can be asked for apart. With
-    a ``fill`` the source is not the task's other run but what an ablation puts in.
+    ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
+    layers. With a ``fill`` the source is not the task's other run but what an ablation puts in.
     """
 
     job: JobFunction
@@ -54,18 +53,7 @@ class Study:
 
     def __post_init__(self) -> None:
         fits(self.model, self.task)
-        if self.direction not in ("denoising", "noising"):
-            raise TaskError(
-                f"direction is {self.direction!r}; expected 'denoising' (clean activations into "
-                "the corrupted run) or 'noising' (the reverse)."
-            )
         check(self.metric, self.task)
-        if self.engine not in ("suffix", "full"):
-            raise TaskError(f"engine is {self.engine!r}; expected 'suffix' or 'full'.")
-        if self.max_memory is not None and not self.max_memory > 0:
-            raise TaskError(
-                f"max_memory is {self.max_memory}; expected a number of bytes, or None."
-            )
 
     def run(self, checkpoint: str | Path | None = None) -> Scores:
         """Compute the answer where the model's backend says."""
@@ -131,8 +119,9 @@ class Study:
             method=self.method,
             arguments={
                 "site": self.site,
-                "positions": plain(self.positions),
+                "positions": self.positions,
                 **(self.fill.arguments if self.fill else self._normed_direction()),
+                **({} if self.max_memory is None else {"max_memory": self.max_memory}),
             },
             metric=describe(self.metric),
         )

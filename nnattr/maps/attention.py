@@ -45,7 +45,7 @@ class Rotary:
 class Form:
     """Where a layer's attention keeps its weights, and how it may make its scores.
 
-    `nnattr.methods.attention_form.layer_form` gives it in plain values.
+    `nnattr.model.attention_form.layer_form` gives it in plain values.
 
     Attributes:
         layer: the path of the layer.
@@ -217,7 +217,7 @@ def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
 
 
 def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor]) -> Scoring:
-    """How this layer makes its scores, found by what gives the model's own z."""
+    """How this layer makes its attention scores: the candidate that reproduces the model's z."""
     x = seen.entering
     q, k, v = (project(x, weights, name) for name in ("q", "k", "v"))
     z = seen.z.float().unflatten(-1, (form.heads, -1)).movedim(-2, 1)

@@ -1,4 +1,4 @@
-"""What a linear module does to a vector, as a matrix: from its weights, or by asking it.
+"""What a linear module does to a vector, as a matrix: from its weights, or by probing it.
 
 A sandboxed server runs the job in a process that holds no weights; modules can be called there (the
 call goes to where the weights are), but their parameters are empty. Then the matrix is what the
@@ -64,7 +64,7 @@ def linear_map(
 def by_probing(
     module: Any, width: int, like: Tensor, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same from what the module makes of zero and of unit vectors."""
+    """`linear_map` by probing: from the module's outputs for zero and for unit vectors."""
     units = SIZE * torch.eye(width, device=like.device, dtype=like.dtype)
     everything = slice(None) if columns is None else columns.to(like.device)
     bias = module(torch.zeros_like(units[:1])[None])[0, 0, everything].float()

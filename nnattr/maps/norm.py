@@ -71,7 +71,7 @@ def apply(norm: Frozen, x: Tensor) -> Tensor:
 
 
 def transpose(norm: Frozen, direction: Tensor) -> Tensor:
-    """The direction in front of the norm that reads what ``direction`` reads behind it."""
+    """The transposed map: the direction before the norm that reads what this one reads after it."""
     return norm.scale * without_mean(norm.gain * direction, norm.centred)
 
 

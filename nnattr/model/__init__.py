@@ -1,1 +1,14 @@
-"""The live model: its view, its sites, its runs, and the proof of its map."""
+"""The client's view of a model: loaded, mapped, proven; and what a call's arguments mean on it.
+
+================  ===============================================================================
+`model`           `Model`: an nnsight model, the map of its parts, and where it runs
+`load`            load one, here or on a server
+`verify`          prove its map before anything is computed with it; a job, `verify_job`
+`sites`           names for the activations that a method can read or replace
+`patterns`        where attention patterns are read
+`components`      which activations make up the residual stream, and how they split
+`attention_form`  where a layer's attention keeps its weights, and how it may make its scores
+`prompts`         prompts encoded and checked against the model, and their positions
+`heads`           which heads are meant
+================  ===============================================================================
+"""

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from nnattr.errors import ArchError, ResultError
-from nnattr.graph import parse
+from nnattr.graph import Part, parse
 from nnattr.model.model import Model
 from nnattr.results import Scores
 
-#: (layer, head) or a name such as ``"9.6"``, ``"L9H6"``, ``"a9.h6"``.
-Head: TypeAlias = tuple[int, int] | str
-#: Heads one by one, the ``"all"``, or scores whose strongest heads are meant.
-Heads: TypeAlias = Sequence[Head] | Scores | str
+#: (layer, head), a name such as ``"9.6"``, ``"L9H6"``, ``"a9.h6"``, or a part of a result.
+Head: TypeAlias = tuple[int, int] | Sequence[int] | str | Part
+#: One head or several, ``"all"`` of them, or scores whose strongest heads are meant.
+Heads: TypeAlias = Head | Sequence[Head] | Scores
 
 
 def chosen(model: Model, heads: Heads, k: int) -> list[tuple[int, int]]:
@@ -21,7 +21,7 @@ def chosen(model: Model, heads: Heads, k: int) -> list[tuple[int, int]]:
 
     Args:
         model: the heads are checked against it.
-        heads: ``"all"``; a list of heads or a single head's name; or `Scores` over layer and head,
+        heads: ``"all"``; a head or a list of heads; or `Scores` over layer and head,
             of which the ``k`` most positive and the ``k`` most negative cells are meant (in that
             order, zero being neither).
         k: see ``heads``.
@@ -32,10 +32,10 @@ def chosen(model: Model, heads: Heads, k: int) -> list[tuple[int, int]]:
     """
     if isinstance(heads, Scores):
         found = _strongest(heads, k)
-    elif heads == "all":
+    elif isinstance(heads, str) and heads == "all":
         found = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     else:
-        found = [_parsed(one) for one in ([heads] if isinstance(heads, str) else heads)]
+        found = [_parsed(one) for one in ([heads] if is_one(heads) else heads)]  # type: ignore[list-item, union-attr]
     for layer, head in found:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise ArchError(
@@ -45,6 +45,13 @@ def chosen(model: Model, heads: Heads, k: int) -> list[tuple[int, int]]:
     if not found:
         raise ArchError("No heads were given; name at least one, or 'all'.")
     return list(dict.fromkeys(found))
+
+
+def is_one(given: object) -> bool:
+    """Whether one part is meant, and not a list of them."""
+    if isinstance(given, str | Part):
+        return True
+    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], int)
 
 
 def _strongest(scores: Scores, k: int) -> list[tuple[int, int]]:

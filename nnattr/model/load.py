@@ -10,6 +10,7 @@ from nnattr import teaching
 from nnattr.arch.discover import candidates
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
+from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.model import Model
@@ -20,6 +21,7 @@ from nnattr.runs.places import raw
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
+@checked
 def load(
     model: str | Path | Any,
     *,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nnattr.arch.spec import ArchSpec
+from nnattr.arguments import Positive, checked
 from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
@@ -159,15 +160,16 @@ class Model:
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
 
+    @checked
     def predict(
-        self, tokens: Tokens, *, asked: IdGroups = (), k: int = 5, last: int = 1
+        self, tokens: Tokens, *, asked: IdGroups = (), top_k: Positive = 5, last: Positive = 1
     ) -> Predictions:
         """The most probable next tokens after each prompt, in one job.
 
         Args:
             tokens: encoded prompts (``task.clean_tokens``, or `nnattr.tokens.encode`).
             asked: for each prompt further token ids whose logits are wanted.
-            k: how many of the most probable tokens.
+            top_k: how many of the most probable tokens.
             last: at how many of the last positions.
 
         Raises:
@@ -182,7 +184,7 @@ class Model:
         payload = {
             "prompts": tokens.tensors,
             "asked": torch.tensor(filled, dtype=torch.long),
-            "k": k,
+            "k": top_k,
             "last": last,
             "portions": self.portions(width),
             "options": {"logits_to_keep": last} if self.accepts("logits_to_keep") else {},

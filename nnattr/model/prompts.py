@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions, integers, spots
 from nnattr.tokens import Tokens, encode
 
-#: Where to look: ``"last"``, ``"each"``, a position from the prompt's start or end, or several.
-Where: TypeAlias = str | int | Sequence[int]
+#: Which prompts of a task.
+Run: TypeAlias = Literal["clean", "corrupted"]
 #: What to read: one prompt, several, those of a task, or tokens as another result holds them.
 Prompts: TypeAlias = str | Sequence[str] | Task | Tokens
 
@@ -42,23 +43,31 @@ def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
     return tokens
 
 
-def asked(model: Model, prompts: Prompts, run: str = "clean") -> tuple[tuple[str, ...], Tokens]:
-    """The texts and tokens of prompts, or of one run (clean or corrupted) of a task.
+def asked(
+    model: Model, prompts: Prompts, run: Run = "clean", *, what: str = "prompts", room: int = 0
+) -> tuple[tuple[str, ...], Tokens]:
+    """The texts and tokens of prompts, or of one run of a task.
+
+    Args:
+        model: what is to read them.
+        prompts: see `Prompts`.
+        run: which prompts of a task.
+        what: how messages call them.
+        room: how many tokens are to stay free in the model's context.
 
     Raises:
-        TaskError: they cannot be used with this model, or there is no such run.
+        TaskError: they cannot be used with this model, or the task has no such run.
     """
     if isinstance(prompts, Tokens):
-        _room(model, max(map(len, prompts.strings)), 0)
+        _room(model, max(map(len, prompts.strings)), room)
         if int(prompts.ids.max()) >= model.config.vocab_size:
             raise TaskError(f"These tokens are not {model.name}'s: it has fewer.")
         return tuple(map("".join, prompts.strings)), prompts
     if not isinstance(prompts, Task):
-        texts = listed("prompts", prompts)
-        return texts, prepared(model, texts)
-    if run not in ("clean", "corrupted"):
-        raise TaskError(f"run is {run!r}; expected 'clean' or 'corrupted'.")
+        texts = listed(what, prompts)
+        return texts, prepared(model, texts, room)
     fits(model, prompts)
+    _room(model, prompts.width, room)
     if run == "clean":
         return prompts.clean, prompts.clean_tokens
     return prompts.corrupted, prompts.corrupted_tokens
@@ -70,12 +79,6 @@ def fits(model: Model, task: Task) -> None:
     Raises:
         TaskError: it was not, or does not.
     """
-    if not isinstance(model, Model) or not isinstance(task, Task):
-        raise TaskError(
-            f"A method takes a model, a task and a metric, and was given {type(model).__name__} "
-            f"and {type(task).__name__} first; make them with nnattr.load(...) and "
-            "nnattr.Task.from_pairs(...), or a generator such as nnattr.tasks.ioi."
-        )
     limit = model.context_length
     if limit is not None and task.width > limit:
         longest = max(task.clean, key=len)
@@ -100,22 +103,34 @@ def _room(model: Model, longest: int, room: int) -> None:
         )
 
 
-def columns(tokens: Tokens, prompts: Sequence[str], where: Where) -> tuple[Tensor, Tensor]:
+def columns(
+    given: Prompts, prompts: Sequence[str], tokens: Tokens, where: Positions
+) -> tuple[Tensor, Tensor]:
     """The columns of the padded batch [example, pos], and which of them the prompt really has.
 
+    Args:
+        given: where prompts and tokens come from: a task's spans have names.
+        prompts: the texts, for messages.
+        tokens: the padded batch.
+        where: see `Positions`; all prompts have equally many.
+
     Raises:
-        TaskError: a position that a prompt does not have.
+        TaskError: a position that a prompt does not have, or a span that is longer in one prompt
+            than in another.
     """
+    if isinstance(given, Task) and isinstance(where, str) and where not in ("last", "each"):
+        return _span(given, where)
     width = tokens.ids.shape[1]
     if isinstance(where, str):
         if where not in ("last", "each"):
             raise TaskError(
-                f"positions is {where!r}; expected 'last', 'each', a number or a list of numbers."
+                f"positions is {where!r}; expected 'last', 'each', a number or a list of numbers, "
+                "or, where the prompts are a task, one of its spans."
             )
         picked = torch.arange(width) if where == "each" else torch.tensor([width - 1])
         picked = picked.expand(len(tokens), -1)
         return picked, tokens.mask.gather(1, picked)
-    wanted = [where] if isinstance(where, int) else list(where)
+    wanted = integers(where)
     if not wanted:
         raise TaskError("No positions were given; name at least one.")
     rows = []
@@ -129,3 +144,27 @@ def columns(tokens: Tokens, prompts: Sequence[str], where: Where) -> tuple[Tenso
         rows.append([pad + at % len(strings) for at in wanted])
     picked = torch.tensor(rows)
     return picked, torch.ones_like(picked, dtype=torch.bool)
+
+
+def aligned(
+    given: Prompts, prompts: Sequence[str], tokens: Tokens, where: Positions
+) -> tuple[Tensor, Tensor]:
+    """As `columns`, but ``"each"`` begins at each prompt's own first token."""
+    if not (isinstance(where, str) and where == "each"):
+        return columns(given, prompts, tokens, where)
+    width = tokens.ids.shape[1]
+    own = torch.arange(width) + torch.tensor(tokens.padding)[:, None]
+    return own.clamp(max=width - 1), own < width
+
+
+def _span(task: Task, name: str) -> tuple[Tensor, Tensor]:
+    """The columns of a task's span."""
+    mask = spots(task, name)[0]
+    counts = sorted(set(mask.sum(1).tolist()))
+    if len(counts) > 1:
+        raise TaskError(
+            f"The span {name!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
+            "another; capture it in tasks of one length each, or name positions."
+        )
+    at = mask.nonzero()[:, 1].view(len(mask), -1)
+    return at, torch.ones_like(at, dtype=torch.bool)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnattr.arch.spec import missing
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, BackendError
 from nnattr.model import sites
-from nnattr.model.evidence import gather
+from nnattr.model.model import Model
+from nnattr.model.verify_job import verify_job
 
 if TYPE_CHECKING:
     from nnattr.arch.spec import ArchSpec
-    from nnattr.model.model import Model
 
 #: The checks of q, k, v and neurons: a discovered spec that fails one does without those sites.
 INSIDE = {
@@ -93,6 +94,7 @@ class Proof:
         return "\n".join(lines)
 
 
+@checked
 def verify(model: Model, ids: Any = None) -> Proof:
     """Prove on the live model that its spec is right.
 
@@ -110,7 +112,7 @@ def verify(model: Model, ids: Any = None) -> Proof:
         return Proof(model.name, (Check("modules exist", False, f"no module {absent[0]!r}"),))
     checks = [Check("modules exist", True, "every path of the spec")]
     try:
-        found = model.run(gather, _payload(model, ids), label="proving the structure").values
+        found = model.run(verify_job, _payload(model, ids), label="proving the structure").values
     except BackendError as error:
         if not model.backend.holds_weights:
             raise
@@ -134,8 +136,8 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
     for spec in specs:
         candidate = replace(model, spec=spec)
         proof = verify(candidate)
-        for humbler in _humbler(spec, proof):
-            candidate = replace(model, spec=humbler)
+        for weaker in _weaker(spec, proof):
+            candidate = replace(model, spec=weaker)
             proof = verify(candidate)
             if proof.passed:
                 break
@@ -154,8 +156,8 @@ def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:
     )
 
 
-def _humbler(spec: ArchSpec, proof: Proof) -> Iterator[ArchSpec]:
-    """Where only q, k, v or neurons fail: the other packing of a fused projection, or none."""
+def _weaker(spec: ArchSpec, proof: Proof) -> Iterator[ArchSpec]:
+    """Weaker specs to try where only checks of q, k, v or neurons failed."""
     failed = {check.name for check in proof.checks if not check.passed}
     if not failed or not failed <= set(INSIDE.values()):
         return

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from nnattr.arguments import checked
 from nnattr.drawing import Drawers
 from nnattr.errors import ResultError
 from nnattr.plots.bars import bars
@@ -30,22 +31,37 @@ from nnattr.plots.lens import lens_figure
 from nnattr.plots.matrix import attention_figure, composition_figure, matrix
 from nnattr.plots.parts import parts
 from nnattr.plots.patterns import patterns_figure
+from nnattr.plots.plain import (
+    activations_figure,
+    answers_figure,
+    comparison_figure,
+    head_weights_figure,
+    inspection_figure,
+    weight_matrix_figure,
+)
 from nnattr.plots.scatter import agreement_figure, agreement_scatter
 from nnattr.plots.viewer import viewer
 from nnattr.plots.words import open_dims
 from nnattr.results import (
+    Activations,
     Agreement,
+    AnswerTable,
     AttentionParts,
+    Comparison,
     Composition,
     HeadScores,
+    HeadWeights,
+    Inspection,
     Lens,
     Patterns,
     Scores,
+    WeightMatrix,
 )
 
 __all__ = ["agreement_scatter", "bars", "heatmap", "matrix", "parts", "plot", "strongest"]
 
 
+@checked
 def plot(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """The figure that suits the scores' dimensions; what ``Scores.plot`` returns.
 
@@ -73,13 +89,19 @@ def plot(scores: Scores, *, title: str | None = None, limit: float | None = None
 
 #: What draws each type of result: the rows that `nnattr.drawing` hands to results.
 FIGURES: Drawers = {
+    (Activations, "plot"): activations_figure,
     (Agreement, "plot"): agreement_figure,
+    (AnswerTable, "plot"): answers_figure,
     (AttentionParts, "plot"): attention_figure,
+    (Comparison, "plot"): comparison_figure,
     (Composition, "plot"): composition_figure,
     (HeadScores, "loss"): loss_figure,
     (HeadScores, "plot"): kinds_figure,
+    (HeadWeights, "plot"): head_weights_figure,
+    (Inspection, "plot"): inspection_figure,
     (Lens, "plot"): lens_figure,
     (Patterns, "plot"): patterns_figure,
     (Patterns, "viewer"): viewer,
     (Scores, "plot"): plot,
+    (WeightMatrix, "plot"): weight_matrix_figure,
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.results import Scores
 
 
+@checked
 def bars(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """A bar per layer (or head, or position), with its standard error where that is known.
 

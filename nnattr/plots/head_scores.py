@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import HeadScores, measured
@@ -13,6 +14,7 @@ WRITTEN = 200  # cells up to which each shows its number
 GAP = 26  # pixels between two maps
 
 
+@checked
 def kinds_figure(found: HeadScores, kind: str | None = None, title: str | None = None) -> go.Figure:
     """Layer by head for one kind or all; heads over the threshold have a frame.
 
@@ -63,30 +65,22 @@ def _trace(values: np.ndarray, spread: np.ndarray, kind: str, cell: float, bar: 
         number = measured(float(values[layer, head]), float(spread[layer, head]))
         hover[layer, head] = f"<b>{Part('head', layer, head)}</b><br>{kind} {number}"
     written = "%{z:.2f}" if cell >= 30 and values.size <= WRITTEN else None
-    return go.Heatmap(
-        z=values,
+    return look.heat(
+        values,
+        (0, 1),
+        "Blues",
+        bar=140,
         customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
         texttemplate=written,
         textfont={"size": 10},
-        colorscale="Blues",
-        zmin=0,
-        zmax=1,
         xgap=1,
         ygap=1,
         showscale=bar,
-        colorbar={
-            "thickness": 12,
-            "outlinewidth": 0,
-            "x": 1.01,
-            "lenmode": "pixels",
-            "len": 140,
-            "y": 1,
-            "yanchor": "top",
-        },
     )
 
 
+@checked
 def loss_figure(found: HeadScores, title: str | None = None) -> go.Figure:
     """The loss at each position with its standard error, and the means of both copies.
 

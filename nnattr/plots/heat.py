@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import get_colorscale
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.results import Scores
@@ -54,31 +55,23 @@ class Grid:
     def trace(self, limit: float, unit: str, visible: bool = True) -> go.Heatmap:
         """The map itself, on a scale from ``-limit`` to ``limit``."""
         gap = 1 if min(self.cell) >= 14 else 0
-        return go.Heatmap(
-            z=self.values,
+        return look.heat(
+            self.values,
+            (-limit, limit),
+            DIVERGING,
+            unit=unit,
+            bar=min(self.size[1] + 20, 360),
             text=self.texts,
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,
-            colorscale=DIVERGING,
-            zmin=-limit,
             zmid=0,
-            zmax=limit,
             xgap=gap,
             ygap=gap,
             visible=visible,
-            colorbar={
-                "title": {"text": unit, "side": "right"},
-                "thickness": 12,
-                "outlinewidth": 0,
-                "lenmode": "pixels",
-                "len": min(self.size[1] + 20, 360),
-                "y": 1,
-                "yanchor": "top",
-                "x": 1.01,
-            },
         )
 
 
+@checked
 def heatmap(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """A heat map of two dimensions: layer by head, layer by position, and the like.
 
@@ -98,6 +91,7 @@ def heatmap(scores: Scores, *, title: str | None = None, limit: float | None = N
     return _figure(mean, grid, [grid.trace(end, words.unit(mean))], title)
 
 
+@checked
 def strongest(
     scores: Scores, *, rows: int = 20, title: str | None = None, limit: float | None = None
 ) -> go.Figure:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.results import Lens
@@ -17,8 +18,9 @@ LONGEST = 10  # letters of a token that a cell shows
 TALL = 26  # pixels
 
 
+@checked
 def lens_figure(
-    lens: Lens, example: int = 0, *, colour: str = "probability", title: str | None = None
+    lens: Lens, example: Natural = 0, *, colour: str = "probability", title: str | None = None
 ) -> go.Figure:
     """Points of the residual stream down, positions across, the likeliest token in each cell.
 
@@ -39,7 +41,7 @@ def lens_figure(
     letters = max(map(len, shown.ravel()))
     wide = min(max(48.0, letters * look.LETTER + 14) * shown.shape[1], look.WIDEST)
     labels = [
-        f"{words.safe(_short(str(token)))} <span style='color:#8a8f98'>{position}</span>"
+        look.numbered(words.token_label(str(token), LONGEST), position)
         for token, position in zip(
             data["prompt_token"].to_numpy(), data["position"].to_numpy(), strict=True
         )
@@ -60,19 +62,18 @@ def lens_figure(
 
 def _trace(shade: np.ndarray, shown: np.ndarray, hover: np.ndarray, colour: str) -> go.Heatmap:
     what, end = SHADES[colour]
-    return go.Heatmap(
-        z=shade,
+    return look.heat(
+        shade,
+        (0, end if end is not None else float(np.nanmax(shade)) or 1.0),
+        "Blues",
+        unit=what,
         text=shown,
         texttemplate="%{text}",
         textfont={"size": 11},
         customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
-        colorscale="Blues",
-        zmin=0,
-        zmax=end if end is not None else float(np.nanmax(shade)) or 1.0,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": what, "side": "right"}, "thickness": 12, "outlinewidth": 0},
     )
 
 
@@ -97,6 +98,5 @@ def _hover(lens: Lens, data: Any) -> np.ndarray:
 
 
 def _short(token: str) -> str:
-    """A token short enough for a cell, with what cannot be seen written out."""
-    shown = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
-    return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
+    """A token short enough for a cell."""
+    return words.shown(token, LONGEST)

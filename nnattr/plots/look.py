@@ -7,9 +7,11 @@ import textwrap
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, SOFT, LINE, EMPTY = "#1f2328", "#57606a", "#d0d7de", "#dfe2e6"
+GREY = "#8a8f98"
 BLUE, RED = "rgb(33,102,172)", "rgb(178,24,43)"
 MODEBAR = 70  # pixels that plotly's buttons take in the upper right
 LETTER = 6.6  # mean width in pixels of a letter of tick labels and subtitles
@@ -24,6 +26,39 @@ def limit_of(values: np.ndarray, limit: float | None) -> float:
         return abs(limit)
     finite = np.abs(values[np.isfinite(values)])
     return float(finite.max()) or 1.0 if finite.size else 1.0
+
+
+def heat(
+    values: np.ndarray,
+    scale: tuple[float, float],
+    colours: Any,
+    *,
+    unit: str | None = None,
+    bar: float | None = None,
+    **own: Any,
+) -> go.Heatmap:
+    """The one heat map trace; what hover shows, and gaps between cells, are each figure's own.
+
+    Args:
+        values: numbers [row, column]; NaN stays empty.
+        scale: the values at which the colours begin and end.
+        colours: a colour scale of plotly's.
+        unit: what stands along the colour bar.
+        bar: the colour bar's length in pixels, beside the upper end; None for as long as the map.
+        **own: further properties of the trace.
+    """
+    colorbar: dict[str, Any] = {"thickness": 12, "outlinewidth": 0}
+    if unit is not None:
+        colorbar["title"] = {"text": unit, "side": "right"}
+    if bar is not None:
+        colorbar |= {"lenmode": "pixels", "len": bar, "y": 1, "yanchor": "top", "x": 1.01}
+    low, high = scale
+    return go.Heatmap(z=values, colorscale=colours, zmin=low, zmax=high, colorbar=colorbar, **own)
+
+
+def numbered(label: str, number: object) -> str:
+    """A tick label with its position in grey."""
+    return f"{label} <span style='color:{GREY}'>{number}</span>"
 
 
 def axis(labels: list[str], title: str, room: int) -> dict[str, Any]:

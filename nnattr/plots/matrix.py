@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.graph import Part
 from nnattr.plots import look, words
@@ -26,6 +27,7 @@ ATTENTION = {
 }
 
 
+@checked
 def matrix(
     values: xr.DataArray,
     *,
@@ -54,6 +56,7 @@ def matrix(
     return _figure(grid, end, unit, str(values.name or "") if title is None else title, subtitle)
 
 
+@checked
 def composition_figure(
     found: Composition, *, title: str | None = None, limit: float | None = None
 ) -> go.Figure:
@@ -79,6 +82,7 @@ def composition_figure(
     return _figure(grid, end, unit, head, " · ".join(parts))
 
 
+@checked
 def attention_figure(
     parts: AttentionParts,
     values: xr.DataArray,
@@ -95,7 +99,7 @@ def attention_figure(
     labels = {"query_pos": tokens, "key_pos": tokens, "pos": tokens}
     sides = [
         [
-            f"{words.token_label(token)} <span style='color:#8a8f98'>{place}</span>"
+            look.numbered(words.token_label(token), place)
             for place, token in enumerate(labels[str(dim)])
         ]
         if dim in labels

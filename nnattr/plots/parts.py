@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.graph import Part, parse
 from nnattr.plots.bars import bars
@@ -13,6 +14,7 @@ from nnattr.plots.heat import heatmap
 from nnattr.results import Scores
 
 
+@checked
 def parts(scores: Scores, *, title: str | None = None, limit: float | None = None) -> go.Figure:
     """A row per part (embedding, heads, MLPs, biases, as they come in the model), a column a token.
 

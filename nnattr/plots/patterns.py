@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import Natural, checked
 from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import Patterns
@@ -17,9 +18,10 @@ LABELLED = 48  # tokens up to which every one has its label
 FEW = 20  # the same for small maps
 
 
+@checked
 def patterns_figure(
     patterns: Patterns,
-    example: int = 0,
+    example: Natural = 0,
     *,
     heads: list[tuple[int, int]] | None = None,
     title: str | None = None,
@@ -36,8 +38,7 @@ def patterns_figure(
     maps = [patterns.of(*head, example=example).to_numpy() for head in shown]
     names = [str(Part("head", layer, head)) for layer, head in shown]
     labels = [
-        f"{words.token_label(text)} <span style='color:#8a8f98'>{i}</span>"
-        for i, text in enumerate(patterns.tokens[example])
+        look.numbered(words.token_label(text), i) for i, text in enumerate(patterns.tokens[example])
     ]
     end = max(float(one.max()) for one in maps) if patterns.weighted else 1.0
     draw = _one if len(maps) == 1 else _many
@@ -117,26 +118,17 @@ def _trace(
     texts = np.array(labels, dtype=object)
     hover = np.empty((*pattern.shape, 2), dtype=object)
     hover[..., 0], hover[..., 1] = texts[:, None], texts[None, :]
-    return go.Heatmap(
-        z=np.where(later, np.nan, pattern),
+    return look.heat(
+        np.where(later, np.nan, pattern),
+        (0, end),
+        "Blues",
+        unit=what,
+        bar=240,
         customdata=hover,
         hovertemplate=(
             f"<b>{name}</b><br>%{{customdata[0]}} looks at %{{customdata[1]}}<br>{what} %{{z:.3f}}"
             "<extra></extra>"
         ),
         hoverongaps=False,
-        colorscale="Blues",
-        zmin=0,
-        zmax=end,
         showscale=bar,
-        colorbar={
-            "title": {"text": what, "side": "right"},
-            "thickness": 12,
-            "outlinewidth": 0,
-            "lenmode": "pixels",
-            "len": 240,
-            "y": 1,
-            "yanchor": "top",
-            "x": 1.01,
-        },
     )

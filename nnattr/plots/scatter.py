@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.results import Agreement, Scores, agreement, measured
@@ -13,8 +14,9 @@ SIDE = 440  # pixels of the square plot
 NEAR = 0.035  # labels closer in height than this share of the axis would cover each other
 
 
+@checked
 def agreement_scatter(
-    exact: Scores, estimate: Scores, *, k: int = 10, title: str | None = None
+    exact: Scores, estimate: Scores, *, k: Positive = 10, title: str | None = None
 ) -> go.Figure:
     """Estimated against exact scores, with the line on which they are equal.
 
@@ -34,6 +36,7 @@ def agreement_scatter(
     return agreement_figure(agreement(exact, estimate, k), title=title)
 
 
+@checked
 def agreement_figure(found: Agreement, *, title: str | None = None) -> go.Figure:
     """The same for an agreement that was measured; `Agreement.plot` returns this.
 
@@ -57,7 +60,7 @@ def agreement_figure(found: Agreement, *, title: str | None = None) -> go.Figure
     figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=line, layer="below")
     for label in _labels(x, y, words.cell_names(one, one.cell_dims).ravel(), found.k, high - low):
         figure.add_annotation(label)
-    frame = {"range": [low, high], "gridcolor": "#eaeef2", "zerolinecolor": "#8a8f98"}
+    frame = {"range": [low, high], "gridcolor": "#eaeef2", "zerolinecolor": look.GREY}
     frame |= {"automargin": True, "zerolinewidth": 1}
     return figure.update_layout(
         xaxis={**frame, "title": _axis_title(names[0], one)},

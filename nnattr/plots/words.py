@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nnattr.plots import look
 from nnattr.results import Scores, cell_label, measured
 
 SITES = {
@@ -30,7 +31,7 @@ POSITIONS = {
     "each": "one position at a time",
     "last": "last token",
 }
-FILLS = {
+REPLACED = {
     "zero": "set to zero",
     "mean": "set to the mean",
     "mean_positional": "set to each position's mean",
@@ -42,6 +43,8 @@ AXES = {
     "query_pos": "Query position",
     "key_pos": "Key position",
 }
+#: Methods whose name is not the noun that a title has.
+NOUNS = {"ablate": "Ablation", "ablate_together": "Ablation"}
 #: Methods that take one run apart, and whose cells add up to it.
 CONTRIBUTIONS = ("direct_logit_attribution", "next_token_attribution")
 LONGEST_TOKEN = 14
@@ -60,7 +63,8 @@ def open_dims(scores: Scores) -> tuple[str, ...]:
 
 def method_name(scores: Scores) -> str:
     """The method in plain words, e.g. ``Activation patching``."""
-    return scores.provenance.method.replace("_", " ").capitalize()
+    method = scores.provenance.method
+    return NOUNS.get(method, method.replace("_", " ").capitalize())
 
 
 def unit(scores: Scores) -> str:
@@ -80,10 +84,10 @@ def title(scores: Scores) -> str:
 
 
 def subtitle(scores: Scores) -> str:
-    """The second line: direction or fill, positions, model and number of examples."""
+    """The second line: direction or replacement, positions, model and number of examples."""
     arguments = scores.provenance.arguments
     parts = [
-        FILLS.get(arguments.get("fill", ""), arguments.get("direction")),
+        REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         _positions(arguments["positions"]) if "positions" in arguments else None,
         safe(scores.provenance.model),
         f"n = {scores.baselines.sizes['example']}",
@@ -113,7 +117,7 @@ def tick_labels(scores: Scores, dim: str) -> list[str]:
         return numbers
     tokens = np.atleast_1d(scores.raw["token"].to_numpy())
     return [
-        f"{token_label(str(token))} <span style='color:#8a8f98'>{number}</span>"
+        look.numbered(token_label(str(token)), number)
         for token, number in zip(tokens, numbers, strict=True)
     ]
 
@@ -160,7 +164,12 @@ def _positions(given: Any) -> str:
     return f"positions {', '.join(map(str, given))} together"
 
 
-def token_label(token: str) -> str:
-    """A token short enough for an axis, with what cannot be seen written out."""
-    shown = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
-    return safe(shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…")
+def shown(token: str, longest: int = LONGEST_TOKEN) -> str:
+    """A token short enough for an axis or a cell, with what cannot be seen written out."""
+    text = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def token_label(token: str, longest: int = LONGEST_TOKEN) -> str:
+    """The same as plotly is to show it."""
+    return safe(shown(token, longest))

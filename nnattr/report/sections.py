@@ -7,13 +7,23 @@ from html import unescape
 from itertools import islice
 
 import numpy as np
+import plotly.graph_objects as go
 from markupsafe import Markup
 
 from nnattr import plots
+from nnattr.arguments import shown
 from nnattr.plots import words
 from nnattr.report import html
 from nnattr.report.values import NBSP, baseline, measured
-from nnattr.results import Cell, Scores, agreement
+from nnattr.results import (
+    AttentionParts,
+    Cell,
+    Composition,
+    HeadScores,
+    Result,
+    Scores,
+    agreement,
+)
 from nnattr.results.statistics import bootstrap_bounds
 from nnattr.tasks import Task
 
@@ -23,7 +33,7 @@ WORDS = 4  # of a group of answers
 RESAMPLES = 2000
 NARROW = 560  # pixels; the same as in the page's style
 #: Metrics that are positive where the model prefers the answer.
-DIFFERENCES = ("LogitDiff", "GroupLogitDiff", "GroupLogProbDiff", "GroupProbDiff")
+DIFFERENCES = ("LogitDiff", "GroupLogProbDiff", "GroupProbDiff")
 
 
 def prompts(task: Task) -> Markup:
@@ -79,13 +89,28 @@ def heat(
     scores: Scores, name: str, caption: str, heading: str = "", limit: float | None = None
 ) -> Markup:
     """The scores' own figure without its heading; ``name`` is its id on the page."""
-    kind = "narrow" if is_narrow(scores) else ""
-    return html.figure(scores.plot(title="", limit=limit), name, caption, heading, kind)
+    picture = scores.plot(title="", limit=limit)
+    kind = "narrow" if is_narrow(picture) else ""
+    return html.figure(picture, name, caption, heading, kind)
 
 
-def is_narrow(scores: Scores) -> bool:
-    """Whether the scores' figure would only be stretched by the whole width of a page."""
-    return scores.plot(title="").to_dict()["layout"]["width"] <= NARROW
+def is_narrow(picture: go.Figure) -> bool:
+    """Whether a figure would only be stretched by the whole width of a page."""
+    return picture.to_dict()["layout"]["width"] <= NARROW
+
+
+def rankings(result: Result, k: int) -> list[Markup]:
+    """The strongest entries of a result that ranks them, as tables: one, or one for each kind."""
+    if isinstance(result, HeadScores):
+        found = {f"Strongest heads: {kind}": result.top(kind, k) for kind in result.kinds}
+    elif isinstance(result, AttentionParts | Composition):
+        found = {"The strongest pairs": result.top(k)}
+    else:
+        found = {}
+    return [
+        html.table(name, ("", "value"), [(c.label, measured(c.value, c.stderr)) for c in cells])
+        for name, cells in found.items()
+    ]
 
 
 def strongest(scores: Scores, k: int) -> Markup:
@@ -132,18 +157,18 @@ def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, Markup]:
     return f"{agreement(exact, estimate)}.", html.figure(picture, name, caption, kind="narrow")
 
 
-def origin(scores: Scores) -> Markup:
-    """What a reader needs to make the scores again."""
-    p = scores.provenance
+def origin(result: Result) -> Markup:
+    """Where a result comes from."""
+    p = result.provenance
     remote = f"{p.jobs} jobs, {p.bytes_sent} bytes sent, {p.bytes_received} received"
     memory = f"at most {p.peak_memory / 1e9:.2f} GB in use, {p.rows_per_forward} rows in a pass"
     entries = {
         "Model": p.model + (f" at {p.revision}" if p.revision else ""),
         "Architecture": f"{p.architecture}, {p.dtype}",
         "Backend": p.backend,
-        "Task": f"{p.task}, hash {p.task_hash}",
+        "Task": f"{p.task}, hash {p.task_hash}" if p.task else "",
         "Metric": p.metric,
-        "Method": f"{p.method}({', '.join(f'{k}={v!r}' for k, v in p.arguments.items())})",
+        "Method": f"{p.method}({', '.join(f'{k}={shown(v)}' for k, v in p.arguments.items())})",
         "Full passes": p.fell_back,
         "Made": f"{p.created}, in {p.seconds:.2f} s" if p.created else "",
         "Memory": memory if p.peak_memory else "",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 from nnattr.results.dataset import dataset
@@ -54,10 +55,12 @@ class Agreement(Result):
         """The estimate, averaged over examples."""
         return self._scores("estimate")
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per cell, with both scores and their errors."""
         return self.data.drop_vars("baselines").to_dataframe().reset_index()
 
+    @checked
     def plot(self, *, title: str | None = None) -> go.Figure:
         """The estimate against the exact scores, a point per cell.
 
@@ -83,7 +86,8 @@ class Agreement(Result):
         return repr(self).removeprefix("Agreement(").removesuffix(")")
 
 
-def agreement(exact: Scores, estimate: Scores, k: int = 10) -> Agreement:
+@checked
+def agreement(exact: Scores, estimate: Scores, k: Positive = 10) -> Agreement:
     """Compare an estimate with the exact scores, cell by cell.
 
     Args:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import xarray as xr
 
+from nnattr.arguments import Natural, Positive, checked
 from nnattr.errors import ResultError
 from nnattr.graph import Part
 from nnattr.results.base import Result
@@ -54,16 +55,24 @@ class AttentionParts(Result):
         """The parts: embeddings, heads and MLPs of earlier layers, biases."""
         return [str(name) for name in self.data["component"].to_numpy()]
 
-    def top(self, k: int = 10) -> Ranking:
+    @checked
+    def top(self, k: Positive = 10) -> Ranking:
         """The ``k`` pairs (query component, key component) whose scores vary most."""
         return ranking(self.data["spread"].mean("example"), k=k, by="value")
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per prompt and pair of components, with the ``spread`` of its scores."""
         return self.data["spread"].to_dataframe().reset_index()
 
+    @checked
     def plot(
-        self, what: View = "spread", *, example: int = 0, pair: str | None = None, **options: Any
+        self,
+        what: View = "spread",
+        *,
+        example: Natural = 0,
+        pair: str | None = None,
+        **options: Any,
     ) -> go.Figure:
         """One view as a figure, not shown.
 
@@ -80,7 +89,8 @@ class AttentionParts(Result):
         """
         return self._drawn("plot", self.view(what, example, pair), what, example, **options)
 
-    def view(self, what: str, example: int = 0, pair: str | None = None) -> xr.DataArray:
+    @checked
+    def view(self, what: str, example: Natural = 0, pair: str | None = None) -> xr.DataArray:
         """The two-dimensional array behind a figure."""
         if what not in self.data or not 0 <= example < len(self.tokens):
             raise ResultError(

@@ -18,6 +18,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from nnattr import drawing, storage, templates
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.results import dataset, legacy
 from nnattr.results.provenance import Provenance
@@ -76,6 +77,7 @@ class Result:
             )
         return Task(**unpacked(self.provenance.examples, "The result's task"))
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """The data as a table."""
         return self.data.to_dataframe().reset_index()
@@ -84,6 +86,7 @@ class Result:
         """The figure that suits this result (see `nnattr.plots`); it is not shown."""
         return self._drawn("plot", *args, **options)
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file (the folder must exist) and return its path.
 
@@ -99,6 +102,7 @@ class Result:
         return storage.write(path, tensors, {**header, **rest})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote; runs no code. `nnattr.load_result` reads any kind.
 

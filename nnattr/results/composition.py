@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.graph import parse
 from nnattr.results.base import Result
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class Composition(Result):
     """How much of what each head writes each later head is wired to read.
 
-    Made by `nnattr.composition`.
+    Made by `nnattr.weights.composition`.
 
     Attributes:
         data: ``values`` (see below).
@@ -47,6 +48,7 @@ class Composition(Result):
         """
         return self.data["values"].rename(f"{self.kind}-composition")
 
+    @checked
     def pair(self, sender: Any, receiver: Any) -> float:
         """The score of one pair, each given as ``(layer, head)`` or ``"L0H7"``.
 
@@ -59,16 +61,18 @@ class Composition(Result):
         except KeyError:
             found = float("nan")
         if np.isnan(found):
-            raise ResultError(f"{names[0]} and {names[1]} are no pair of a head and a later one.")
+            raise ResultError(f"{names[0]} and {names[1]} are not a head and a later one.")
         return found
 
-    def top(self, k: int = 10) -> Ranking:
+    @checked
+    def top(self, k: Positive = 10) -> Ranking:
         """The ``k`` pairs with the largest scores; the index is ``((layer, head), (layer, head))``.
 
         The sender comes first.
         """
         return ranking(self.values, k=k, by="value")
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per pair, with its score and how many spreads it is above the baseline."""
         table = self.values.rename("score").to_dataframe().reset_index().dropna(ignore_index=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from nnattr.axes import ORDER
 from nnattr.errors import ResultError
 
 
@@ -60,3 +61,8 @@ def _plain(array: xr.DataArray) -> list[Any]:
 
 def _read(dims: list[str], values: Any, own: bool) -> tuple[list[str], np.ndarray]:
     return dims, np.array(values, dtype=object if own else None)
+
+
+def ordered(values: xr.DataArray) -> xr.DataArray:
+    """The dimensions in the glossary's order."""
+    return values.transpose(*[dim for dim in ORDER if dim in values.dims])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 import xarray as xr
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.results import statistics
 from nnattr.results.base import Result
@@ -96,14 +97,17 @@ class HeadScores(Result):
         """The kinds, in order."""
         return [str(kind) for kind in self.scores["kind"].to_numpy()]
 
+    @checked
     def mean(self) -> xr.DataArray:
         """The scores [kind, layer, head], averaged over the examples that show the kind."""
         return self.scores.mean("example")
 
+    @checked
     def stderr(self) -> xr.DataArray:
         """Standard error of `mean` over the examples; NaN for a single one."""
         return statistics.standard_error(self.scores)
 
+    @checked
     def heads(self, kind: str) -> Ranking:
         """The heads that reach the kind's threshold, strongest first; ``.indices`` has the pairs.
 
@@ -112,6 +116,7 @@ class HeadScores(Result):
         """
         return Ranking(cell for cell in self.top(kind, None) if cell.value >= self.limit(kind))
 
+    @checked
     def limit(self, kind: str) -> float:
         """The threshold of a kind.
 
@@ -122,7 +127,8 @@ class HeadScores(Result):
             raise ResultError(f"There is no kind {kind!r}; expected one of {self.kinds}.")
         return self.thresholds[kind]
 
-    def top(self, kind: str, k: int | None = 5) -> Ranking:
+    @checked
+    def top(self, kind: str, k: Positive | None = 5) -> Ranking:
         """The ``k`` strongest heads of a kind (None: all), whatever the threshold.
 
         Raises:
@@ -132,6 +138,7 @@ class HeadScores(Result):
         mean, spread = (one.sel(kind=kind, drop=True) for one in (self.mean(), self.stderr()))
         return ranking(mean, spread, k, "value")
 
+    @checked
     def halves(self) -> tuple[float, float]:
         """The mean loss in the first and in the second copy of a repeated sequence.
 
@@ -143,6 +150,7 @@ class HeadScores(Result):
         first, second = self.loss[:, : self.second], self.loss[:, self.second :]
         return float(first.mean()), float(second.mean())
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per kind and head, with its standard error and whether it reaches its limit."""
         mean = self.mean()
@@ -150,6 +158,7 @@ class HeadScores(Result):
         data = {"score": mean, "stderr": self.stderr(), "found": mean >= limits}
         return xr.Dataset(data).to_dataframe().reset_index()
 
+    @checked
     def plot(self, kind: str | None = None, *, title: str | None = None) -> go.Figure:
         """Heat maps of the mean scores, layer by head; one kind or all.
 
@@ -165,6 +174,7 @@ class HeadScores(Result):
         """
         return self._drawn("plot", kind, title)
 
+    @checked
     def plot_loss(self, *, title: str | None = None) -> go.Figure:
         """The loss at every position, averaged over examples, and of both halves.
 

@@ -48,7 +48,17 @@ def _scores(arrays: dict[str, xr.DataArray], header: dict[str, Any]) -> tuple[An
     if "example" in arrays["raw"].dims:  # a part of the examples kept the baselines of all
         arrays["baselines"] = arrays["baselines"].sel(example=arrays["raw"]["example"])
     plain = {"scale": header["scale"]}
-    return "Scores", dataset.dataset(arrays), plain, header["provenance"]
+    return "Scores", dataset.dataset(arrays), plain, renamed(header["provenance"])
+
+
+def renamed(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of an ablation by today's names; of its dataset there was a hash alone."""
+    if provenance.get("method") != "ablation":
+        return provenance
+    names = {"fill": "replacement", "dataset": "dataset_hash"}
+    given = {names.get(key, key): value for key, value in provenance["arguments"].items()}
+    method = "ablate_together" if "parts" in given else "ablate"
+    return {**provenance, "method": method, "arguments": given}
 
 
 def _head_scores(arrays: dict[str, xr.DataArray], known: dict[str, Any]) -> tuple[Any, ...]:

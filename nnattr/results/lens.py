@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from nnattr.arguments import Natural, checked
 from nnattr.results.base import Result
 
 if TYPE_CHECKING:
@@ -43,13 +44,15 @@ class Lens(Result):
         """The points of the residual stream, first to last."""
         return [str(name) for name in self.data["component"].to_numpy()]
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example, point, position and rank."""
         table = self.data.to_dataframe().reset_index()
         return table.query("position >= 0").reset_index(drop=True)
 
+    @checked
     def plot(
-        self, example: int = 0, *, colour: Shade = "probability", title: str | None = None
+        self, example: Natural = 0, *, colour: Shade = "probability", title: str | None = None
     ) -> go.Figure:
         """One prompt as a figure: points down, positions across, the likeliest token in each cell.
 

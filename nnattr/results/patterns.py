@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import xarray as xr
 
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 
@@ -60,7 +61,8 @@ class Patterns(Result):
         layers, numbers = (self.values[name].to_numpy().tolist() for name in ("layer", "number"))
         return list(zip(layers, numbers, strict=True))
 
-    def of(self, layer: int, head: int, example: int = 0) -> xr.DataArray:
+    @checked
+    def of(self, layer: int, head: int, example: Natural = 0) -> xr.DataArray:
         """One head's pattern on one prompt [query_pos, key_pos], without what it does not have.
 
         Raises:
@@ -75,6 +77,7 @@ class Patterns(Result):
         one = self.values[example, self.heads.index((layer, head)), :length, :length]
         return one.reset_coords(drop=True)
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per prompt, head, query and key at or before it, with both tokens."""
         every = self.values.rename("attention").to_dataframe().reset_index()
@@ -84,9 +87,10 @@ class Patterns(Result):
             table[f"{side}_token"] = [self.tokens[example][pos] for example, pos in at]
         return table
 
+    @checked
     def plot(
         self,
-        example: int = 0,
+        example: Natural = 0,
         *,
         heads: list[tuple[int, int]] | None = None,
         title: str | None = None,
@@ -106,6 +110,7 @@ class Patterns(Result):
         """
         return self._drawn("plot", self._example(example), heads=heads, title=title)
 
+    @checked
     def viewer(self, title: str | None = None) -> Any:
         """A page to explore the patterns with; shows itself at the end of a notebook's cell.
 
@@ -114,6 +119,7 @@ class Patterns(Result):
         """
         return self._drawn("viewer", title)
 
+    @checked
     def to_html(self, path: str | Path) -> Path:
         """Write `viewer` as one file that opens anywhere, without a network.
 

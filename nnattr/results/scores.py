@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from nnattr.arguments import Positive, Seed, Share, checked
 from nnattr.axes import ORDER
 from nnattr.errors import ResultError
+from nnattr.graph import parse
 from nnattr.results import statistics
 from nnattr.results.base import Result
 from nnattr.results.cells import By, Ranking, ranking
-from nnattr.results.dataset import dataset
+from nnattr.results.dataset import dataset, ordered
 from nnattr.results.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: What kinds of components are called together; the others keep their names.
+KINDS = {"attn": "attention", "embed": "embedding", "pos_embed": "embedding"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,6 +119,7 @@ class Scores(Result):
         """The dimensions that name a cell, e.g. ``("layer", "head")``."""
         return tuple(str(dim) for dim in self.raw.dims if dim != "example")
 
+    @checked
     def mean(self) -> Scores:
         """The average over examples, with its standard error kept in ``error``."""
         if "example" not in self.raw.dims:
@@ -122,6 +128,7 @@ class Scores(Result):
         rest = None if self.rest is None else self.rest.mean("example")
         return self.with_arrays(raw=self.raw.mean("example"), error=spread, rest=rest)
 
+    @checked
     def stderr(self) -> xr.DataArray:
         """Standard error of the mean over examples, in the unit of ``values``; NaN for one example.
 
@@ -132,8 +139,9 @@ class Scores(Result):
             raise ResultError("These scores hold no examples and no errors, so no standard error.")
         return error / abs(self.scale)
 
+    @checked
     def bootstrap_ci(
-        self, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+        self, level: Share = 0.95, n_resamples: Positive = 2000, seed: Seed = 0
     ) -> xr.DataArray:
         """Percentile interval of the mean over examples, by resampling examples with replacement.
 
@@ -149,7 +157,8 @@ class Scores(Result):
         coords = {"bound": ["low", "high"], **template.coords}
         return xr.DataArray(bounds, dims=("bound", *template.dims), coords=coords)
 
-    def permutation_pvalue(self, n_permutations: int = 10_000, seed: int = 0) -> xr.DataArray:
+    @checked
+    def permutation_pvalue(self, n_permutations: Positive = 10_000, seed: Seed = 0) -> xr.DataArray:
         """How often chance alone would move each cell's mean this far from zero.
 
         A sign-flip test over examples, exact where ``n_permutations`` patterns cover all of them
@@ -163,8 +172,9 @@ class Scores(Result):
         found = statistics.sign_flip_pvalues(data.reshape(len(data), -1), n_permutations, seed)
         return self._of_cells(found)
 
+    @checked
     def significant(
-        self, q: float = 0.05, n_permutations: int = 10_000, seed: int = 0
+        self, q: Share = 0.05, n_permutations: Positive = 10_000, seed: Seed = 0
     ) -> xr.DataArray:
         """Which cells are not noise: true where the false discovery rate stays below ``q``.
 
@@ -192,6 +202,7 @@ class Scores(Result):
         pvalues = self.permutation_pvalue(n_permutations, seed).to_numpy().ravel()
         return self._of_cells(statistics.benjamini_hochberg(pvalues, q))
 
+    @checked
     def where(self, cells: xr.DataArray) -> Scores:
         """The scores of these cells alone; the others become NaN, grey in figures.
 
@@ -225,18 +236,45 @@ class Scores(Result):
 
         Dimensions stay: ``layer=9`` keeps a layer axis of length 1, so that labels survive.
         """
-        wanted = {key: np.atleast_1d(value) for key, value in indexers.items()}
         try:
+            wanted = {key: np.atleast_1d(value) for key, value in indexers.items()}
             error = None if self.error is None else self.error.sel(wanted)
             shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
             rest = self.rest.sel(wanted) if self.rest is not None and shared else None
             return self.with_arrays(raw=self.raw.sel(wanted), error=error, rest=rest)
-        except (KeyError, ValueError) as problem:
+        except (KeyError, ValueError, TypeError, IndexError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
 
-    def top(self, k: int = 10, by: By = "abs") -> Ranking:
+    @checked
+    def by_kind(self) -> Scores:
+        """How much of the whole comes from attention, the MLPs, the embedding and the biases.
+
+        Returns:
+            the shares of ``direct_logit_attribution(..., unit="component")`` with their components
+            added up by kind.
+
+        Raises:
+            ResultError: other scores.
+        """
+        if self.provenance.arguments.get("unit") != "component" or "component" not in self.raw.dims:
+            raise ResultError(
+                f"These scores are {self.provenance.method} by "
+                f"{self.provenance.arguments.get('unit', 'other parts')!r}; expected "
+                "direct_logit_attribution(..., unit='component')."
+            )
+        parts = [parse(str(name)).kind for name in self.raw["component"].to_numpy()]
+        labels = np.array([KINDS.get(kind, kind) for kind in parts])
+        named = {label: np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())}
+        sums = [self.raw.isel(component=at).sum("component", skipna=False) for at in named.values()]
+        raw = ordered(xr.concat(sums, xr.IndexVariable("component", list(named))))
+        if "example" not in self.raw.dims:
+            return self.with_arrays(raw=raw, error=None)
+        return self.with_arrays(raw=raw)
+
+    @checked
+    def top(self, k: Positive = 10, by: By = "abs") -> Ranking:
         """The ``k`` strongest cells of the mean over examples.
 
         Args:
@@ -247,6 +285,7 @@ class Scores(Result):
         mean = self.mean()
         return ranking(mean.values, None if mean.error is None else mean.stderr(), k, by)
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example and cell, with the columns ``value`` and ``raw``."""
         return xr.Dataset({"value": self.values, "raw": self.raw}).to_dataframe().reset_index()

@@ -1,4 +1,4 @@
-"""Tasks: prompts that differ in one thing, and the words that show which way a model went.
+"""Tasks: prompts that differ in one thing, and the words that show which answer a model gives.
 
 `Task` is made from your own prompts (``Task.from_pairs``, ``from_prompts``, ``from_table``), read
 from a file (``Task.load``), or by one of the generators, which are functions of a tokenizer:
@@ -7,7 +7,7 @@ from a file (``Task.load``), or by one of the generators, which are functions of
 `ioi`                 who receives what the subject gives
 `greater_than`        years that come after a year
 `facts`               yes or no, in several words for each; capitals
-`repeated_tokens`     what followed the last time
+`repeated_tokens`     repeat: the token that followed last time
 `requests`            answering or declining, through a chat template
 `gendered_pronoun`    she or he
 `subject_verb`        is or are

@@ -128,7 +128,7 @@ def _contrast(task: Examples, model: Predictor, keep: tuple[str, str]) -> list[s
     sides = {"clean": task.clean_tokens, "corrupted": task.corrupted_tokens}
     reasons: list[str | None] = [None] * len(task)
     for (side, tokens), wanted in zip(sides.items(), keep, strict=True):
-        found = model.predict(tokens, k=1, last=last)
+        found = model.predict(tokens, top_k=1, last=last)
         for i in range(len(task)):
             best = model.tokenizer.decode([_best(found, i, last - 1 - task.appended[i])])
             if best != wanted and reasons[i] is None:
@@ -139,7 +139,7 @@ def _contrast(task: Examples, model: Predictor, keep: tuple[str, str]) -> list[s
 def _not_said(task: Examples, model: Predictor) -> list[str | None]:
     """For each answer of several tokens, the first that the model would not say, or None."""
     last = max(map(len, task.sequence_ids))
-    found = model.predict(task.clean_tokens, k=1, last=last)
+    found = model.predict(task.clean_tokens, top_k=1, last=last)
     reasons: list[str | None] = []
     for i, wanted in enumerate(task.sequence_ids):
         said = [_best(found, i, at) for at in range(last - len(wanted), last)]

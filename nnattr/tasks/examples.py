@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks.form import Drop, Groups, IdGroups
 from nnattr.tokens import Tokens, prompt_ids
@@ -115,6 +116,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.clean)
 
+    @checked
     def __getitem__(self, index: slice | Sequence[int]) -> Self:
         """The examples at ``index``, as a task of their own."""
         chosen = range(len(self))[index] if isinstance(index, slice) else index

@@ -45,7 +45,7 @@ class Predictor(Protocol):
         ...
 
     def predict(
-        self, tokens: Tokens, *, asked: IdGroups = (), k: int = 5, last: int = 1
+        self, tokens: Tokens, *, asked: IdGroups = (), top_k: int = 5, last: int = 1
     ) -> Predictions:
         """The most probable next tokens after each prompt."""
         ...

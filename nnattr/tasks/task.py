@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
 from nnattr.tasks.description import Description, column_label, described
@@ -20,6 +21,7 @@ from nnattr.tasks.file import read_task, write_task
 from nnattr.tasks.form import Answers, Form, Spans, Unusable, Where
 from nnattr.tasks.predictions import Predictor
 from nnattr.tasks.table import AnswerMap, columns
+from nnattr.tokens import Tokenizer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +33,7 @@ class Task(Examples):
     """
 
     @classmethod
+    @checked
     def from_pairs(
         cls,
         clean: Sequence[str],
@@ -38,7 +41,7 @@ class Task(Examples):
         answers: Answers = (),
         wrong_answers: Answers = (),
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         spans: Spans | None = None,
         chat: bool = False,
         system: str | None = None,
@@ -95,13 +98,14 @@ class Task(Examples):
         return cls(**fields, name=name)
 
     @classmethod
+    @checked
     def from_prompts(
         cls,
         prompts: Sequence[str],
         answers: Answers = (),
         wrong_answers: Answers = (),
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         **options: Any,
     ) -> Task:
         """A task without corrupted prompts: for direct attribution, the logit lens and filtering.
@@ -112,11 +116,12 @@ class Task(Examples):
         return cls.from_pairs(prompts, None, answers, wrong_answers, tokenizer=tokenizer, **given)
 
     @classmethod
+    @checked
     def from_table(
         cls,
         source: Any,
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         clean: str = "clean",
         corrupted: str | None = "corrupted",
         answer: str | None = "answer",
@@ -173,11 +178,13 @@ class Task(Examples):
             **given,
         )
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the task as one JSON file (the folder must exist) and return its path."""
         return write_task(self, path)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Task:
         """Read what `save` wrote, or the task in a result's file; no code runs.
 
@@ -186,7 +193,8 @@ class Task(Examples):
         """
         return cls(**read_task(path))
 
-    def describe(self, examples: int = 1) -> Description:
+    @checked
+    def describe(self, examples: Positive = 1) -> Description:
         """What the model really sees, token by token, and where clean and corrupted differ.
 
         Args:
@@ -197,6 +205,7 @@ class Task(Examples):
         """
         return described(self, examples)
 
+    @checked
     def filter(self, model: Predictor, keep: Keep = "correct") -> Task:
         """The examples on which the model does what the task is about; the others are recorded.
 
@@ -218,7 +227,8 @@ class Task(Examples):
         kept, drops = judged(self, model, keep)
         return replace(self[kept], dropped=self.dropped + drops)
 
-    def split(self, seed: int = 0) -> tuple[Task, Task]:
+    @checked
+    def split(self, seed: Seed = 0) -> tuple[Task, Task]:
         """Two halves, to discover on the first and to report on the second.
 
         Examples with the same prompts stay together, so that the halves are disjoint.

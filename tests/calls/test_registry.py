@@ -9,8 +9,8 @@ import pytest
 
 import nnattr
 from nnattr import ArgumentError
-from nnattr.calls.plain import plain, restored
 from nnattr.calls.registry import METHODS, named, row_of
+from nnattr.jobs.plain import plain, restored
 from tests.methods.common import even_ioi, teaching
 from tests.support.calls import EXAMPLES, example
 

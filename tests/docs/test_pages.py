@@ -18,7 +18,7 @@ from nnattr.cli import app
 from tests.docs.blocks import FENCE, Block, agrees, blocks
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNING = [page for page in PAGES if any(b.language in ("python", "sh") for b in blocks(page))]
 
 
@@ -113,6 +113,10 @@ def test_every_error_and_every_method_has_its_place() -> None:
     }
     assert shown == {path.stem for path in (ROOT / "docs" / "figures").glob("*.png")}
     reference = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    entries = re.findall(r"^::: (\S+)$", reference, re.MULTILINE)
+    assert len(entries) == len(set(entries)), "an entry stands twice"
+    members = set(re.findall(r"^ +- (\w+)$", reference, re.MULTILINE))
     for name in nnattr.__all__:
-        shown_as = {f"::: nnattr.{name}\n", f"::: {nnattr._HOME[name]}\n", f"- {name}\n"}
-        assert any(one in reference for one in shown_as), name
+        home = getattr(getattr(nnattr, name), "__module__", "")
+        inside = any(entry.startswith(f"nnattr.{name}.") for entry in entries)
+        assert {f"nnattr.{name}", home} & set(entries) or inside or name in members, name

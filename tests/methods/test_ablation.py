@@ -77,7 +77,7 @@ def by_hooks(model: Model, task: Task, site: str, method: str) -> np.ndarray:
 def test_each_cell_is_what_hooks_give(name: str, site: Any, method: Any) -> None:
     model = teaching(name)
     task = even_ioi(model) if method == "mean_positional" else ragged_ioi(model)
-    scores = nnattr.ablate(model, task, LogitDiff(), site=site, method=method)
+    scores = nnattr.ablate(model, task, LogitDiff(), site=site, replacement=method)
     assert_same(scores.raw, by_hooks(model, task, site, method))
     assert scores.provenance.arguments["engine"] == "suffix"
 
@@ -86,7 +86,7 @@ def test_each_cell_is_what_hooks_give(name: str, site: Any, method: Any) -> None
 def test_other_families(family: str) -> None:
     model = tiny(family)
     task = ragged_tiny(model)
-    scores = nnattr.ablate(model, task, LogitDiff(), method="mean")
+    scores = nnattr.ablate(model, task, LogitDiff(), replacement="mean")
     assert_same(scores.raw, by_hooks(model, task, "z", "mean"))
 
 
@@ -99,7 +99,7 @@ def test_full_passes_and_a_serialised_job_give_the_same(method: Any) -> None:
             teaching("teaching-llama", "simulated" if key == "simulated" else "local"),
             task,
             LogitDiff(),
-            method=method,
+            replacement=method,
             engine=engine,  # type: ignore[arg-type]
         )
         for key, engine in calls.items()
@@ -114,10 +114,12 @@ def test_inside_attention_and_mlp(name: str, site: Any) -> None:
     """By the engine and by full passes; without a value head there is no z of its queries."""
     model = teaching(name)
     task = even_ioi(model)
-    scores = nnattr.ablate(model, task, LogitDiff(), site=site, method="mean")
-    full = nnattr.ablate(model, task, LogitDiff(), site=site, method="mean", engine="full")
+    scores = nnattr.ablate(model, task, LogitDiff(), site=site, replacement="mean")
+    full = nnattr.ablate(model, task, LogitDiff(), site=site, replacement="mean", engine="full")
     assert_same(scores.raw, full.raw, 3e-5)  # of logit differences of about 10
-    alone = nnattr.ablate_together(model, task, LogitDiff(), [(1, 1)], site=site, method="mean")
+    alone = nnattr.ablate_together(
+        model, task, LogitDiff(), [(1, 1)], site=site, replacement="mean"
+    )
     assert_same(alone.raw, scores.raw[:, 1, 1])
     if site == "v":
         group = model.n_heads // model.n_kv_heads
@@ -135,7 +137,7 @@ def test_resampling_is_patching_from_another_prompt() -> None:
     pair = Task.from_pairs(
         task.clean, other.clean, task.answers, task.wrong_answers, tokenizer=model.tokenizer
     )
-    ablated = nnattr.ablate(model, task, LogitDiff(), method="resample", dataset=other)
+    ablated = nnattr.ablate(model, task, LogitDiff(), replacement="resample", dataset=other)
     patching = nnattr.activation_patching(
         model, pair, LogitDiff(), direction="noising", normalized=False
     )
@@ -146,7 +148,8 @@ def test_resampling_is_seeded() -> None:
     model = teaching("teaching-gpt2")
     task = even_ioi(model, 6)
     one, same, other = (
-        nnattr.ablate(model, task, LogitDiff(), method="resample", seed=seed) for seed in (0, 0, 1)
+        nnattr.ablate(model, task, LogitDiff(), replacement="resample", seed=seed)
+        for seed in (0, 0, 1)
     )
     assert one.raw.equals(same.raw)
     assert not one.raw.equals(other.raw)
@@ -156,9 +159,9 @@ def test_a_dataset_decides_the_mean() -> None:
     model = teaching("teaching-llama")
     task = even_ioi(model)
     facts = nnattr.tasks.facts(model.tokenizer, n=4, seed=0)
-    own = nnattr.ablate(model, task, LogitDiff(), method="mean")
-    as_task = nnattr.ablate(model, task, LogitDiff(), method="mean", dataset=task)
-    others = nnattr.ablate(model, task, LogitDiff(), method="mean", dataset=facts)
+    own = nnattr.ablate(model, task, LogitDiff(), replacement="mean")
+    as_task = nnattr.ablate(model, task, LogitDiff(), replacement="mean", dataset=task)
+    others = nnattr.ablate(model, task, LogitDiff(), replacement="mean", dataset=facts)
     assert own.raw.equals(as_task.raw)
     assert not np.allclose(own.raw, others.raw, atol=1e-3)
     assert others.provenance.arguments["dataset"].startswith("4 prompts")
@@ -168,8 +171,8 @@ def test_a_dataset_decides_the_mean() -> None:
 def test_a_set_of_one_is_a_cell(method: Any) -> None:
     model = teaching("teaching-llama")
     task = even_ioi(model)
-    scores = nnattr.ablate(model, task, LogitDiff(), method=method)
-    alone = nnattr.ablate_together(model, task, LogitDiff(), [(1, 2)], method=method)
+    scores = nnattr.ablate(model, task, LogitDiff(), replacement=method)
+    alone = nnattr.ablate_together(model, task, LogitDiff(), [(1, 2)], replacement=method)
     assert alone.raw.dims == ("example",)
     assert_same(alone.raw, scores.raw.sel(layer=1, head=2))
 
@@ -178,7 +181,7 @@ def test_keeping_everything_changes_nothing_and_keeping_nothing_is_losing_all() 
     model = teaching("teaching-gpt2")
     task = ragged_ioi(model)
     every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    kept = nnattr.ablate_together(model, task, LogitDiff(), every, keep=True, method="mean")
+    kept = nnattr.ablate_together(model, task, LogitDiff(), every, keep=True, replacement="mean")
     assert (kept.raw == 0).all()
     lost = nnattr.ablate_together(model, task, LogitDiff(), every)
     none = nnattr.ablate_together(model, task, LogitDiff(), [], keep=True)
@@ -219,7 +222,7 @@ def silenced(z: Tensor, head: int, n_heads: int) -> tuple[Tensor]:
 def test_position_embeddings(method: Any) -> None:
     model = teaching("teaching-gpt2")
     task = ragged_ioi(model)
-    ours = nnattr.ablate_together(model, task, LogitDiff(), "pos_embed", method=method)
+    ours = nnattr.ablate_together(model, task, LogitDiff(), "pos_embed", replacement=method)
     module = raw_module(model)
     expected = []
     for pair in pairs(model, task, "noising"):
@@ -249,15 +252,19 @@ def test_the_induction_circuit_of_the_notebook(name: str) -> None:
     strongest = scores.top(4, by="value").indices
     assert {(0, 0), (1, 0)} <= set(strongest)  # the previous-token head and an induction head
     circuit = [(int(layer), int(head)) for layer, head in {(0, 0), (1, 1), *strongest}]
-    lost = nnattr.ablate_together(model, task, metric, circuit, method="mean").raw.mean()
-    kept = nnattr.ablate_together(model, task, metric, circuit, keep=True, method="mean").raw.mean()
+    lost = nnattr.ablate_together(model, task, metric, circuit, replacement="mean").raw.mean()
+    kept = nnattr.ablate_together(
+        model, task, metric, circuit, keep=True, replacement="mean"
+    ).raw.mean()
     assert lost > 5  # nats: without the circuit the repetition is as good as unknown
     assert kept < 0.2 * lost
 
 
 def test_scores_save_load_and_plot(tmp_path: Any) -> None:
     model = teaching("teaching-gpt2")
-    scores = nnattr.ablate(model, even_ioi(model), LogitDiff(), method="mean", positions="each")
+    scores = nnattr.ablate(
+        model, even_ioi(model), LogitDiff(), replacement="mean", positions="each"
+    )
     loaded = nnattr.Scores.load(scores.save(tmp_path / "ablation.safetensors"))
     assert loaded.raw.equals(scores.raw)
     assert loaded.baselines["run"].to_numpy().tolist() == ["clean"]
@@ -268,9 +275,9 @@ def test_a_checkpoint_is_taken_up_and_not_mixed_up(tmp_path: Any) -> None:
     model = teaching("teaching-gpt2")
     task = even_ioi(model)
     for method in ("zero", "mean"):
-        first = nnattr.ablate(model, task, LogitDiff(), method=method, checkpoint=tmp_path)
-        again = nnattr.ablate(model, task, LogitDiff(), method=method, checkpoint=tmp_path)
-        plain = nnattr.ablate(model, task, LogitDiff(), method=method)
+        first = nnattr.ablate(model, task, LogitDiff(), replacement=method, checkpoint=tmp_path)
+        again = nnattr.ablate(model, task, LogitDiff(), replacement=method, checkpoint=tmp_path)
+        plain = nnattr.ablate(model, task, LogitDiff(), replacement=method)
         assert first.raw.equals(again.raw)
         assert_same(first.raw, plain.raw, 1e-6)
     assert len(list(tmp_path.iterdir())) == 2

@@ -84,7 +84,7 @@ def test_chosen_layers_heads_and_positions() -> None:
     model = tiny("llama")
     sites = ["z", "v", "resid_mid", "pattern"]
     every = capture(model, PROMPTS, sites)
-    some = capture(model, PROMPTS, sites, [1, -1], layers=[2, 0], heads=[3])
+    some = capture(model, PROMPTS, sites, positions=[1, -1], layers=[2, 0], heads=[3])
     assert some["z"].dims == ("example", "layer", "pos", "head", "d_head")
     assert some["z"]["layer"].values.tolist() == [0, 2]
     assert some["z"]["head"].values.tolist() == [3]
@@ -101,9 +101,9 @@ def test_chosen_layers_heads_and_positions() -> None:
         np.testing.assert_allclose(some["resid_mid"].sel(example=i), mid, rtol=0, atol=1e-6)
         looks = every["pattern"].sel(where).isel(query_pos=[1, last]).sel(head=[3])
         np.testing.assert_allclose(some["pattern"].sel(example=i), looks, rtol=0, atol=1e-6)
-    one = capture(model, PROMPTS[0], "resid_post", "last", layers=1)
+    one = capture(model, PROMPTS[0], "resid_post", positions="last", layers=1)
     assert one["resid_post"].shape == (1, 1, 1, D_MODEL)
-    neurons = capture(model, PROMPTS[0], "neuron", "last")["neuron"]
+    neurons = capture(model, PROMPTS[0], "neuron", positions="last")["neuron"]
     assert neurons.dims == ("example", "layer", "pos", "neuron")
 
 
@@ -155,7 +155,7 @@ def test_chosen_queries_and_keys_as_they_meet() -> None:
     every = capture(tiny("llama"), PROMPTS, ["rot_q", "rot_k"])
     for backend in ("local", "simulated"):
         model = tiny_model("llama", backend=backend)
-        some = capture(model, PROMPTS, ["rot_k", "rot_q"], [-1], layers=1, heads=3)
+        some = capture(model, PROMPTS, ["rot_k", "rot_q"], positions=[-1], layers=1, heads=3)
         for i, last in enumerate((6, 2, 5)):
             for name, unit, number in (("rot_q", "head", 3), ("rot_k", "kv_head", 1)):
                 where = {"layer": 1, unit: number}
@@ -169,10 +169,10 @@ def test_chosen_queries_and_keys_as_they_meet() -> None:
 def test_spans_of_a_task_and_either_run() -> None:
     model = teaching("teaching-gpt2")
     task = ragged_ioi(model)
-    found = capture(model, task, "z", "IO")["z"]
+    found = capture(model, task, "z", positions="IO")["z"]
     names = [answers[0] for answers in task.answers]
     assert [row[0] for row in found["token"].values.tolist()] == names
-    other = capture(model, task, "z", "S1", run="corrupted")["z"]
+    other = capture(model, task, "z", positions="S1", run="corrupted")["z"]
     plain = capture(model, list(task.corrupted), "z")["z"]
     for i, (at,) in enumerate(task.spans["S1"]):
         np.testing.assert_allclose(other[i, :, 0], plain[i, :, at], rtol=0, atol=1e-5)
@@ -181,7 +181,7 @@ def test_spans_of_a_task_and_either_run() -> None:
         PROMPTS, tokenizer=model.tokenizer, spans={"a": [[0], [1, 2], [0]]}
     )
     with pytest.raises(TaskError, match="1 tokens in one prompt and 2 in another"):
-        capture(model, uneven, "z", "a")
+        capture(model, uneven, "z", positions="a")
 
 
 def norms(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -244,7 +244,7 @@ def test_wrong_questions_are_named() -> None:
     with pytest.raises(ArchError, match="makes other predictions"):
         capture(tiny("falcon-serial"), PROMPTS, "pattern")
     with pytest.raises(TaskError, match="Position 3 is outside"):
-        capture(model, PROMPTS, "z", 3)
+        capture(model, PROMPTS, "z", positions=3)
 
 
 @pytest.mark.parametrize("backend", ["local", "simulated"])

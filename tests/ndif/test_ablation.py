@@ -16,11 +16,13 @@ def same(remote: Model) -> None:
     local = nnattr.load(NAME)
     task = nnattr.tasks.ioi(local.tokenizer, n=3, seed=1)
     for method in ("zero", "mean"):
-        here, there = (nnattr.ablate(m, task, LogitDiff(), method=method) for m in (local, remote))
+        here, there = (
+            nnattr.ablate(m, task, LogitDiff(), replacement=method) for m in (local, remote)
+        )
         np.testing.assert_allclose(there.raw, here.raw, rtol=0, atol=1e-5)
         assert there.provenance.jobs == 1
         here, there = (
-            nnattr.ablate_together(m, task, LogitDiff(), HEADS, method=method, keep=True)
+            nnattr.ablate_together(m, task, LogitDiff(), HEADS, replacement=method, keep=True)
             for m in (local, remote)
         )
         np.testing.assert_allclose(there.raw, here.raw, rtol=0, atol=1e-5)

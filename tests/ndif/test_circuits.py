@@ -22,19 +22,19 @@ def local() -> Model:
 
 def same(here: Model, there: Model) -> None:
     for make in (
-        lambda model: nnattr.ov_circuit(model, [(1, 0), (1, 1)], fold_norm=True),
-        lambda model: nnattr.qk_circuit(model, (1, 0), key_via=(0, 0), distance=2),
+        lambda model: nnattr.weights.ov(model, [(1, 0), (1, 1)], fold_norm=True),
+        lambda model: nnattr.weights.qk(model, (1, 0), key_via=(0, 0), distance=2),
     ):
         one, other = make(here), make(there)
         assert other.copying_accuracy(5) == pytest.approx(one.copying_accuracy(5), abs=2e-3)
         assert other.norm() == pytest.approx(one.norm(), rel=1e-4)
-    keys = [nnattr.composition(model, "K", samples=2).values for model in (here, there)]
+    keys = [nnattr.weights.composition(model, "K", samples=2).values for model in (here, there)]
     np.testing.assert_allclose(keys[1], keys[0], rtol=0, atol=1e-5)
     task = nnattr.tasks.repeated_tokens(here.tokenizer, n=2, length=6)
     parts = [nnattr.decompose_attention(model, task, (1, 0)).data for model in (here, there)]
     for name in ("query", "key", "spread", "scores", "total", "pattern"):
         np.testing.assert_allclose(parts[1][name], parts[0][name], rtol=0, atol=1e-3)
-    matrices = [nnattr.head_weights(model, (2, 3)).W_V for model in (here, there)]
+    matrices = [nnattr.weights.head(model, (2, 3)).W_V for model in (here, there)]
     np.testing.assert_allclose(matrices[1], matrices[0], rtol=0, atol=1e-5)
     written = [nnattr.next_token_attribution(model, task) for model in (here, there)]
     np.testing.assert_allclose(written[1].raw, written[0].raw, rtol=0, atol=1e-4)

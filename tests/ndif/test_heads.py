@@ -71,10 +71,12 @@ def equal_but_for_patterns(local: Model, remote: Model) -> None:
     """What needs no patterns, on a server with or without its weights in the job's process."""
     task = nnattr.tasks.ioi(local.tokenizer, n=3, seed=1)
     sites = ["resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "neuron", "mlp_out"]
-    here, there = (nnattr.capture(model, task, sites, [0, -1]) for model in (local, remote))
+    here, there = (
+        nnattr.capture(model, task, sites, positions=[0, -1]) for model in (local, remote)
+    )
     for site in sites:
         np.testing.assert_allclose(there[site], here[site], rtol=0, atol=1e-4)
-    scores = [nnattr.copying_score(model, task, "IO").scores for model in (local, remote)]
+    scores = [nnattr.copying_score(model, task, positions="IO").scores for model in (local, remote)]
     np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-6)
 
 
@@ -95,7 +97,7 @@ def test_in_the_models_process(server: Server, name: str) -> None:
     assert found[1].loss is not None
     np.testing.assert_allclose(found[1].loss, found[0].loss, rtol=0, atol=1e-4)
     sites = ["rot_q", "rot_k", "pattern"]
-    meeting = [nnattr.capture(model, task, sites, "last") for model in (local, remote)]
+    meeting = [nnattr.capture(model, task, sites, positions="last") for model in (local, remote)]
     for site in sites:
         np.testing.assert_allclose(meeting[1][site], meeting[0][site], rtol=0, atol=1e-4)
     movers = [nnattr.name_mover_score(model, task).scores for model in (local, remote)]

@@ -70,7 +70,7 @@ def test_a_refusal_from_a_csv(model, requests_csv):
     assert heads.rest is not None
     total = heads.raw.sum(("layer", "head")) + heads.rest.sum("component")
     np.testing.assert_allclose(total, patched.baselines.sel(run="clean"), rtol=1e-4)
-    kinds = nnattr.attention_vs_mlp(nnattr.direct_logit_attribution(model, task))
+    kinds = nnattr.direct_logit_attribution(model, task).by_kind()
     assert {"attention", "mlp", "embedding"} <= set(kinds.raw["component"].to_numpy())
 
 
@@ -103,9 +103,7 @@ def test_facts_with_groups_of_answers_from_json(model, tmp_path):
     strongest = exact.top(3).indices
     assert set(found.top(3).indices) & set(strongest), "what was discovered is there to report"
     assert (exact.permutation_pvalue().stack(cell=("layer", "head")) < 0.05).any()
-    mean_logits = nnattr.activation_patching(
-        model, report, nnattr.GroupLogitDiff(), normalized=False
-    )
+    mean_logits = nnattr.activation_patching(model, report, nnattr.LogitDiff(), normalized=False)
     assert mean_logits.baselines.sel(run="clean").mean() > 0
     with pytest.raises(nnattr.MetricError, match="GroupLogitDiff"):
         nnattr.direct_logit_attribution(model, report, nnattr.GroupLogProbDiff())

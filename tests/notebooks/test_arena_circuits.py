@@ -42,22 +42,22 @@ def test_building_interpretability_tools(name: str) -> None:
 def test_ov_copying_circuit(name: str) -> None:
     """OV copying circuit: a sample of the matrix, its accuracy, and that of two heads summed."""
     model = teaching(name)
-    circuit = nnattr.ov_circuit(model, INDUCTION)
+    circuit = nnattr.weights.ov(model, INDUCTION)
     sample = circuit.block(list(range(100, 300, 10)))
     diagonal = np.diag(sample)
-    others = sample.values[~np.eye(20, dtype=bool)]
+    others = np.array(sample)[~np.eye(20, dtype=bool)]
     assert diagonal.mean() > others.mean() + 2 * others.std()
-    figure: Any = nnattr.plots.matrix(sample, unit="logit")
+    figure: Any = sample.plot(unit="logit")
     assert figure.data[0].z.shape == (20, 20)
     assert circuit.copying_accuracy() > 0.8
-    effective = nnattr.ov_circuit(model, [INDUCTION, (1, 1)])
+    effective = nnattr.weights.ov(model, [INDUCTION, (1, 1)])
     assert 0 < effective.copying_accuracy(5) <= 1
 
 
 def test_qk_previous_token_circuit() -> None:
     """QK prev-token circuit: positions alone make L0H0 look back by one."""
     model = teaching("teaching-gpt2")
-    pattern = nnattr.position_pattern(model, PREVIOUS, fold_norm=True)
+    pattern = nnattr.weights.position_pattern(model, PREVIOUS, fold_norm=True)
     back = np.diag(pattern, -1).mean()
     assert back > 0.5
     assert back > 10 * np.diag(pattern, -2).mean()
@@ -79,7 +79,7 @@ def test_decomposing_queries_keys_and_scores(name: str) -> None:
 @pytest.mark.parametrize("name", TEACHING)
 def test_the_full_k_composition_circuit(name: str) -> None:
     """Find full K-composition circuit: the strongest query of a key is the same token."""
-    circuit = nnattr.qk_circuit(teaching(name), INDUCTION, key_via=PREVIOUS)
+    circuit = nnattr.weights.qk(teaching(name), INDUCTION, key_via=PREVIOUS)
     assert circuit.copying_accuracy(by="column") > 0.8  # as the notebook counts
     assert circuit.copying_accuracy(by="row") > 0.85  # as its text says
 
@@ -89,8 +89,8 @@ def test_composition_scores(name: str) -> None:
     """Composition scores: every pair, against random matrices."""
     model = teaching(name)
     for kind in ("Q", "K", "V"):
-        found = nnattr.composition(model, kind)  # type: ignore[arg-type]
+        found = nnattr.weights.composition(model, kind)  # type: ignore[arg-type]
         assert found.plot().data
         assert found.baseline == pytest.approx(128**-0.5, rel=0.02)
-    keys = nnattr.composition(model, "K")
-    assert keys.top(1)[0].index == ("L0H0", "L1H0")
+    keys = nnattr.weights.composition(model, "K")
+    assert keys.top(1)[0].index == ((0, 0), (1, 0))

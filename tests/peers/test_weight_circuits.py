@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import composition, ov_circuit, position_pattern, qk_circuit
+from nnattr import weights
 from tests.methods.common import TEACHING, teaching
 
 pytest.importorskip("transformer_lens", reason="needs transformer-lens")
@@ -44,10 +44,10 @@ def test_ov_and_qk_circuits(name: str, fold: bool) -> None:
     for layer, head in ((0, 0), (1, 0), (3, 2)):
         ov = lens.OV[layer, head]
         full = lens.W_E @ ov.A @ ov.B @ lens.W_U
-        near(ov_circuit(model, (layer, head), fold_norm=fold).block(IDS), full[IDS][:, IDS])
+        near(weights.ov(model, (layer, head), fold_norm=fold).block(IDS), full[IDS][:, IDS])
         inner = lens.W_Q[layer, head] @ shared(lens.W_K[layer], head).T
         full = lens.W_E @ inner @ lens.W_E.T
-        near(qk_circuit(model, (layer, head), fold_norm=fold).block(IDS), full[IDS][:, IDS])
+        near(weights.qk(model, (layer, head), fold_norm=fold).block(IDS), full[IDS][:, IDS])
 
 
 @pytest.mark.parametrize(("name", "fold"), CASES)
@@ -55,7 +55,7 @@ def test_ov_and_qk_circuits(name: str, fold: bool) -> None:
 def test_composition(name: str, fold: bool, kind: Any) -> None:
     model = teaching(name)
     scores = theirs(name, fold).all_composition_scores(kind).scores.detach().reshape(16, 16)
-    found = composition(model, kind, fold_norm=fold, samples=2).values.to_numpy()
+    found = weights.composition(model, kind, fold_norm=fold, samples=2).values.to_numpy()
     there = np.isfinite(found)
     assert there.sum() == 96
     np.testing.assert_allclose(found[there], scores[:-4, 4:].numpy()[there], rtol=0, atol=1e-4)
@@ -67,6 +67,6 @@ def test_position_circuit() -> None:
     scores = lens.W_pos @ inner @ lens.W_pos.T / inner.new_tensor(32).sqrt()
     past = torch.ones_like(scores).tril().bool()
     near(
-        position_pattern(teaching("teaching-gpt2"), (0, 0)),
+        weights.position_pattern(teaching("teaching-gpt2"), (0, 0)),
         scores.masked_fill(~past, float("-inf")).softmax(-1),
     )

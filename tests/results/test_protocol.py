@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,20 @@ def made(kind: str) -> Any:
     model = teaching("teaching-gpt2")
     task = nnattr.tasks.ioi(model.tokenizer, n=2, seed=0)
     ways: dict[str, Callable[[], Any]] = {
+        "Activations": lambda: nnattr.capture(
+            model, PROMPTS, ["resid_pre", "z", "pattern", "k", "neuron"]
+        ),
+        "AnswerTable": lambda: nnattr.most_frequent_answers(model, [*PROMPTS, "Mary"]),
+        "Comparison": lambda: nnattr.compare_runs(model, PROMPTS[:1], PROMPTS[1:]),
+        "HeadWeights": lambda: nnattr.weights.head(model, (1, 0)),
+        "Inspection": lambda: nnattr.inspect_prompt(model, PROMPTS[0], " Mary", top_k=3),
+        "WeightMatrix": lambda: nnattr.weights.ov(model, (1, 0)).block([3, 4, 5]),
         "Agreement": lambda: nnattr.agreement(
             nnattr.attribution_patching(model, task, nnattr.LogitDiff(), direction="noising"),
             nnattr.attribution_patching(model, task, nnattr.LogitDiff()),
         ),
         "AttentionParts": lambda: nnattr.decompose_attention(model, PROMPTS, (1, 0), pairs=2),
-        "Composition": lambda: nnattr.composition(model, "K"),
+        "Composition": lambda: nnattr.weights.composition(model, "K"),
         "HeadScores": lambda: nnattr.detect_heads(model, n=2, length=4),
         "Lens": lambda: nnattr.logit_lens(model, PROMPTS, positions="each", answers=" Mary"),
         "Patterns": lambda: nnattr.attention_patterns(model, PROMPTS, [(1, 0), (0, 3)]),
@@ -75,20 +84,22 @@ def test_a_result_says_how_it_was_made(kind: str) -> None:
     model = teaching("teaching-gpt2")
     assert found.model == p.model == model.name
     assert (p.architecture, p.backend, p.dtype) == ("gpt2", "local", "float32")
-    assert p.method in dir(nnattr)
+    assert callable(attrgetter(p.method)(nnattr))
     assert p.versions["nnattr"] == nnattr.__version__
     assert p.created
-    assert p.seconds > 0 or kind == "Agreement"  # it compares what is there already
+    # the one compares what is there already, the other asks `Model.predict`
+    assert p.seconds > 0 or kind in ("Agreement", "AnswerTable")
     json.dumps(p.arguments)
-    if kind == "Composition":  # of weights alone: it read nothing
+    if kind in ("Composition", "HeadWeights", "WeightMatrix"):  # of weights alone
         assert (p.task, p.task_hash, p.examples) == ("", "", None)
         with pytest.raises(ResultError, match="does not hold its task"):
             _ = found.task
         return
     assert p.task
     assert found.task.hash == p.task_hash
-    assert len(found.task) == found.data.sizes["example"]
-    if kind in ("Lens", "Patterns", "AttentionParts"):
+    if kind not in ("AnswerTable", "Comparison", "Inspection"):
+        assert len(found.task) == found.data.sizes["example"]
+    if kind in ("Activations", "AttentionParts", "Comparison", "Lens", "Patterns"):
         assert found.task.clean == tuple(PROMPTS)
         assert (
             found.task.clean_tokens.strings
@@ -107,6 +118,9 @@ def test_a_result_shows_itself(kind: str) -> None:
     assert kind in head
     assert len(repr(found)) < 2500
     page = found._repr_html_()
+    if kind == "Inspection":
+        assert page.count("<table>") == len(found.steps)
+        return
     assert page.count("<pre>") == page.count("</pre>") == (len(repr(found).splitlines()) > 1)
     assert found.provenance.method in page
 
@@ -114,7 +128,7 @@ def test_a_result_shows_itself(kind: str) -> None:
 def test_what_a_model_says_is_never_html() -> None:
     found = made("Lens")
     told = found.provenance.model_copy(update={"model": "<script>"})
-    page = nnattr.Lens(found.data, told, ("<b>", "<i>"), found.answers)._repr_html_()
+    page = nnattr.results.Lens(found.data, told, ("<b>", "<i>"), found.answers)._repr_html_()
     assert "&lt;script&gt;" in page
     assert "&lt;b&gt;" in page
     assert not {"<script>", "<b>'", "<i>"} & set(page.split())
@@ -150,6 +164,30 @@ def test_data_that_lacks_a_variable_or_a_dimension_is_refused() -> None:
     base = xr.DataArray(np.zeros((2, 2)), {"run": ["clean", "corrupted"], "example": [0, 1]})
     with pytest.raises(ResultError, match="do not fit together"):
         Scores.from_arrays(bare, base, 1.0, found.provenance, rest=longer)
+
+
+def test_pairs_of_parts_are_scores_too(tmp_path: Path) -> None:
+    """Edges: a sender and a receiver, any part of a model by its name."""
+    senders, receivers = ["input", "L0H1", "M0"], ["L1H0.q", "M1", "L1H2", "logits"]
+    numbers = np.arange(24.0).reshape(2, 3, 4)
+    raw = xr.DataArray(
+        numbers, {"example": [0, 1], "sender": senders, "receiver": receivers}, name="x"
+    )
+    base = xr.DataArray(np.ones((2, 2)), {"run": ["clean", "corrupted"], "example": [0, 1]})
+    edges = Scores.from_arrays(raw, base, 1.0, made("Scores").provenance)
+    assert edges.top(4).indices == [
+        ("M0", "logits"),
+        ("M0", (1, 2)),
+        ("M0", "M1"),
+        ("M0", "L1H0.q"),
+    ]
+    assert edges.sel(sender="L0H1").top(1)[0].index == ((0, 1), "logits")
+    assert edges.top(1)[0].label == "M0 → logits"
+    again = nnattr.load_result(edges.save(tmp_path / "edges.safetensors"))
+    xr.testing.assert_identical(again.raw, edges.raw)
+    figure: Any = again.plot()
+    assert list(figure.layout.yaxis.ticktext) == senders
+    assert "<b>M0 → L1H2</b>" in figure.data[0].text[2][2]
 
 
 # --- files of earlier schemas ---------------------------------------------------------------------
@@ -191,7 +229,7 @@ def test_what_earlier_schemas_did_not_know_is_empty() -> None:
         _ = nnattr.load_result(FILES / "scores-1.safetensors").task
     with pytest.raises(nnattr.TaskError, match="does not hold its task"):
         nnattr.Task.load(FILES / "scores-1.safetensors")
-    heads = nnattr.HeadScores.load(FILES / "head_scores-2.safetensors")
+    heads = nnattr.results.HeadScores.load(FILES / "head_scores-2.safetensors")
     _, header = old("head_scores-2.safetensors")
     assert heads.thresholds == header["head_scores"]["thresholds"]
     assert [list(row) for row in heads.tokens.strings] == header["head_scores"]["strings"]

@@ -100,9 +100,9 @@ def test_one_example_that_does_not_fit_is_an_error():
 def test_predictions_go_the_same_way():
     model = tiny_model("gpt2")
     tokens = encode(model.tokenizer, PROMPTS)
-    whole = model.predict(tokens, asked=((3,),) * 5, k=2)
+    whole = model.predict(tokens, asked=((3,),) * 5, top_k=2)
     with room_for(model, 3) as seen:
-        found = model.predict(tokens, asked=((3,),) * 5, k=2)
+        found = model.predict(tokens, asked=((3,),) * 5, top_k=2)
     assert max(seen) > 3, "the control: it was tried"
     torch.testing.assert_close(found.logits, whole.logits)
     assert found.ids.equal(whole.ids)

@@ -20,7 +20,7 @@ EXAMPLES: dict[str, Callable[[Task], dict[str, Any]]] = {
     "ablate": lambda task: {
         "task": task,
         "metric": LogitDiff(),
-        "method": "mean",
+        "replacement": "mean",
         "dataset": list(task.corrupted),
     },
     "ablate_together": lambda task: {
@@ -37,8 +37,9 @@ EXAMPLES: dict[str, Callable[[Task], dict[str, Any]]] = {
     "copying_score": lambda task: {"prompts": list(task.clean)},
     "name_mover_score": lambda task: {"task": task, "negative": True},
     "decompose_attention": lambda task: {"prompts": task, "head": (1, 0), "pairs": 2},
-    "composition": lambda task: {"kind": "K"},
-    "head_weights": lambda task: {"head": (1, 0)},
+    "weights.composition": lambda task: {"kind": "K"},
+    "weights.position_pattern": lambda task: {"head": (1, 0), "fold_norm": True},
+    "weights.head": lambda task: {"head": (1, 0)},
     "inspect_prompt": lambda task: {"prompt": task.clean[0], "answer": task.answers[0][0]},
     "generate": lambda task: {"prompts": list(task.clean), "max_new_tokens": 2},
     "compare_runs": lambda task: {"a": list(task.clean), "b": list(task.corrupted)},

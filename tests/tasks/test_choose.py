@@ -120,7 +120,7 @@ def test_the_model_predicts_what_it_predicts_alone(name):
     subject = model(name)
     task = pairs(subject.tokenizer)
     asked = ((3, 4, 5), (6,))
-    found = subject.predict(task.clean_tokens, asked=asked, k=3, last=2)
+    found = subject.predict(task.clean_tokens, asked=asked, top_k=3, last=2)
     for i, row in enumerate(task.clean_tokens.rows):
         with torch.no_grad():
             logits = subject.nn._module(torch.tensor([row])).logits[0, -2:]

@@ -23,20 +23,21 @@ against, and another one for the values.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import Positive, checked
 from nnattr.graph import Part
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.maps.linear import linear_map
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, Run, asked
 from nnattr.results import Patterns
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
@@ -45,14 +46,15 @@ from nnattr.runs.portions import Portions
 from nnattr.tokens import Tokens
 
 
+@checked
 def attention_patterns(
     model: Model,
     prompts: Prompts,
     heads: Heads = "all",
     *,
-    k: int = 3,
+    k: Positive = 3,
     weighted: bool = False,
-    run: Literal["clean", "corrupted"] = "clean",
+    run: Run = "clean",
 ) -> Patterns:
     """Where chosen heads look, on every prompt.
 
@@ -60,8 +62,8 @@ def attention_patterns(
         model: as `nnattr.load` gives it.
         prompts: one or several; a task (whose ``run`` is read); or the ``tokens`` of a result, such
             as the random ones of `nnattr.detect_heads`.
-        heads: ``"all"``, a list of heads such as ``[(9, 6), "10.0"]``, or `Scores` over heads: then
-            the ``k`` most positive and the ``k`` most negative.
+        heads: ``"all"``, a head or a list of heads such as ``[(9, 6), "10.0"]``, or `Scores` over
+            heads: then the ``k`` most positive and the ``k`` most negative.
         k: see ``heads``.
         weighted: multiply by the length of each key's value vector behind W_O (see above).
         run: which prompts of a task.
@@ -97,7 +99,7 @@ def attention_patterns(
     outcome = model.run(patterns_job, payload, label="attention patterns")
     found = outcome.values["patterns"][:, [order.index(head) for head in picked]]
     data = _labelled(found, tokens, picked).to_dataset(name="values")
-    given = {"heads": [list(head) for head in picked], "weighted": weighted, "run": run}
+    given = {"heads": picked, "k": k, "weighted": weighted, "run": run, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="attention_patterns", arguments=given, outcome=outcome)
     return Patterns(data, made, tuple(map(tuple, tokens.strings)), tuple(texts), weighted)

@@ -26,20 +26,20 @@ forward passes, and an unembedding per head and token; two passes more for name 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import Positive, Share, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, plain, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.maps.linear import linear_map
-from nnattr.methods.behaviour.capture import at_positions
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, Where, asked
+from nnattr.model.prompts import Prompts, Run, aligned, asked
 from nnattr.results import HeadScores, Provenance
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
@@ -47,27 +47,29 @@ from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read, write
 from nnattr.runs.portions import Portions
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens
 
 
+@checked
 def copying_score(
     model: Model,
     prompts: Prompts,
-    positions: Where = "each",
     *,
-    k: int = 5,
+    positions: Positions = "each",
+    top_k: Positive = 5,
     negative: bool = False,
-    threshold: float = 0.5,
-    run: Literal["clean", "corrupted"] = "clean",
+    threshold: Share = 0.5,
+    run: Run = "clean",
 ) -> HeadScores:
-    """For each head the share of tokens that its output alone puts among the first ``k``.
+    """For each head the share of tokens that its output alone puts among the first ``top_k``.
 
     Args:
         model: as `nnattr.load` gives it.
         prompts: one or several, or a task.
         positions: the tokens to be copied: ``"each"``, ``"last"``, positions, or a task's span
             (``"IO"`` for the names of `nnattr.tasks.ioi`).
-        k: among how many.
+        top_k: among how many.
         negative: turn the heads' outputs round, to find those that write against what they read.
         threshold: from which share on `HeadScores.heads` lists a head.
         run: which prompts of a task.
@@ -80,24 +82,30 @@ def copying_score(
         BackendError: the job failed where it ran.
     """
     texts, tokens = asked(model, prompts, run)
-    at, present = at_positions(prompts, texts, tokens, positions)
-    payload = _payload(model, tokens, at, k, negative)
+    at, present = aligned(prompts, texts, tokens, positions)
+    payload = _payload(model, tokens, at, top_k, negative)
     outcome = model.run(copying_job, payload, label="copying score")
     values = outcome.values
     known = values["copied"].masked_fill(~present[:, None, None], float("nan"))
-    given = {"positions": plain(positions), "k": k, "negative": negative, "threshold": threshold}
+    given = {
+        "positions": positions,
+        "top_k": top_k,
+        "negative": negative,
+        "threshold": threshold,
+    }
     made = record(
         model,
         as_task(prompts, texts, tokens),
         method="copying_score",
-        arguments={**given, "run": run},
+        arguments={**given, "run": run, **untold(prompts)},
         outcome=outcome,
     )
     return _result(model, tokens, {"copying": known.nanmean(-1)}, threshold, made)
 
 
+@checked
 def name_mover_score(
-    model: Model, task: Task, *, k: int = 5, negative: bool = False, threshold: float = 0.3
+    model: Model, task: Task, *, top_k: Positive = 5, negative: bool = False, threshold: Share = 0.3
 ) -> HeadScores:
     """For each head how much the last position looks at the answer, where the head copies it.
 
@@ -105,7 +113,7 @@ def name_mover_score(
         model: as `nnattr.load` gives it.
         task: its clean prompts must hold their answers, as those of `nnattr.tasks.ioi` do. Where an
             answer stands several times its attention is summed, and the last one is copied.
-        k: see `copying_score`.
+        top_k: see `copying_score`.
         negative: see `copying_score`; finds the negative name movers.
         threshold: from which score on `HeadScores.heads` lists a head.
 
@@ -121,7 +129,7 @@ def name_mover_score(
     tokens = asked(model, task)[1]
     where = _answers_in(task, tokens)
     last = where.shape[1] - 1 - where.int().flip(1).argmax(1)
-    payload = _payload(model, tokens, last[:, None], k, negative)
+    payload = _payload(model, tokens, last[:, None], top_k, negative)
     payload["looked_at"] = where
     outcome = model.run(copying_job, payload, label="name mover score")
     values = outcome.values
@@ -131,7 +139,7 @@ def name_mover_score(
         "attention": values["attention"],
         "copying": copied,
     }
-    given = {"k": k, "negative": negative, "threshold": threshold}
+    given = {"top_k": top_k, "negative": negative, "threshold": threshold}
     made = record(model, task, method="name_mover_score", arguments=given, outcome=outcome)
     return _result(model, tokens, kinds, threshold, made)
 
@@ -147,7 +155,7 @@ class CopyingQuestion:
         norm, unembed: the paths of the final norm (or None) and of the unembedding.
         sign: -1 where the heads' outputs are turned round, else 1.
         logit_sign: -1 where the model turns its logits round, else 1.
-        k: among how many tokens a copied one is.
+        top_k: among how many tokens a copied one is.
         options: further arguments of a pass.
     """
 
@@ -163,7 +171,7 @@ class CopyingQuestion:
         unembed: str,
         sign: float,
         logit_sign: float,
-        k: int,
+        top_k: int,
         options: dict[str, Any],
     ) -> None:
         self.after = after
@@ -175,7 +183,7 @@ class CopyingQuestion:
         self.unembed = unembed
         self.sign = sign
         self.logit_sign = logit_sign
-        self.k = k
+        self.top_k = top_k
         self.options = options
 
 
@@ -240,7 +248,7 @@ def predicts(nn: Any, question: CopyingQuestion, output: Tensor, ids: Tensor) ->
     normed = signed if question.norm is None else nn.get(question.norm)(signed)
     logits = nn.get(question.unembed)(normed)[:, 0] * question.logit_sign
     own = logits.gather(-1, ids.to(logits.device)[:, None])
-    return ((logits > own).sum(-1) < question.k).float()
+    return ((logits > own).sum(-1) < question.top_k).float()
 
 
 def last_looks(
@@ -264,10 +272,10 @@ def last_looks(
     return torch.stack([one.cpu() for one in found], 1)
 
 
-def _payload(model: Model, tokens: Tokens, at: Tensor, k: int, negative: bool) -> dict[str, Any]:
+def _payload(
+    model: Model, tokens: Tokens, at: Tensor, top_k: int, negative: bool
+) -> dict[str, Any]:
     """What travels."""
-    if k < 1:
-        raise TaskError(f"k is {k}; expected at least 1.")
     spec, width = model.spec, tokens.ids.shape[1]
     normed = spec.attn_out.path != spec.attn_proj
     layers = [f"{spec.layers}.{layer}" for layer in range(model.n_layers)]
@@ -288,7 +296,7 @@ def _payload(model: Model, tokens: Tokens, at: Tensor, k: int, negative: bool) -
             "unembed": spec.unembed,
             "sign": -1.0 if negative else 1.0,
             "logit_sign": -1.0 if scale < 0 else 1.0,
-            "k": k,
+            "top_k": top_k,
             "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         },
         "portions": model.portions(width, floats=2 * logits),

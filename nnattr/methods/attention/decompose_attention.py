@@ -27,32 +27,32 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part, parse
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.methods.attention.decompose_attention_job import attention_parts_job
-from nnattr.methods.attention_form import layer_form
-from nnattr.methods.components import Plan, bias, components
+from nnattr.model.attention_form import layer_form
+from nnattr.model.components import Plan, bias, components
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
-from nnattr.model.prompts import fits, listed, prepared
+from nnattr.model.prompts import Prompts, asked
 from nnattr.results import AttentionParts
-from nnattr.tasks import Task
-from nnattr.tokens import Tokens
 
 
+@checked
 def decompose_attention(
     model: Model,
-    prompts: str | Sequence[str] | Task,
+    prompts: Prompts,
     head: Head,
     *,
-    pairs: int | Sequence[tuple[str, str]] = 4,
+    pairs: Positive | Sequence[Sequence[str]] = 4,
 ) -> AttentionParts:
     """A head's queries, keys and scores, by component of the residual stream.
 
     Args:
         model: as `nnattr.load` gives it.
-        prompts: one or several texts, or a task, whose clean prompts are read.
+        prompts: one or several texts, a task, whose clean prompts are read, or tokens.
         head: which head, ``(1, 4)`` or ``"L1H4"``.
         pairs: whose scores to return whole: (query component, key component) such as ``("embed",
             "L0H7")``, or how many of the strongest (in the first prompt).
@@ -62,8 +62,9 @@ def decompose_attention(
         some pairs, and the head's own scores and pattern.
 
     Raises:
-        ArchError: no such head; scores that are no such sum (queries and keys normed after they are
-            projected, a bias for distance), or a residual stream that is not the sum of its parts.
+        ArchError: no such head; scores that are not such a sum (queries and keys normed after they
+            are projected, a bias for distance), or a residual stream that is not the sum of its
+            parts.
         TaskError: prompts that cannot be used, or an unknown component.
     """
     ((layer, number),) = chosen(model, [head], 0)
@@ -72,7 +73,7 @@ def decompose_attention(
     plan = components(model, "head", range(layer), before=layer)
     names = _names(model, plan)
     kept = pairs if isinstance(pairs, int) else [_known(pair, names) for pair in pairs]
-    tokens = _tokens(model, prompts)
+    texts, tokens = asked(model, prompts)
     payload = {
         "prompts": tokens.tensors,
         "question": {
@@ -89,8 +90,7 @@ def decompose_attention(
     outcome = model.run(attention_parts_job, payload, label=f"attention of {name}")
     data = _dataset(outcome.values, names)
     strings = tuple(tuple(row) for row in tokens.strings)
-    given = {"head": [layer, number], "pairs": kept if isinstance(kept, int) else list(kept)}
-    texts = prompts.clean if isinstance(prompts, Task) else listed("prompts", prompts)
+    given = {"head": (layer, number), "pairs": kept, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="decompose_attention", arguments=given, outcome=outcome)
     return AttentionParts(data, made, strings, (layer, number))
@@ -117,13 +117,6 @@ def _known(pair: Any, names: Sequence[str]) -> tuple[str, str]:
             f"{', '.join(names)}."
         )
     return str(pair[0]), str(pair[1])
-
-
-def _tokens(model: Model, prompts: str | Sequence[str] | Task) -> Tokens:
-    if not isinstance(prompts, Task):
-        return prepared(model, listed("prompts", prompts))
-    fits(model, prompts)
-    return prompts.clean_tokens
 
 
 def _dataset(values: dict[str, Any], names: Sequence[str]) -> xr.Dataset:

@@ -23,19 +23,20 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, Run, asked
 from nnattr.results import HeadScores
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
@@ -52,15 +53,16 @@ THRESHOLDS = {
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a tokenizer's fallback for what it cannot write
 
 
+@checked
 def detect_heads(
     model: Model,
     prompts: Prompts | None = None,
     *,
-    n: int = 10,
-    length: int = 50,
-    seed: int = 0,
+    n: Positive = 10,
+    length: Positive = 50,
+    seed: Seed = 0,
     thresholds: Mapping[str, float] | None = None,
-    run: Literal["clean", "corrupted"] = "clean",
+    run: Run = "clean",
 ) -> HeadScores:
     """How much each head is a previous-token, current-token, ... or induction head.
 
@@ -115,8 +117,8 @@ def detect_heads(
     }
     array = xr.DataArray(known, dims=dims, coords=coords)
     loss = _aligned(values["loss"], tokens)
-    drawn = {"n": n, "length": length, "seed": seed} if prompts is None else {"run": run}
-    given = {**drawn, "thresholds": limits}
+    given = {"n": n, "length": length, "seed": seed, "thresholds": thresholds, "run": run}
+    given |= untold(prompts)
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="detect_heads", arguments=given, outcome=outcome)
     return HeadScores.from_arrays(array, limits, tokens, made, loss=loss, second=second)

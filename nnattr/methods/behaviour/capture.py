@@ -13,21 +13,23 @@ from the eager implementation (`nnattr.runs.patterns`). For anything else go dow
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.methods.behaviour.capture_job import capture_job
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, Where, asked, columns
+from nnattr.model.prompts import Prompts, Run, aligned, asked
 from nnattr.model.sites import FORWARD_ORDER, SITES
-from nnattr.tasks import Task
-from nnattr.tasks.positions import spots
+from nnattr.results import Activations
+from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens
 
 #: What runs where the model is: the chunk's tensors by site, each [example, layer, ...].
@@ -44,13 +46,13 @@ def capture(
     model: Model,
     prompts: Prompts,
     sites: str | Sequence[str],
-    positions: Where = "each",
     *,
+    positions: Positions = "each",
     layers: int | Sequence[int] | None = None,
     heads: int | Sequence[int] | None = None,
     reduce: None = None,
-    run: Literal["clean", "corrupted"] = "clean",
-) -> dict[str, xr.DataArray]: ...
+    run: Run = "clean",
+) -> Activations: ...
 
 
 @overload
@@ -58,26 +60,27 @@ def capture(
     model: Model,
     prompts: Prompts,
     sites: str | Sequence[str],
-    positions: Where = "each",
     *,
+    positions: Positions = "each",
     layers: int | Sequence[int] | None = None,
     heads: int | Sequence[int] | None = None,
     reduce: Reduce,
-    run: Literal["clean", "corrupted"] = "clean",
+    run: Run = "clean",
 ) -> dict[str, Tensor]: ...
 
 
+@checked
 def capture(
     model: Model,
     prompts: Prompts,
     sites: str | Sequence[str],
-    positions: Where = "each",
     *,
+    positions: Positions = "each",
     layers: int | Sequence[int] | None = None,
     heads: int | Sequence[int] | None = None,
     reduce: Reduce | None = None,
-    run: Literal["clean", "corrupted"] = "clean",
-) -> Any:
+    run: Run = "clean",
+) -> Activations | dict[str, Tensor]:
     """The activations at some sites.
 
     Args:
@@ -98,11 +101,12 @@ def capture(
         run: which prompts of a task.
 
     Returns:
-        by site a `xarray.DataArray` in float32 with the dimensions ``example``, ``layer``, ``pos``,
-        and (``head`` or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; of patterns
-        ``example``, ``layer``, ``head``, ``query_pos``, ``key_pos``. Coordinates of (example, pos):
-        ``position`` from the prompt's first token (-1 where a shorter prompt has none; the values
-        are NaN there) and ``token``. With ``reduce`` its tensors, joined over the prompts.
+        `Activations`: by site a `xarray.DataArray` in float32 with the dimensions ``example``,
+        ``layer``, ``pos``, and (``head`` or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; of
+        patterns ``example``, ``layer``, ``head``, ``query_pos``, ``key_pos``. Coordinates of
+        (example, pos): ``position`` from the prompt's first token (-1 where a shorter prompt has
+        none; the values are NaN there) and ``token``. With ``reduce`` its tensors, joined over the
+        prompts: they are your own, so they come as they are, by your names.
 
         ``reduce`` sees the same axes in the same order; positions that a prompt lacks are at the
         end and hold zeros.
@@ -117,7 +121,7 @@ def capture(
     """
     names = _names(sites)
     texts, tokens = asked(model, prompts, run)
-    at, present = at_positions(prompts, texts, tokens, positions)
+    at, present = aligned(prompts, texts, tokens, positions)
     chosen = _numbers("layer", layers, model.n_layers)
     units, width = _units(model, heads), tokens.ids.shape[1]
     wanted = _wanted(model, names, chosen, units)
@@ -131,17 +135,22 @@ def capture(
         "reduce": reduce,
         "portions": model.portions(width, floats=floats),
     }
-    found = model.run(capture_job, payload, label="capture").values
+    outcome = model.run(capture_job, payload, label="capture")
     values = {
         name.removeprefix("value "): value
-        for name, value in found.items()
+        for name, value in outcome.values.items()
         if name.startswith("value ")
     }
     if reduce is None:
-        return {
+        found = {
             name: _labelled(name, values[name], chosen, units, tokens, at, present)
             for name in names
         }
+        given = {"sites": names, "positions": positions, "run": run}
+        given |= {"layers": layers, "heads": heads, **untold(prompts)}
+        task = as_task(prompts, texts, tokens)
+        made = record(model, task, method="capture", arguments=given, outcome=outcome)
+        return Activations.from_arrays(found, made)
     for name, value in values.items():
         if value.shape[:1] != (len(tokens),):
             raise TaskError(
@@ -179,31 +188,6 @@ def _numbers(what: str, given: int | Sequence[int] | None, count: int) -> list[i
         said = f"There is no {what} {bad[0]}" if bad else f"No {what} was given"
         raise ArchError(f"{said}; this model has {count} of them, counted from 0.")
     return sorted(set(found))
-
-
-def at_positions(
-    prompts: Any, texts: tuple[str, ...], tokens: Tokens, positions: Where
-) -> tuple[Tensor, Tensor]:
-    """The columns of the padded batch [example, pos], and which of them the prompt really has.
-
-    Raises:
-        TaskError: a prompt has no such position, or a span is longer in one prompt than in another.
-    """
-    if isinstance(positions, str) and positions == "each":
-        width = tokens.ids.shape[1]
-        own = torch.arange(width) + torch.tensor(tokens.padding)[:, None]
-        return own.clamp(max=width - 1), own < width
-    if isinstance(positions, str) and positions != "last" and isinstance(prompts, Task):
-        mask = spots(prompts, positions)[0]
-        counts = sorted(set(mask.sum(1).tolist()))
-        if len(counts) > 1:
-            raise TaskError(
-                f"The span {positions!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
-                "another; capture it in tasks of one length each, or name positions."
-            )
-        at = mask.nonzero()[:, 1].view(len(mask), -1)
-        return at, torch.ones_like(at, dtype=torch.bool)
-    return columns(tokens, texts, positions)
 
 
 def _units(model: Model, heads: int | Sequence[int] | None) -> dict[str | None, Units]:

@@ -13,68 +13,41 @@ be compared if they have the same tokens in number; at their ends, always.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
+from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
-from nnattr.model.prompts import columns, listed, prepared
+from nnattr.model.prompts import Prompts, asked, columns
+from nnattr.results import Comparison
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.portions import Portions
-
-if TYPE_CHECKING:
-    import pandas as pd
+from nnattr.tokens import Tokens, pad_id
 
 Strings: TypeAlias = tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Distances between two prompts' next-token distributions; made by `compare_runs`.
-
-    Attributes:
-        data: dims ``example``, and ``pos`` for ``positions="each"`` (NaN where a shorter pair has
-            none); variables ``norm``, ``kl`` (of b from a, in nats) and ``overlap`` (0 to 1).
-        a, b: the prompts.
-        top_k: among how many likeliest tokens ``overlap`` counts.
-    """
-
-    data: xr.Dataset
-    a: tuple[str, ...]
-    b: tuple[str, ...]
-    top_k: int
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per pair (and position)."""
-        return self.data.to_dataframe().reset_index()
-
-    def __str__(self) -> str:
-        means = {name: float(self.data[name].mean()) for name in ("norm", "kl", "overlap")}
-        return (
-            f"{len(self.a)} pairs: logits differ by a norm of {means['norm']:.3f}, KL "
-            f"{means['kl']:.4f} nats, {means['overlap']:.0%} of the top {self.top_k} shared (means)"
-        )
-
-
+@checked
 def compare_runs(
     model: Model,
-    a: str | Sequence[str],
-    b: str | Sequence[str],
+    a: Prompts,
+    b: Prompts,
     *,
     positions: Literal["last", "each"] = "last",
-    top_k: int = 10,
+    top_k: Positive = 10,
 ) -> Comparison:
     """Distances between the next-token logits of prompts ``a`` and prompts ``b``, pair by pair.
 
     Args:
         model: as `nnattr.load` gives it.
-        a: one prompt or several.
+        a: one prompt or several, a task, whose clean prompts are read, or tokens.
         b: as many as ``a``.
         positions: ``"last"`` compares what follows the whole prompts; ``"each"`` compares position
             by position, for pairs of equal length.
@@ -85,21 +58,17 @@ def compare_runs(
 
     Cost: one forward pass of each side; only the distances come back.
     """
-    left, right = listed("a", a), listed("b", b)
+    (left, one), (right, other) = asked(model, a, what="a"), asked(model, b, what="b")
     if len(left) != len(right):
         raise TaskError(
             f"a has {len(left)} prompts and b has {len(right)}; they are compared in pairs."
         )
-    if positions not in ("last", "each") or top_k < 1:
-        raise TaskError(
-            f"positions is {positions!r} and top_k {top_k}; expected 'last' or 'each', and at "
-            "least 1."
-        )
-    both = prepared(model, [*left, *right])
+    strings = (*one.strings, *other.strings)
+    both = Tokens.from_rows([*one.rows, *other.rows], strings, pad_id(model.tokenizer))
     n = len(left)
     if positions == "each":
         _aligned(left, both.strings[:n], both.strings[n:])
-    at, present = columns(both, [*left, *right], positions)
+    at, present = columns([*left, *right], [*left, *right], both, positions)
     logits = at.shape[1] * model.config.vocab_size
     payload = {
         "a": {"ids": both.ids[:n], "mask": both.mask[:n]},
@@ -108,17 +77,20 @@ def compare_runs(
         "top_k": top_k,
         "portions": model.portions(both.ids.shape[1], floats=6 * logits),  # of both sides
     }
-    values = model.run(compare_job, payload, label="comparing runs").values
+    outcome = model.run(compare_job, payload, label="comparing runs")
     shown = {
-        key: values[key].masked_fill(~present[:n], float("nan"))
-        for key in ("norm", "kl", "overlap")
+        name: outcome.values[name].masked_fill(~present[:n], float("nan"))
+        for name in ("norm", "kl", "overlap")
     }
     data = xr.Dataset(
         {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
         {"example": np.arange(n), "pos": np.arange(at.shape[1])},
     )
     data = data if positions == "each" else data.isel(pos=0, drop=True)
-    return Comparison(data, left, right, top_k)
+    given = {"a": a, "b": b, "positions": positions, "top_k": top_k}
+    task = as_task(None, [*left, *right], both)
+    made = record(model, task, method="compare_runs", arguments=given, outcome=outcome)
+    return Comparison(data, made, left, right, top_k)
 
 
 def compare_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

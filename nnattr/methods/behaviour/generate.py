@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nnattr.errors import TaskError
+from nnattr.arguments import Between, Positive, Seed, checked
 from nnattr.model.model import Model
-from nnattr.model.prompts import listed, prepared
+from nnattr.model.prompts import Prompts, asked
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.portions import Portions
 
+#: Beyond a million times the usual one all tokens are equally likely.
+Temperature: TypeAlias = Annotated[float, Between(0, 1e6)]
 
+
+@checked
 def generate(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     *,
-    max_new_tokens: int = 20,
-    temperature: float = 0.0,
-    seed: int = 0,
+    max_new_tokens: Positive = 20,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
 ) -> list[str]:
     """Continue each prompt.
 
     Args:
         model: as `nnattr.load` gives it.
-        prompts: one or several; unequal lengths are padded on the left.
+        prompts: one or several, a task, whose clean prompts are read, or tokens; unequal lengths
+            are padded on the left.
         max_new_tokens: the most tokens to add; a prompt ends earlier with the end-of-text token.
         temperature: 0 takes the likeliest token at every step; above 0 tokens are drawn at random,
             the more evenly the higher.
@@ -35,7 +39,8 @@ def generate(
             NDIF draws in another process, where no seed of ours reaches: it differs every time.)
 
     Returns:
-        what was added to each prompt, without special tokens.
+        what was added to each prompt, without special tokens: plain text, for text is all that it
+        is; prompts, options and seed, which make it again, are your own.
 
     Raises:
         TaskError: prompts that cannot be encoded, no room in the context, or a negative
@@ -43,13 +48,7 @@ def generate(
 
     Cost: one forward pass of the prompts and one per new token, in one job.
     """
-    texts = listed("prompts", prompts)
-    if temperature < 0 or max_new_tokens < 1:
-        raise TaskError(
-            f"temperature is {temperature} and max_new_tokens {max_new_tokens}; expected at least "
-            "0 and at least 1."
-        )
-    tokens = prepared(model, texts, room=max_new_tokens)
+    _, tokens = asked(model, prompts, room=max_new_tokens)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}

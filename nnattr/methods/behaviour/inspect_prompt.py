@@ -8,101 +8,36 @@ later token's probability is that *after* the earlier ones, whether or not the m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+import xarray as xr
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
-from nnattr.model.prompts import listed, prepared
+from nnattr.model.prompts import Prompts, asked
+from nnattr.results import Inspection
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import top_tokens
-from nnattr.templates import fill
+from nnattr.tasks import Task
 from nnattr.tokens import prompt_ids
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-@dataclass(frozen=True)
-class Guess:
-    """One token that might come next, with its rank (0 is the likeliest)."""
-
-    token: str
-    logit: float
-    probability: float
-    rank: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """One next-token distribution: the likeliest tokens, and the answer's own if there is one."""
-
-    answer: Guess | None
-    top: tuple[Guess, ...]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a model expects after a prompt; prints as text, and as a table in a notebook.
-
-    Attributes:
-        prompt: the prompt's tokens.
-        answer: the answer's tokens; empty without an answer.
-        steps: one for each token of the answer, or the one after the prompt.
-    """
-
-    prompt: tuple[str, ...]
-    answer: tuple[str, ...]
-    steps: tuple[Step, ...]
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per step and guess; ``answer`` says which guess is the answer's token."""
-        import pandas as pd
-
-        rows = [
-            {"step": number, **vars(guess), "is_answer": guess is step.answer}
-            for number, step in enumerate(self.steps)
-            for guess in _rows(step)
-        ]
-        return pd.DataFrame(rows)
-
-    def __str__(self) -> str:
-        lines = [f"Prompt: {list(self.prompt)}"]
-        if self.answer:
-            lines.append(f"Answer: {list(self.answer)}")
-        for step in self.steps:
-            lines += ["", *([_headline(step.answer)] if step.answer else [])]
-            lines += [
-                f"{'>' if guess is step.answer else ' '} {guess.rank:>5}  "
-                f"logit {guess.logit:7.2f}  prob {guess.probability:7.2%}  {guess.token!r}"
-                for guess in _rows(step)
-            ]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        tables = [
-            {
-                "caption": _headline(step.answer) if step.answer else "Next token",
-                "rows": [(repr(guess.token), guess, guess is step.answer) for guess in _rows(step)],
-            }
-            for step in self.steps
-        ]
-        prompt = " ".join(map(repr, self.prompt))
-        return fill("results/inspection.html.jinja", prompt=prompt, tables=tables)
-
-
+@checked
 def inspect_prompt(
-    model: Model, prompt: str, answer: str | None = None, top_k: int = 10
+    model: Model, prompt: Prompts, answer: str | None = None, *, top_k: Positive = 10
 ) -> Inspection:
     """What the model expects after a prompt, at each token of an answer.
 
     Args:
         model: as `nnattr.load` gives it.
-        prompt: the prompt; special tokens are added as the tokenizer does it.
+        prompt: the prompt; special tokens are added as the tokenizer does it. Or a list, a task
+            (its clean prompt) or tokens of one prompt.
         answer: what is to follow, with its leading space (``" Mary"``); any number of tokens.
-            Without it, only the next token is looked at.
+            Without it, and without a task that has one, only the next token is looked at.
         top_k: how many of the likeliest tokens to list.
 
     Raises:
@@ -110,11 +45,14 @@ def inspect_prompt(
 
     Cost: one forward pass; only the tables come back.
     """
-    listed("prompt", [prompt])
-    if top_k < 1:
-        raise TaskError(f"top_k is {top_k}; expected at least 1.")
-    added = _added(model, prompt, answer)
-    tokens = prepared(model, [prompt], room=len(added))
+    texts, tokens = asked(model, prompt, what="prompt")
+    if len(texts) != 1:
+        raise TaskError(f"There are {len(texts)} prompts; one is inspected, such as task[[0]].")
+    if answer is None and isinstance(prompt, Task) and not prompt.sequence_ids:
+        added = [group[0] for group in prompt.answer_ids]
+    else:
+        added = _added(model, texts[0], answer)
+    asked(model, tokens, room=len(added))
     ids = torch.cat([tokens.ids, torch.tensor([added], dtype=torch.long)], 1)
     start = tokens.ids.shape[1] - 1
     payload = {
@@ -123,10 +61,13 @@ def inspect_prompt(
         "answer": torch.tensor(added) if added else None,
         "top_k": top_k,
     }
-    found = model.run(inspect_job, payload, label="inspecting a prompt").values
+    outcome = model.run(inspect_job, payload, label="inspecting a prompt")
     decode = model.tokenizer.decode
-    steps = [_step(decode, found, at, added) for at in range(max(1, len(added)))]
-    return Inspection(tokens.strings[0], tuple(decode([i]) for i in added), tuple(steps))
+    said = tuple(decode([token]) for token in added)
+    given = {"answer": answer, "top_k": top_k, **untold(prompt, "prompt")}
+    task = as_task(prompt, texts, tokens)
+    made = record(model, task, method="inspect_prompt", arguments=given, outcome=outcome)
+    return Inspection(_data(decode, outcome.values, said), made, tuple(tokens.strings[0]), said)
 
 
 def inspect_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -157,27 +98,15 @@ def _added(model: Model, prompt: str, answer: str | None) -> list[int]:
     return list(added)
 
 
-def _step(decode: Any, found: dict[str, Any], at: int, added: list[int]) -> Step:
-    columns = (found[key][at].tolist() for key in ("token", "logit", "probability"))
-    guesses = [
-        Guess(decode([token]), logit, probability, rank)
-        for rank, (token, logit, probability) in enumerate(zip(*columns, strict=True))
-    ]
-    if not added:
-        return Step(None, tuple(guesses))
-    rank = int(found["answer_rank"][at])
-    logit, probability = (float(found[f"answer_{key}"][at]) for key in ("logit", "probability"))
-    own = Guess(decode([added[at]]), logit, probability, rank)
-    if rank < len(guesses):
-        guesses[rank] = own
-    return Step(own, tuple(guesses))
-
-
-def _rows(step: Step) -> list[Guess]:
-    """The guesses, with the answer's own at the end if it is not among them."""
-    hidden = step.answer is not None and all(guess is not step.answer for guess in step.top)
-    return [*step.top, step.answer] if hidden and step.answer else list(step.top)
-
-
-def _headline(answer: Guess) -> str:
-    return f"{answer.token!r} has rank {answer.rank} with probability {answer.probability:.2%}"
+def _data(decode: Any, found: dict[str, Any], said: tuple[str, ...]) -> xr.Dataset:
+    """The job's tensors with names, and token ids as text."""
+    text = [[decode([token]) for token in row] for row in found["token"].tolist()]
+    data: dict[str, Any] = {"token": (("step", "rank"), np.array(text, dtype=object))}
+    for name in ("logit", "probability"):
+        data[name] = (("step", "rank"), found[name].numpy())
+    if said:
+        data["answer_token"] = ("step", np.array(said, dtype=object))
+        for name in ("logit", "probability", "rank"):
+            data[f"answer_{name}"] = ("step", found[f"answer_{name}"].numpy())
+    steps, ranks = found["token"].shape
+    return xr.Dataset(data, {"step": np.arange(steps), "rank": np.arange(ranks)})

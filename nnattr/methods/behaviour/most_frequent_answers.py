@@ -8,48 +8,27 @@ probable first token, so a group of words that share the probability shows up as
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
+import xarray as xr
+
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
+from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
+from nnattr.model.prompts import Prompts, asked, listed
+from nnattr.results import AnswerTable
+from nnattr.tasks import Task
 from nnattr.tasks.form import Form
-from nnattr.tokens import encode
+from nnattr.tokens import Tokens, encode
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A first token of answers.
-
-    Attributes:
-        token: the token as text.
-        id: its id.
-        count: after how many prompts it is the most probable one.
-        prob: its mean probability there.
-    """
-
-    token: str
-    id: int
-    count: int
-    prob: float
-
-
-class AnswerTable(tuple[Answer, ...]):
-    """Answers, most frequent first; prints as a table."""
-
-    def __repr__(self) -> str:
-        rows = [
-            f"{one.token!r:<16} {one.count:>5} times, mean probability {one.prob:.2f}"
-            for one in self
-        ]
-        return "\n".join(rows)
-
-
+@checked
 def most_frequent_answers(
     model: Model,
-    prompts: Sequence[str],
+    prompts: Prompts,
     *,
-    k: int = 5,
+    top_k: Positive = 5,
     chat: bool = False,
     system: str | None = None,
     answer_prefix: str = "",
@@ -60,8 +39,9 @@ def most_frequent_answers(
 
     Args:
         model: from `nnattr.load`.
-        prompts: what it is asked.
-        k: how many rows at most.
+        prompts: what it is asked: one or several, a task, whose clean prompts are read, or tokens;
+            the latter two are read as they are.
+        top_k: how many rows at most.
         chat: put each prompt as a user's turn into the chat template.
         system: the system prompt of the chat.
         answer_prefix: text after the prompt, where the answer is awaited.
@@ -72,17 +52,40 @@ def most_frequent_answers(
 
     Cost: one forward pass of the prompts, in one job.
     """
-    if isinstance(prompts, str):
-        raise TaskError(f"prompts is one string, {prompts[:40]!r}; expected a list of prompts.")
-    texts = Form(model.tokenizer, chat, system, answer_prefix).written(prompts)
-    found = model.predict(encode(model.tokenizer, texts, verbatim=chat), k=1)
+    if isinstance(prompts, Task | Tokens):
+        if chat or system is not None or answer_prefix:
+            raise TaskError(
+                "A task's prompts, and tokens, are encoded already: no chat, no prefix."
+            )
+        texts, tokens = asked(model, prompts)
+    else:
+        form = Form(model.tokenizer, chat, system, answer_prefix)
+        texts = form.written(listed("prompts", prompts))
+        tokens = encode(model.tokenizer, texts, verbatim=chat)
+    found = model.predict(tokens, top_k=1)
     probs: dict[int, list[float]] = defaultdict(list)
     for token, prob in zip(
         found.ids[:, -1, 0].tolist(), found.probs[:, -1, 0].tolist(), strict=True
     ):
         probs[token].append(prob)
-    rows = [
-        Answer(model.tokenizer.decode([token]), token, len(some), sum(some) / len(some))
-        for token, some in probs.items()
-    ]
-    return AnswerTable(sorted(rows, key=lambda row: (-row.count, -row.prob))[:k])
+    rows = [(token, len(some), sum(some) / len(some)) for token, some in probs.items()]
+    best = sorted(rows, key=lambda row: (-row[1], -row[2]))[:top_k]
+    given = {
+        "prompts": prompts,
+        "top_k": top_k,
+        "chat": chat,
+        "system": system,
+        "answer_prefix": answer_prefix,
+    }
+    task = as_task(prompts, texts, tokens)
+    made = record(model, task, method="most_frequent_answers", arguments=given)
+    return AnswerTable(_data(model, best), made)
+
+
+def _data(model: Model, rows: list[tuple[int, int, float]]) -> xr.Dataset:
+    """Tokens' ids, counts and mean probabilities with names, and the tokens as text."""
+    ids, counts, probs = zip(*rows, strict=True)
+    words = np.array([model.tokenizer.decode([token]) for token in ids], dtype=object)
+    columns = {"token": words, "id": list(ids), "count": list(counts), "prob": list(probs)}
+    data = {name: ("answer", column) for name, column in columns.items()}
+    return xr.Dataset(data, {"answer": np.arange(len(rows))})

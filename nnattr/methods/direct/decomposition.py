@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from nnattr.methods.components import Plan, Unit, logit_constants
+from nnattr.model.components import Plan, Unit, logit_constants
 from nnattr.model.model import Model
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens

@@ -24,22 +24,21 @@ Source: Elhage et al. 2021 (A Mathematical Framework for Transformer Circuits); 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.backend import Outcome
-from nnattr.errors import ResultError, TaskError
-from nnattr.graph import parse
-from nnattr.jobs.record import plain, record
-from nnattr.methods.components import Unit, chosen_layers, components, points
+from nnattr.errors import TaskError
+from nnattr.jobs.record import record
 from nnattr.methods.direct.decomposition import Norm, Run, decomposition
 from nnattr.methods.direct.decomposition_job import decompose_job
-from nnattr.methods.direct.shares import ordered, placed, shares
+from nnattr.methods.direct.shares import placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
+from nnattr.model.components import Unit, chosen_layers, components, points
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits
 from nnattr.results import Scores
@@ -47,6 +46,7 @@ from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, spots
 
 
+@checked
 def direct_logit_attribution(
     model: Model,
     task: Task,
@@ -94,7 +94,7 @@ def direct_logit_attribution(
     Cost: one forward pass of each run. Neurons are many: choose ``layers``.
     """
     metric = LogitDiff() if metric is None else metric
-    _check_options(unit, norm, run)
+    _check_options(unit, norm)
     fits(model, task)
     weights = direction(metric, task)
     wanted = chosen_layers(model, unit, layers)
@@ -105,9 +105,9 @@ def direct_logit_attribution(
     outcome = model.run(decompose_job, payload, label="direct logit attribution", said=said)
     arguments = {
         "unit": unit,
-        "positions": plain(positions),
+        "positions": positions,
         "norm": norm,
-        "layers": None if layers is None else list(wanted),
+        "layers": layers,
         "run": run,
     }
     made = record(
@@ -123,43 +123,7 @@ def direct_logit_attribution(
     return Scores.from_arrays(raw, _baselines(outcome, run), 1.0, made, rest=rest)
 
 
-def attention_vs_mlp(scores: Scores) -> Scores:
-    """How much of the whole comes from attention, the MLPs, the embedding and the biases.
-
-    Args:
-        scores: as `direct_logit_attribution` gives them with ``unit="component"``.
-
-    Returns:
-        the same scores with their components added up by kind.
-
-    Raises:
-        ResultError: other scores.
-    """
-    if scores.provenance.arguments.get("unit") != "component" or "component" not in scores.raw.dims:
-        raise ResultError(
-            f"These scores are {scores.provenance.method} by "
-            f"{scores.provenance.arguments.get('unit', 'other parts')!r}; expected "
-            "direct_logit_attribution(..., unit='component')."
-        )
-    kinds = {"attn": "attention", "mlp": "mlp", "embed": "embedding", "pos_embed": "embedding"}
-    parts = [parse(str(name)) for name in scores.raw["component"].to_numpy()]
-    labels = [kinds.get(part.kind, part.kind) for part in parts]
-    named = {label: np.flatnonzero(np.array(labels) == label) for label in dict.fromkeys(labels)}
-    sums = [scores.raw.isel(component=at).sum("component", skipna=False) for at in named.values()]
-    raw = xr.concat(sums, xr.IndexVariable("component", list(named)))
-    if "example" not in scores.raw.dims:
-        return scores.with_arrays(raw=ordered(raw), error=None)
-    return scores.with_arrays(raw=ordered(raw))
-
-
-def _check_options(unit: str, norm: str, run: str) -> None:
-    for name, given, known in (
-        ("unit", unit, get_args(Unit)),
-        ("norm", norm, get_args(Norm)),
-        ("run", run, get_args(Run)),
-    ):
-        if given not in known:
-            raise TaskError(f"{name} is {given!r}; expected one of {', '.join(map(repr, known))}.")
+def _check_options(unit: str, norm: str) -> None:
     if unit == "neuron" and norm == "each":
         raise TaskError(
             "norm='each' means nothing for neurons: the norm would take away how active a neuron "

@@ -27,38 +27,42 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part
-from nnattr.jobs.record import as_task, plain, record
-from nnattr.methods.components import logit_constants
+from nnattr.jobs.record import as_task, record, untold
+from nnattr.model.components import logit_constants
 from nnattr.model.model import Model
-from nnattr.model.prompts import Where, columns, listed, prepared
+from nnattr.model.prompts import Prompts, asked, columns
 from nnattr.results import Lens
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take, top_tokens
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions
+from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens, continuation_id
 
 
+@checked
 def logit_lens(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     *,
-    top_k: int = 5,
-    positions: Where = "last",
+    top_k: Positive = 5,
+    positions: Positions = "last",
     answers: str | Sequence[str] | None = None,
 ) -> Lens:
     """The likeliest next tokens at each layer, as if the model ended there.
 
     Args:
         model: as `nnattr.load` gives it.
-        prompts: one or several.
+        prompts: one or several, a task, whose clean prompts are read, or tokens.
         top_k: how many tokens per layer and position.
         positions: ``"last"``, ``"each"``, a position counted from the prompt's first token (or from
-            its end, negative), or a list of them.
+            its end, negative), a list of them, or the name of a task's span.
         answers: one word for all prompts or one each, with its leading space (``" Mary"``), whose
-            rank and probability are wanted as well.
+            rank and probability are wanted as well; by default the first of a task's answers.
 
     Returns:
         a `Lens`; ``lens.plot()`` shows tokens in cells, ``lens.to_dataframe()`` everything.
@@ -68,13 +72,9 @@ def logit_lens(
 
     Cost: one forward pass; the vocabulary is reduced where the model is.
     """
-    texts = listed("prompts", prompts)
-    if top_k < 1:
-        raise TaskError(f"top_k is {top_k}; expected at least 1.")
-    words = _answers(texts, answers)
-    tokens = prepared(model, texts)
-    at, present = columns(tokens, texts, positions)
-    ids = [continuation_id(model.tokenizer, *pair) for pair in zip(texts, words, strict=False)]
+    texts, tokens = asked(model, prompts)
+    words, ids = _answers(model, prompts, texts, answers)
+    at, present = columns(prompts, texts, tokens, positions)
     places = [*model.places("resid_pre"), model.places("resid_post")[-1]]
     multiplier, cap = logit_constants(model)
     logits = at.shape[1] * model.config.vocab_size
@@ -96,7 +96,7 @@ def logit_lens(
     points = [*(Part("pre", layer) for layer in range(model.n_layers)), Part("final")]
     names = [part.label for part in points]
     data = _data(model, tokens, names, at, present, outcome.values)
-    given = {"top_k": top_k, "positions": plain(positions), "answers": list(words) or None}
+    given = {"top_k": top_k, "positions": positions, "answers": answers, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
     made = record(model, task, method="logit_lens", arguments=given, outcome=outcome)
     return Lens(data, made, texts, words)
@@ -172,14 +172,20 @@ def unembedded(nn: Any, question: LensQuestion, x: Tensor) -> Tensor:
     return logits if question.cap is None else question.cap * torch.tanh(logits / question.cap)
 
 
-def _answers(prompts: tuple[str, ...], given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One answer per prompt, or none."""
+def _answers(
+    model: Model, prompts: Prompts, texts: tuple[str, ...], given: str | Sequence[str] | None
+) -> tuple[tuple[str, ...], list[int]]:
+    """One answer per prompt, or none, and their ids."""
     if given is None:
-        return ()
-    words = (given,) * len(prompts) if isinstance(given, str) else tuple(given)
-    if len(words) != len(prompts):
-        raise TaskError(f"There are {len(words)} answers for {len(prompts)} prompts.")
-    return words
+        if not isinstance(prompts, Task) or not prompts.answer_ids or prompts.sequence_ids:
+            return (), []
+        words = tuple(group[0] for group in prompts.answers)
+        return words, [group[0] for group in prompts.answer_ids]
+    words = (given,) * len(texts) if isinstance(given, str) else tuple(given)
+    if len(words) != len(texts):
+        raise TaskError(f"There are {len(words)} answers for {len(texts)} prompts.")
+    pairs = zip(texts, words, strict=True)
+    return words, [continuation_id(model.tokenizer, *pair) for pair in pairs]
 
 
 def _data(

@@ -21,40 +21,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from nnattr.arguments import checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import record
-from nnattr.methods.components import Unit, chosen_layers, components
+from nnattr.jobs.record import as_task, record, untold
 from nnattr.methods.direct.decomposition import decomposition
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.methods.direct.shares import placed, shares
+from nnattr.model.components import chosen_layers, components
 from nnattr.model.model import Model
-from nnattr.model.prompts import fits, listed
+from nnattr.model.prompts import Prompts, asked
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import spots
 
 METRIC = "logit of the next token"
-UNITS = ("head", "component", "neuron")
 
 
+@checked
 def next_token_attribution(
     model: Model,
-    prompts: str | Sequence[str] | Task,
+    prompts: Prompts,
     *,
-    unit: Unit = "head",
+    unit: Literal["head", "component", "neuron"] = "head",
     layers: Sequence[int] | None = None,
 ) -> Scores:
     """What each part of the model writes toward the next token of the text, at every position.
 
     Args:
         model: as `nnattr.load` gives it.
-        prompts: texts of at least two tokens, or a task, whose clean prompts are read.
+        prompts: texts of at least two tokens, a task, whose clean prompts are read, or tokens.
         unit: the parts; ``"head"``, ``"component"`` or ``"neuron"``, as in
             `direct_logit_attribution`.
         layers: for heads and neurons the layers to split; by default all.
@@ -71,10 +73,7 @@ def next_token_attribution(
         ArchError: the model is not a sum of such parts, with what was measured.
         MetricError: logits that are not finite.
     """
-    if unit not in UNITS:
-        raise TaskError(f"unit is {unit!r}; expected one of {', '.join(map(repr, UNITS))}.")
     task = _task(model, prompts)
-    fits(model, task)
     wanted = chosen_layers(model, unit, layers)
     plan = components(model, unit, wanted)
     chosen = _positions(task)
@@ -89,7 +88,8 @@ def next_token_attribution(
         arguments={
             "unit": unit,
             "positions": "each",
-            "layers": None if layers is None else list(wanted),
+            "layers": layers,
+            **untold(prompts),
         },
         metric=METRIC,
         outcome=outcome,
@@ -103,11 +103,10 @@ def next_token_attribution(
     return Scores.from_arrays(raw, whole, 1.0, made, rest=rest)
 
 
-def _task(model: Model, prompts: str | Sequence[str] | Task) -> Task:
+def _task(model: Model, prompts: Prompts) -> Task:
     """The prompts alone: nothing of a corrupted run is looked at, nor named in figures."""
-    if isinstance(prompts, Task):
-        return replace(prompts, corrupted=(), twin_tokens=None)
-    return Task.from_prompts(list(listed("prompts", prompts)), tokenizer=model.tokenizer)
+    task = as_task(prompts, *asked(model, prompts))
+    return replace(task, corrupted=(), twin_tokens=None)
 
 
 def _positions(task: Task) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.axes import ORDER
-from nnattr.methods.components import Plan, Unit, bias, logit_constants
+from nnattr.model.components import Plan, Unit, bias, logit_constants
 from nnattr.model.model import Model
+from nnattr.results.dataset import ordered
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 
@@ -75,8 +75,3 @@ def placed(values: xr.DataArray | None, spots: Tensor, task: Task, positions: Po
         return ordered(values.isel(pos=0, drop=True))
     named = values.assign_coords(pos=np.arange(values.sizes["pos"]))
     return ordered(named.assign_coords(token=("pos", list(task.labels))))
-
-
-def ordered(values: xr.DataArray) -> xr.DataArray:
-    """The dimensions in the glossary's order."""
-    return values.transpose(*[dim for dim in ORDER if dim in values.dims])

@@ -18,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from nnattr.arguments import Positive, checked
 from nnattr.engine import patching_job
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
@@ -28,6 +29,7 @@ from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 
 
+@checked
 def activation_patching(
     model: Model,
     task: Task,
@@ -39,7 +41,7 @@ def activation_patching(
     normalized: bool = True,
     engine: Literal["suffix", "full"] = "suffix",
     checkpoint: str | Path | None = None,
-    max_memory: int | None = None,
+    max_memory: Positive | None = None,
 ) -> Scores:
     """The exact effect of patching each cell of a site, one cell at a time.
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nnattr.arguments import Positive, checked
 from nnattr.engine import attribution_job
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
@@ -29,6 +30,7 @@ from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 
 
+@checked
 def attribution_patching(
     model: Model,
     task: Task,
@@ -39,7 +41,7 @@ def attribution_patching(
     direction: Direction = "denoising",
     normalized: bool = True,
     checkpoint: str | Path | None = None,
-    max_memory: int | None = None,
+    max_memory: Positive | None = None,
 ) -> Scores:
     """A first-order estimate of `activation_patching` for every cell of a site, in one job.
 

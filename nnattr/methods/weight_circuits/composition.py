@@ -23,20 +23,21 @@ of heads :math:`d_{model} \, r^2` multiplications; no forward pass but one of a 
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.errors import ArchError, TaskError
+from nnattr.arguments import Positive, Seed, checked
+from nnattr.errors import ArchError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.linalg import product_norm, triangle
 from nnattr.maps.attention import read_attention
 from nnattr.maps.heads import WeightsQuestion, head_matrices
-from nnattr.methods.attention_form import layer_form, short_prompt
+from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.model import Model
 from nnattr.results import Composition
 from nnattr.runs.portions import answered
@@ -46,15 +47,16 @@ Kind = Literal["Q", "K", "V"]
 FACTORS = {"Q": ("q", "k"), "K": ("k", "q"), "V": ("v", "o")}
 
 
+@checked
 def composition(
-    model: Model, kind: Kind, *, fold_norm: bool = False, samples: int = 300, seed: int = 0
+    model: Model, kind: Kind, *, fold_norm: bool = False, samples: Positive = 300, seed: Seed = 0
 ) -> Composition:
     """The composition score of every pair of heads of different layers.
 
     Args:
         model: as `nnattr.load` gives it.
         kind: ``"Q"``, ``"K"`` or ``"V"``: through what of the later head.
-        fold_norm: put the norms' weights into the matrices (see `nnattr.ov_circuit`).
+        fold_norm: put the norms' weights into the matrices (see `nnattr.weights.ov`).
         samples: how many random pairs the baseline is drawn from.
         seed: which.
 
@@ -62,12 +64,9 @@ def composition(
         a `Composition`; ``.top(5)`` lists the strongest pairs, ``.plot()`` is the matrix.
 
     Raises:
-        TaskError: another kind.
         ArchError: the model has one layer, or its attention is not made of such matrices: with
             norms on queries and keys there is V-composition alone.
     """
-    if kind not in get_args(Kind):
-        raise TaskError(f"kind is {kind!r}; expected 'Q', 'K' or 'V'.")
     if model.n_layers < 2:
         raise ArchError(f"{model.name} has one layer, so no head reads what another wrote.")
     layers = range(model.n_layers)
@@ -89,12 +88,13 @@ def composition(
     )
     mean, spread = random_composition(model.config.hidden_size, model.d_head, samples, seed)
     given = {"kind": kind, "fold_norm": fold_norm, "samples": samples, "seed": seed}
-    made = record(model, None, method="composition", arguments=given, outcome=outcome)
+    made = record(model, None, method="weights.composition", arguments=given, outcome=outcome)
     return Composition(values.to_dataset(), made, kind, mean, spread, fold_norm)
 
 
+@checked
 def random_composition(
-    d_model: int, d_head: int, samples: int = 300, seed: int = 0
+    d_model: Positive, d_head: Positive, samples: Positive = 300, seed: Seed = 0
 ) -> tuple[float, float]:
     """The mean composition score of random matrices of these sizes, and its standard deviation."""
     generator = torch.Generator().manual_seed(seed)

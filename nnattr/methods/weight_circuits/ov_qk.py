@@ -38,22 +38,26 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nnattr.errors import ArchError, TaskError
+from nnattr.arguments import Natural, checked
+from nnattr.errors import ArchError
 from nnattr.graph import Part
-from nnattr.methods.attention_form import layer_form
-from nnattr.methods.components import position_table
-from nnattr.methods.weight_circuits.weight_circuit import Circuit, Side
+from nnattr.jobs.record import record
+from nnattr.methods.weight_circuits.weight_circuit import Side, WeightCircuit
+from nnattr.model.attention_form import layer_form
+from nnattr.model.components import position_table
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
+from nnattr.results import WeightMatrix
 
 
-def ov_circuit(
+@checked
+def ov(
     model: Model,
     heads: Head | Sequence[Head],
     *,
     via: Head | None = None,
     fold_norm: bool = False,
-) -> Circuit:
+) -> WeightCircuit:
     """What attending to each token does to the logits: ``W_E W_V W_O W_U``.
 
     Args:
@@ -70,14 +74,14 @@ def ov_circuit(
 
     ::
 
-        nnattr.ov_circuit(model, (1, 4)).copying_accuracy()              # one head
-        nnattr.ov_circuit(model, [(1, 4), (1, 10)]).copying_accuracy(5)  # two together
+        nnattr.weights.ov(model, (1, 4)).copying_accuracy()              # one head
+        nnattr.weights.ov(model, [(1, 4), (1, 10)]).copying_accuracy(5)  # two together
     """
     own = _heads(model, heads)
     through = () if via is None else (_earlier(model, via, own),)
     name = f"OV circuit of {_names(own)}"
     name += "".join(f" via {Part('head', *head)}" for head in through)
-    return Circuit(
+    return WeightCircuit(
         model,
         name,
         Side("embed", through, ("v", own)),
@@ -86,15 +90,16 @@ def ov_circuit(
     )
 
 
-def qk_circuit(
+@checked
+def qk(
     model: Model,
     head: Head,
     *,
     query_via: Head | None = None,
     key_via: Head | None = None,
-    distance: int = 0,
+    distance: Natural = 0,
     fold_norm: bool = False,
-) -> Circuit:
+) -> WeightCircuit:
     """How much each token as a query looks for each token as a key: ``W_E W_Q W_K^T W_E^T``.
 
     Args:
@@ -105,7 +110,7 @@ def qk_circuit(
             head of an induction head this is the full induction circuit, large on its diagonal.
         distance: how many positions the key stands before the query. Only rotary models care: the
             turn that it gives is in the product. 0 leaves it out.
-        fold_norm: see `ov_circuit`.
+        fold_norm: see `ov`.
 
     Raises:
         ArchError: no such head; or the scores are not such a product, because queries and keys are
@@ -113,10 +118,6 @@ def qk_circuit(
             latter two are known once the circuit is asked something.
     """
     own = _head(model, head)
-    if distance < 0:
-        raise TaskError(
-            f"distance is {distance}; a key stands at or before its query, so 0 or more."
-        )
     through = [() if via is None else (_earlier(model, via, own),) for via in (query_via, key_via)]
     name = f"QK circuit of {_names(own)}"
     for what, heads in zip(("query", "key"), through, strict=True):
@@ -125,10 +126,11 @@ def qk_circuit(
         Side("embed", heads, (end, own)) for end, heads in zip("qk", through, strict=True)
     )
     layer_form(model, own[0][0], scores=True)  # refuse now rather than later
-    return Circuit(model, name, query, key, distance, fold_norm)
+    return WeightCircuit(model, name, query, key, distance, fold_norm)
 
 
-def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr.DataArray:
+@checked
+def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> WeightMatrix:
     r"""Where a head would look if it saw positions alone: softmax of ``W_pos W_Q W_K^T W_pos^T``.
 
     .. math:: A = \mathrm{softmax}_{k \le q}(W_{pos} W_Q W_K^\top W_{pos}^\top \cdot \text{scale})
@@ -139,7 +141,7 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr
     Args:
         model: a model with a table of position embeddings.
         head: which head.
-        fold_norm: see `ov_circuit`; here also the norm's mean scale on a short prompt, without
+        fold_norm: see `ov`; here also the norm's mean scale on a short prompt, without
             which a softmax of scores means little in a model that has norms: there a position
             embedding may be short and yet decide.
 
@@ -154,27 +156,29 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> xr
     if position_table(model) is None or model.context_length is None:
         raise ArchError(
             f"{model.name} ({model.architecture}) has no table of position embeddings, so no "
-            "circuit between positions. If it is rotary, see qk_circuit(..., distance=...)."
+            "circuit between positions. If it is rotary, see nnattr.weights.qk(..., distance=...)."
         )
     query, key = (Side("positions", (), (end, own)) for end in "qk")
     name = f"position circuit of {_names(own)}"
-    circuit = Circuit(model, name, query, key, fold_norm=fold_norm)
-    scores = circuit.ask("block", {"rows": None, "columns": None}, scaled=True)
+    circuit = WeightCircuit(model, name, query, key, fold_norm=fold_norm)
+    outcome = circuit.by_position()
+    scores = outcome.values["block"]
     past = torch.ones_like(scores, dtype=torch.bool).tril()
     pattern = scores.masked_fill(~past, float("-inf")).softmax(-1)
     numbers = np.arange(len(pattern))
-    return xr.DataArray(
+    values = xr.DataArray(
         pattern.numpy(),
         dims=("query_pos", "key_pos"),
         coords={"query_pos": numbers, "key_pos": numbers},
-        name=circuit.name,
     )
+    given = {"head": list(own[0]), "fold_norm": fold_norm}
+    made = record(model, None, method="weights.position_pattern", arguments=given, outcome=outcome)
+    return WeightMatrix(values.to_dataset(name="values"), made, circuit.name)
 
 
 def _heads(model: Model, given: Any) -> tuple[tuple[int, int], ...]:
     """One head, as a pair or by its name, or several."""
-    single = isinstance(given, str) or (len(given) == 2 and isinstance(given[0], int))
-    return tuple(chosen(model, [given] if single else given, 0))
+    return tuple(chosen(model, given, 0))
 
 
 def _names(heads: Sequence[tuple[int, int]]) -> str:

@@ -10,11 +10,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nnattr.arguments import Positive, checked
+from nnattr.backend import Outcome
 from nnattr.errors import ResultError
-from nnattr.methods.attention_form import layer_form, short_prompt
-from nnattr.methods.components import logit_constants, position_table
+from nnattr.jobs.record import record
 from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
+from nnattr.model.attention_form import layer_form, short_prompt
+from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
+from nnattr.results import WeightMatrix
 from nnattr.tokens import continuation_id
 
 By = Literal["row", "column"]
@@ -29,10 +33,10 @@ class Side(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class WeightCircuit:
     """A product of weights over the whole vocabulary, not yet computed.
 
-    Made by `ov_circuit` and `qk_circuit`. Its rows are attended tokens and its columns logits (OV),
+    Made by `nnattr.weights.ov` and `qk`. Its rows are attended tokens and its columns logits (OV),
     or its rows are queries and its columns keys (QK).
 
     Attributes:
@@ -51,7 +55,8 @@ class Circuit:
     distance: int = 0
     fold_norm: bool = False
 
-    def copying_accuracy(self, top_k: int = 1, by: By = "row") -> float:
+    @checked
+    def copying_accuracy(self, top_k: Positive = 1, by: By = "row") -> float:
         """How often a token's own entry is among the ``top_k`` largest of its row.
 
         For an OV circuit: how often the head raises the token it attends to most of all. For a QK
@@ -71,10 +76,12 @@ class Circuit:
             )
         return self.ask("copying", {"top_k": top_k, "by": by})
 
+    @checked
     def eigenvalues(self) -> np.ndarray:
         """The eigenvalues (complex) other than the zeros of a matrix of small rank."""
         return self.ask("eigenvalues", {}).numpy()
 
+    @checked
     def copying_score(self) -> float:
         """The sum of the eigenvalues over the sum of their sizes: 1 copies, -1 suppresses.
 
@@ -85,11 +92,13 @@ class Circuit:
         values = self.eigenvalues()
         return float(np.real(values).sum() / np.abs(values).sum())
 
+    @checked
     def norm(self) -> float:
         """The Frobenius norm."""
         return self.ask("norm", {})
 
-    def directions(self, k: int = 5, tokens: int = 8) -> pd.DataFrame:
+    @checked
+    def directions(self, k: Positive = 5, tokens: Positive = 8) -> pd.DataFrame:
         """The strongest singular directions and the tokens (or positions) at their two ends.
 
         Args:
@@ -121,10 +130,11 @@ class Circuit:
         order = ["direction", "end"]
         return pd.DataFrame(table).sort_values(order, kind="stable", ignore_index=True)
 
+    @checked
     def block(
         self, rows: Sequence[str | int], columns: Sequence[str | int] | None = None
-    ) -> xr.DataArray:
-        """The entries of some rows and columns, with their names; draw with `plots.matrix`.
+    ) -> WeightMatrix:
+        """The entries of some rows and columns, with their names.
 
         Args:
             rows: tokens as text (each one token, with its leading space) or as ids; positions.
@@ -132,21 +142,41 @@ class Circuit:
         """
         columns = rows if columns is None else columns
         ids = [[self._id(one) for one in side] for side in (rows, columns)]
-        values = self.ask("block", {"rows": ids[0], "columns": ids[1]})
+        asked = {"rows": ids[0], "columns": ids[1]}
+        outcome = self._run("block", asked)
         dims = ("query", "key") if self.right.end[0] == "k" else ("input", "output")
         labels = [
             [self._label(one, side) for one in own]
             for own, side in zip(ids, ("row", "column"), strict=True)
         ]
         coords = dict(zip(dims, labels, strict=True))
-        return xr.DataArray(values.numpy(), dims=dims, coords=coords, name=self.name)
+        values = xr.DataArray(outcome.values["block"].numpy(), dims=dims, coords=coords)
+        method = "weights.qk" if self.right.end[0] == "k" else "weights.ov"
+        given = {**self._arguments(), **asked}
+        made = record(self.model, None, method=method, arguments=given, outcome=outcome)
+        return WeightMatrix(values.to_dataset(name="values"), made, self.name)
 
-    def ask(self, question: str, arguments: dict[str, Any], *, scaled: bool = False) -> Any:
+    def ask(self, question: str, arguments: dict[str, Any]) -> Any:
+        """The answer to one question."""
+        return self._run(question, arguments).values[question]
+
+    def by_position(self) -> Outcome:
+        """All entries between positions, scaled as the head scales its scores, as ``"block"``."""
+        return self._run("block", {"rows": None, "columns": None}, scaled=True)
+
+    def _run(self, question: str, arguments: dict[str, Any], *, scaled: bool = False) -> Outcome:
         """One job with one question."""
-        values = self.model.run(
+        return self.model.run(
             circuit_job, self._payload({question: arguments}, scaled), label=self.name
-        ).values
-        return values[question]
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the circuit is made of, as a provenance keeps it."""
+        own = self.left.end[1] or self.right.end[1]
+        through = {"left_via": self.left.through, "right_via": self.right.through}
+        via = {side: [list(head) for head in heads] for side, heads in through.items() if heads}
+        told = {"heads": [list(head) for head in own], **via}
+        return {**told, "distance": self.distance, "fold_norm": self.fold_norm}
 
     def _payload(self, questions: dict[str, Any], scaled: bool) -> dict[str, Any]:
         """What travels to the job."""

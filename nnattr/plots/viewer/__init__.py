@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.results import Patterns
 from nnattr.templates import fill
@@ -51,6 +52,7 @@ class Viewer:
         return f"Viewer({len(self.html) / 1e6:.1f} MB; .save(path) writes it)"
 
 
+@checked
 def viewer(patterns: Patterns, title: str | None = None) -> Viewer:
     """The page for these patterns; `Patterns.viewer` returns this.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any, Literal
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
-    at_least_one,
     fill,
     required,
     usable,
@@ -18,10 +18,16 @@ from nnattr.tasks.generators.template import (
 )
 from nnattr.tasks.task import Task
 from nnattr.tasks.templates import CAPITAL_STATEMENTS, QUESTIONS, article
+from nnattr.tokens import Tokenizer
 
 
+@checked
 def facts(
-    tokenizer: Any, *, n: int = 8, seed: int = 0, kind: Literal["yes_no", "capitals"] = "yes_no"
+    tokenizer: Tokenizer,
+    *,
+    n: Positive = 8,
+    seed: Seed = 0,
+    kind: Literal["yes_no", "capitals"] = "yes_no",
 ) -> Task:
     """Facts that a model must know.
 
@@ -39,7 +45,6 @@ def facts(
     Raises:
         TaskError: the tokenizer has too few of the words (they are listed), or ``n`` is below 1.
     """
-    at_least_one("facts", n)
     makers = {"yes_no": _yes_no, "capitals": _capitals}
     if kind not in makers:
         raise TaskError(f"kind is {kind!r}; facts has {', '.join(map(repr, makers))}.")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
-    at_least_one,
     fill,
     known,
     required,
@@ -18,9 +17,11 @@ from nnattr.tasks.generators.template import (
 )
 from nnattr.tasks.task import Task
 from nnattr.tasks.templates import AGREEMENT, PRONOUN, article
+from nnattr.tokens import Tokenizer
 
 
-def gendered_pronoun(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
+@checked
+def gendered_pronoun(tokenizer: Tokenizer, *, n: Positive = 8, seed: Seed = 0) -> Task:
     """A name and the pronoun that stands for it: ``Mary went home because`` -> `` she``.
 
     The corrupted prompt has a name of the other gender, whose pronoun is the wrong answer. Spans:
@@ -34,7 +35,6 @@ def gendered_pronoun(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     Raises:
         TaskError: the tokenizer has too few of the words (they are listed), or ``n`` is below 1.
     """
-    at_least_one("gendered_pronoun", n)
     places = required(tokenizer, "gendered_pronoun", "places", vocabulary.PLACES)
     objects = required(tokenizer, "gendered_pronoun", "objects", vocabulary.OBJECTS)
     inside = [
@@ -65,7 +65,8 @@ def gendered_pronoun(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     return assembled(tokenizer, examples, f"gendered_pronoun(n={n}, seed={seed})")
 
 
-def subject_verb(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
+@checked
+def subject_verb(tokenizer: Tokenizer, *, n: Positive = 8, seed: Seed = 0) -> Task:
     """Agreement across a distracting noun: ``The keys near the cabinet`` -> `` are``.
 
     The corrupted prompt has the subject in the other number, whose verb is the wrong answer. Spans:
@@ -79,7 +80,6 @@ def subject_verb(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     Raises:
         TaskError: the tokenizer has too few of the words (they are listed), or ``n`` is below 1.
     """
-    at_least_one("subject_verb", n)
     plurals = required(
         tokenizer, "subject_verb", "plural nouns", tuple(vocabulary.NOUNS.values()), 2
     )

@@ -5,22 +5,23 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
-    at_least_one,
     fill,
     required,
     usable,
 )
 from nnattr.tasks.task import Task
 from nnattr.tasks.templates import GREATER_THAN
-from nnattr.tokens import continuations
+from nnattr.tokens import Tokenizer, continuations
 
 
-def greater_than(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
+@checked
+def greater_than(tokenizer: Tokenizer, *, n: Positive = 8, seed: Seed = 0) -> Task:
     """Greater-than: ``The war lasted from the year 1732 to the year 17`` (Hanna et al. 2023).
 
     The answers are all two-digit numbers above 32, the wrong answers all others, so that
@@ -35,7 +36,6 @@ def greater_than(tokenizer: Any, *, n: int = 8, seed: int = 0) -> Task:
     Raises:
         TaskError: the tokenizer writes no year so or lacks the words, or ``n`` is below 1.
     """
-    at_least_one("greater_than", n)
     events = required(tokenizer, "greater_than", "events", vocabulary.EVENTS)
     sample = {"event": events[0], "century": vocabulary.CENTURIES[0], "year": 10}
     (template,) = usable(tokenizer, "greater_than", [GREATER_THAN], **sample)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Literal
+from typing import Literal
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.tasks import vocabulary
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
-    at_least_one,
     fill,
     required,
     usable,
 )
 from nnattr.tasks.task import Task
 from nnattr.tasks.templates import article
+from nnattr.tokens import Tokenizer
 
 TEMPLATES = (
     "When {a} and {b} went to the {place}, {c} gave {object} to",
@@ -27,11 +28,12 @@ TEMPLATES = (
 )
 
 
+@checked
 def ioi(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
-    n: int = 8,
-    seed: int = 0,
+    n: Positive = 8,
+    seed: Seed = 0,
     order: Literal["both", "ABBA", "BABA"] = "both",
     corruption: Literal["swap", "abc"] = "swap",
 ) -> Task:
@@ -51,7 +53,6 @@ def ioi(
     Raises:
         TaskError: the tokenizer has too few of the words (they are listed), or ``n`` is below 1.
     """
-    at_least_one("ioi", n)
     names = required(tokenizer, "ioi", "names", vocabulary.NAMES, 5)
     places = required(tokenizer, "ioi", "places", vocabulary.PLACES)
     objects = required(tokenizer, "ioi", "objects", vocabulary.OBJECTS)

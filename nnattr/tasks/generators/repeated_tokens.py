@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Literal
+from typing import Literal
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.tasks import vocabulary
-from nnattr.tasks.generators.template import Example, assembled, at_least_one, required
+from nnattr.tasks.generators.template import Example, assembled, required
 from nnattr.tasks.task import Task
+from nnattr.tokens import Tokenizer
 
 WORDS = tuple(
     dict.fromkeys(
@@ -17,11 +19,12 @@ WORDS = tuple(
 )
 
 
+@checked
 def repeated_tokens(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
-    n: int = 8,
-    seed: int = 0,
+    n: Positive = 8,
+    seed: Seed = 0,
     length: int = 10,
     corruption: Literal["swap", "random"] = "swap",
 ) -> Task:
@@ -44,7 +47,6 @@ def repeated_tokens(
         TaskError: the tokenizer has too few of the words (they are listed), ``n`` is below 1, or
             ``length`` below 2.
     """
-    at_least_one("repeated_tokens", n)
     if length < 2:
         raise TaskError(f"repeated_tokens needs length >= 2, not {length}.")
     vocabulary = required(tokenizer, "repeated_tokens", "words", WORDS, 2 * length)

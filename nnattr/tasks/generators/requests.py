@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.tasks.generators.template import (
     Example,
     assembled,
-    at_least_one,
     fill,
     required,
     usable,
@@ -17,15 +17,17 @@ from nnattr.tasks.generators.template import (
 from nnattr.tasks.task import Task
 from nnattr.tasks.templates import ANSWERED, ASKING, DECLINED, article
 from nnattr.tasks.vocabulary import ALLOWED, HARMFUL
+from nnattr.tokens import Tokenizer
 
 Wish = tuple[str, str]
 
 
+@checked
 def requests(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
-    n: int = 8,
-    seed: int = 0,
+    n: Positive = 8,
+    seed: Seed = 0,
     chat: bool = True,
     system: str | None = None,
 ) -> Task:
@@ -47,7 +49,6 @@ def requests(
         TaskError: the tokenizer has no chat template or too few of the words (they are listed), or
             ``n`` is below 1.
     """
-    at_least_one("requests", n)
     pairs = _twins(tokenizer)
     (verb, thing), _ = pairs[0]
     templates = usable(tokenizer, "requests", ASKING, v=verb, o=article(thing))

@@ -62,12 +62,6 @@ def assembled(tokenizer: Any, examples: Sequence[Example], name: str, **options:
     )
 
 
-def at_least_one(task: str, n: int) -> None:
-    """Refuse a task of no examples."""
-    if n < 1:
-        raise TaskError(f"{task} needs n >= 1, not {n}.")
-
-
 def known(tokenizer: Any, words: Sequence[str], *, opening: bool = False) -> list[str]:
     """The words that are one known token each, after another word or ``opening`` a text."""
     if opening:

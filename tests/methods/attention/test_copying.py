@@ -63,13 +63,13 @@ def by_weights(family: str, prompt: str, sign: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("negative", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_it_is_what_the_weights_say(family: str, negative: bool) -> None:
-    found = copying_score(tiny(family), PROMPTS, k=K, negative=negative)
+    found = copying_score(tiny(family), PROMPTS, top_k=K, negative=negative)
     for i, prompt in enumerate(PROMPTS):
         expected = by_weights(family, prompt, -1 if negative else 1)
         assert 0.1 < expected.mean() < 0.9, "nothing to tell apart"
         own = found.scores.sel(example=i, kind="copying")
         np.testing.assert_allclose(own, expected.mean(-1), atol=1e-6)
-    last = copying_score(tiny(family), PROMPTS, "last", k=K, negative=negative)
+    last = copying_score(tiny(family), PROMPTS, positions="last", top_k=K, negative=negative)
     np.testing.assert_allclose(last.scores[1, 0], expected_last(family, 1, negative), atol=1e-6)
 
 
@@ -81,11 +81,11 @@ def expected_last(family: str, i: int, negative: bool) -> np.ndarray:
 def test_every_layout_is_served(family: str) -> None:
     """A head copies a token whatever stands beside it, since it looks at that token alone."""
     model = tiny(family)
-    found = copying_score(model, PROMPTS, k=K)
+    found = copying_score(model, PROMPTS, top_k=K)
     assert 0.05 < float(found.scores.mean()) < 0.95
-    alone = copying_score(model, PROMPTS[1], k=K)
+    alone = copying_score(model, PROMPTS[1], top_k=K)
     np.testing.assert_allclose(found.scores[1], alone.scores[0], atol=1e-6)
-    everything = copying_score(model, PROMPTS[1], k=model.config.vocab_size)
+    everything = copying_score(model, PROMPTS[1], top_k=model.config.vocab_size)
     assert float(everything.scores.min()) == 1
 
 
@@ -93,7 +93,7 @@ def test_every_layout_is_served(family: str) -> None:
 def test_the_induction_heads_of_the_teaching_models_copy(name: str) -> None:
     model = teaching(name)
     task = nnattr.tasks.repeated_tokens(model.tokenizer, n=6, length=12)
-    copies = copying_score(model, task, "source")
+    copies = copying_score(model, task, positions="source")
     induction = nnattr.detect_heads(model, n=4, length=20).heads("induction")
     best = copies.heads("copying")
     assert best[0].value > 0.9
@@ -106,7 +106,7 @@ def test_name_movers_look_and_copy(name: str) -> None:
     model = teaching(name)
     task = nnattr.tasks.ioi(model.tokenizer, n=12, seed=0)
     found = name_mover_score(model, task)
-    copied = copying_score(model, task, "IO").scores.sel(kind="copying")
+    copied = copying_score(model, task, positions="IO").scores.sel(kind="copying")
     np.testing.assert_allclose(found.scores.sel(kind="copying"), copied, atol=1e-6)
     looks = attention_patterns(model, task)
     for i in range(len(task)):
@@ -126,24 +126,24 @@ def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = Task.from_prompts(PROMPTS, ["w5", "w34", "w40"], tokenizer=tiny("llama").tokenizer)
-    here = name_mover_score(tiny("llama"), task, k=K)
-    there = name_mover_score(tiny_model("llama", backend="simulated"), task, k=K)
+    here = name_mover_score(tiny("llama"), task, top_k=K)
+    there = name_mover_score(tiny_model("llama", backend="simulated"), task, top_k=K)
     assert here.scores.equals(there.scores)
     monkeypatch.setattr("nnattr.model.model.TOKENS_PER_FORWARD", 1)
-    chunked = name_mover_score(tiny("llama"), task, k=K)
+    chunked = name_mover_score(tiny("llama"), task, top_k=K)
     np.testing.assert_allclose(chunked.scores, here.scores, atol=1e-6)
-    every = copying_score(tiny("llama"), task, k=K)
+    every = copying_score(tiny("llama"), task, top_k=K)
     np.testing.assert_allclose(
-        every.scores, copying_score(tiny("llama"), PROMPTS, k=K).scores, atol=1e-6
+        every.scores, copying_score(tiny("llama"), PROMPTS, top_k=K).scores, atol=1e-6
     )
 
 
 def test_wrong_questions_are_named() -> None:
     model = tiny("gpt2")
     with pytest.raises(TaskError, match="k is 0"):
-        copying_score(model, PROMPTS, k=0)
+        copying_score(model, PROMPTS, top_k=0)
     with pytest.raises(TaskError, match="Position 5 is outside"):
-        copying_score(model, PROMPTS, 5)
+        copying_score(model, PROMPTS, positions=5)
     absent = Task.from_prompts(PROMPTS, ["w5", "w70", "w40"], tokenizer=model.tokenizer)
     with pytest.raises(TaskError, match=r"'w70'.*does not stand in the prompt 'w33 w34 w35'"):
         name_mover_score(model, absent)

@@ -127,7 +127,7 @@ def test_the_same_tokens_again_and_for_the_other_methods() -> None:
     np.testing.assert_allclose(again.scores, found.scores, atol=1e-6)
     looks = attention_patterns(model, found.tokens)
     assert looks.tokens == found.tokens.strings
-    z = capture(model, found.tokens, "z", "last")["z"]
+    z = capture(model, found.tokens, "z", positions="last")["z"]
     assert z["token"].values[:, 0].tolist() == [row[-1] for row in found.tokens.strings]
     with pytest.raises(TaskError, match=r"are not .* it has fewer"):
         attention_patterns(tiny_model("gpt2", vocab_size=32), found.tokens)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import ArchError, ResultError, TaskError, composition
+from nnattr import ArchError, ResultError, TaskError, weights
 from nnattr.methods.weight_circuits.composition import random_composition
 from tests.methods.common import TEACHING, teaching, tiny
 from tests.methods.weight_circuits.common import ov, qk
@@ -28,7 +28,7 @@ def plain(first: torch.Tensor, second: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", TEACHING)
 def test_scores_are_the_notebooks(name: str, kind: Any) -> None:
     model = teaching(name)
-    found = composition(model, kind, samples=2)
+    found = weights.composition(model, kind, samples=2)
     assert found.values.shape == (12, 12)
     for sender, receiver in (((0, 0), (1, 0)), ((0, 3), (2, 1)), ((2, 2), (3, 1))):
         second = {"Q": qk(name, *receiver), "K": qk(name, *receiver).T, "V": ov(name, *receiver)}
@@ -44,10 +44,12 @@ def test_scores_are_the_notebooks(name: str, kind: Any) -> None:
 @pytest.mark.parametrize("name", TEACHING)
 def test_the_induction_head_reads_the_previous_token_head_in_its_keys(name: str) -> None:
     """K-composition of L0H0 and L1H0 is the strongest of all, far above random matrices."""
-    found = composition(teaching(name), "K")
+    found = weights.composition(teaching(name), "K")
     assert found.top(1)[0].index == ((0, 0), (1, 0))
     assert found.pair((0, 0), (1, 0)) > found.baseline + 20 * found.spread
-    assert composition(teaching(name), "V").pair((0, 0), (1, 0)) < found.pair((0, 0), (1, 0))
+    assert weights.composition(teaching(name), "V").pair((0, 0), (1, 0)) < found.pair(
+        (0, 0), (1, 0)
+    )
     table = found.to_dataframe()
     assert table["spreads"].max() > 20
     assert len(table) == 6 * 16
@@ -72,9 +74,9 @@ def test_every_family_composes_or_says_why_not(family: str) -> None:
     for kind in KINDS:
         if family in NORMED and kind != "V":
             with pytest.raises(ArchError, match="V-composition exist"):
-                composition(model, kind, samples=2)
+                weights.composition(model, kind, samples=2)
             continue
-        found = composition(model, kind, samples=2, fold_norm=True)
+        found = weights.composition(model, kind, samples=2, fold_norm=True)
         values = found.values.to_numpy()
         assert np.isfinite(values).sum() == pairs
         assert 0.02 < np.nanmean(values) < 0.5
@@ -83,13 +85,13 @@ def test_every_family_composes_or_says_why_not(family: str) -> None:
 def test_a_simulated_server_gives_the_same() -> None:
     here, there = tiny("falcon-new"), tiny_model("falcon-new", backend="simulated")
     for kind in KINDS:
-        one, other = (composition(model, kind, samples=2) for model in (here, there))
+        one, other = (weights.composition(model, kind, samples=2) for model in (here, there))
         np.testing.assert_allclose(other.values, one.values, rtol=1e-5)
         assert other.baseline == one.baseline
 
 
 def test_the_figure_is_the_matrix_above_the_baseline() -> None:
-    found = composition(teaching("teaching-gpt2"), "K", samples=20)
+    found = weights.composition(teaching("teaching-gpt2"), "K", samples=20)
     figure: Any = found.plot()
     z = figure.data[0].z
     assert z.shape == (12, 12)
@@ -101,7 +103,7 @@ def test_the_figure_is_the_matrix_above_the_baseline() -> None:
 
 def test_what_cannot_compose_is_refused() -> None:
     with pytest.raises(TaskError, match="kind is 'k'"):
-        composition(tiny("llama"), "k")  # type: ignore[arg-type]
+        weights.composition(tiny("llama"), "k")  # type: ignore[arg-type]
     assert LAYERS == 3
     with pytest.raises(ArchError, match="has one layer"):
-        composition(tiny_model("llama", num_hidden_layers=1), "K")
+        weights.composition(tiny_model("llama", num_hidden_layers=1), "K")

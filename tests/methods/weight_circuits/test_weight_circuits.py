@@ -17,15 +17,12 @@ from nnattr import (
     NnattrError,
     ResultError,
     TaskError,
-    head_weights,
-    ov_circuit,
-    position_pattern,
-    qk_circuit,
+    weights,
 )
 from nnattr.maps import attention
 from nnattr.maps.linear import by_probing
-from nnattr.methods import attention_form
 from nnattr.methods.weight_circuits import weight_circuit_job
+from nnattr.model import attention_form
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.methods.weight_circuits.common import dense, ov, qk
 from tests.support.families import ALIBI, NORMED, UNTURNED
@@ -45,13 +42,13 @@ def test_an_ov_circuit_is_its_dense_matrix(name: str, head: Any) -> None:
     """The notebook's OV circuit: W_E W_V W_O W_U, its diagonal and its accuracy."""
     model, w = teaching(name), dense(name)
     expected = w["E"] @ ov(name, *head) @ w["U"]
-    circuit = ov_circuit(model, head)
+    circuit = weights.ov(model, head)
     for top_k in (1, 5):
         assert circuit.copying_accuracy(top_k) == pytest.approx(accuracy(expected, top_k))
     assert circuit.copying_accuracy(by="column") == pytest.approx(accuracy(expected.T, 1))
     assert circuit.norm() == pytest.approx(float(torch.linalg.matrix_norm(expected)), rel=1e-4)
     ids = [5, 700, 9, 1201]
-    block = circuit.block(ids)
+    block = circuit.block(ids).values
     torch.testing.assert_close(
         torch.tensor(block.values), expected[ids][:, ids], rtol=1e-4, atol=1e-4
     )
@@ -68,7 +65,7 @@ def test_several_heads_are_summed(name: str) -> None:
     """The notebook's effective OV circuit of two heads that attend alike."""
     model, w = teaching(name), dense(name)
     both = w["E"] @ (ov(name, 1, 0) + ov(name, 1, 2)) @ w["U"]
-    circuit = ov_circuit(model, [(1, 0), (1, 2)])
+    circuit = weights.ov(model, [(1, 0), (1, 2)])
     assert circuit.name == "OV circuit of L1H0 + L1H2"
     assert circuit.copying_accuracy() == pytest.approx(accuracy(both, 1))
     assert circuit.norm() == pytest.approx(float(torch.linalg.matrix_norm(both)), rel=1e-4)
@@ -80,17 +77,17 @@ def test_qk_and_composed_circuits_are_their_dense_matrices(name: str) -> None:
     model, w = teaching(name), dense(name)
     e, inner, before = w["E"], qk(name, *HEAD), ov(name, *PREVIOUS)
     cases = {
-        "plain": (qk_circuit(model, HEAD), e @ inner @ e.T),
-        "key": (qk_circuit(model, HEAD, key_via=PREVIOUS), e @ inner @ before.T @ e.T),
-        "query": (qk_circuit(model, HEAD, query_via=PREVIOUS), e @ before @ inner @ e.T),
-        "value": (ov_circuit(model, (2, 1), via=HEAD), None),
+        "plain": (weights.qk(model, HEAD), e @ inner @ e.T),
+        "key": (weights.qk(model, HEAD, key_via=PREVIOUS), e @ inner @ before.T @ e.T),
+        "query": (weights.qk(model, HEAD, query_via=PREVIOUS), e @ before @ inner @ e.T),
+        "value": (weights.ov(model, (2, 1), via=HEAD), None),
     }
     behind = e @ ov(name, *HEAD) @ ov(name, 2, 1) @ w["U"]
     cases["value"] = (cases["value"][0], behind)
     for circuit, expected in cases.values():
         assert expected is not None
         assert circuit.norm() == pytest.approx(float(torch.linalg.matrix_norm(expected)), rel=1e-4)
-        block = circuit.block([3, 44, 555], [7, 8])
+        block = circuit.block([3, 44, 555], [7, 8]).values
         torch.testing.assert_close(
             torch.tensor(block.values),
             expected[[3, 44, 555]][:, [7, 8]],
@@ -100,21 +97,21 @@ def test_qk_and_composed_circuits_are_their_dense_matrices(name: str) -> None:
     circuit, expected = cases["key"]
     assert circuit.copying_accuracy() == pytest.approx(accuracy(expected, 1))
     assert circuit.copying_accuracy(by="column") == pytest.approx(accuracy(expected.T, 1))
-    assert circuit.block([3]).dims == ("query", "key")
+    assert circuit.block([3]).values.dims == ("query", "key")
 
 
 @pytest.mark.parametrize("name", TEACHING)
 def test_the_induction_circuit_is_in_the_weights(name: str) -> None:
     """It copies; it looks for the token after its own copy through L0H0, and through no other."""
     model = teaching(name)
-    assert ov_circuit(model, HEAD).copying_accuracy() > 0.8
-    assert ov_circuit(model, HEAD).copying_score() > 0.9
-    assert ov_circuit(model, PREVIOUS).copying_accuracy(5) < 0.01
-    assert qk_circuit(model, HEAD, key_via=PREVIOUS).copying_accuracy() > 0.85
-    assert qk_circuit(model, HEAD, key_via=PREVIOUS).copying_accuracy(by="column") > 0.8
+    assert weights.ov(model, HEAD).copying_accuracy() > 0.8
+    assert weights.ov(model, HEAD).copying_score() > 0.9
+    assert weights.ov(model, PREVIOUS).copying_accuracy(5) < 0.01
+    assert weights.qk(model, HEAD, key_via=PREVIOUS).copying_accuracy() > 0.85
+    assert weights.qk(model, HEAD, key_via=PREVIOUS).copying_accuracy(by="column") > 0.8
     for other in (1, 2, 3):
-        assert qk_circuit(model, HEAD, key_via=(0, other)).copying_accuracy() < 0.01
-    assert qk_circuit(model, HEAD).copying_accuracy() < 0.05
+        assert weights.qk(model, HEAD, key_via=(0, other)).copying_accuracy() < 0.01
+    assert weights.qk(model, HEAD).copying_accuracy() < 0.05
 
 
 def test_the_position_pattern_is_the_notebooks() -> None:
@@ -125,7 +122,7 @@ def test_the_position_pattern_is_the_notebooks() -> None:
         scores = w["pos"] @ qk(name, 0, head) @ w["pos"].T / w["size"] ** 0.5
         mask = torch.ones_like(scores).tril().bool()
         expected = scores.masked_fill(~mask, -1e6).softmax(-1)
-        found = position_pattern(teaching(name), (0, head))
+        found = weights.position_pattern(teaching(name), (0, head)).values
         assert found.dims == ("query_pos", "key_pos")
         torch.testing.assert_close(torch.tensor(found.values), expected, rtol=1e-4, atol=1e-6)
     figure: Any = nnattr.plots.matrix(found[:20, :20])
@@ -137,13 +134,13 @@ def test_positions_alone_make_a_previous_token_head() -> None:
     """With the norm, whose scale makes short position embeddings count."""
     model = teaching("teaching-gpt2")
     previous = [
-        float(np.diag(position_pattern(model, (0, head), fold_norm=True), -1).mean())
+        float(np.diag(weights.position_pattern(model, (0, head), fold_norm=True), -1).mean())
         for head in range(4)
     ]
     assert previous[0] > 0.5
     assert max(previous[1:]) < 0.1
     with pytest.raises(ArchError, match="no table of position embeddings"):
-        position_pattern(teaching("teaching-llama"), (0, 0))
+        weights.position_pattern(teaching("teaching-llama"), (0, 0))
 
 
 @pytest.mark.parametrize("family", ["llama", "cohere", "gpt_neox", "phi", "falcon", "stablelm"])
@@ -176,7 +173,7 @@ def test_the_circuit_at_a_distance_has_the_models_own_rotation(family: str) -> N
     expected = (whole[:, 0] * whole[:, 1]).sum(-1)
     circuits = [
         [
-            qk_circuit(model, (1, head), distance=far).block([7], [30]).item()
+            weights.qk(model, (1, head), distance=far).block([7], [30]).values.item()
             for head in range(HEADS)
         ]
         for far in (distance, 0)
@@ -198,32 +195,32 @@ def attention_heads(out: Tensor, part: Any, name: str, model: Any) -> Tensor:
 def test_every_family_has_circuits_or_says_what_is_missing(family: str) -> None:
     model = tiny(family)
     for fold_norm in (False, True):
-        assert np.isfinite(ov_circuit(model, (1, 2), fold_norm=fold_norm).norm())
+        assert np.isfinite(weights.ov(model, (1, 2), fold_norm=fold_norm).norm())
     if family in NORMED:
         with pytest.raises(ArchError, match="norms its queries and keys inside attention"):
-            qk_circuit(model, (1, 2))
+            weights.qk(model, (1, 2))
         return
-    circuit = qk_circuit(model, (1, 2))
+    circuit = weights.qk(model, (1, 2))
     if family in ALIBI:
         with pytest.raises(ArchError, match="adds a bias for the distance"):
             circuit.norm()
         return
     assert np.isfinite(circuit.norm())
-    far = qk_circuit(model, (1, 2), distance=3, fold_norm=True)
+    far = weights.qk(model, (1, 2), distance=3, fold_norm=True)
     if family in UNTURNED:
         with pytest.raises(ArchError, match="not rotary"):
             far.norm()
         return
-    near = qk_circuit(model, (1, 2), fold_norm=True)
-    assert np.abs(far.block([3, 4, 5]) - near.block([3, 4, 5])).max() > 1e-3
+    near = weights.qk(model, (1, 2), fold_norm=True)
+    assert np.abs(far.block([3, 4, 5]).values - near.block([3, 4, 5]).values).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "falcon-new", "gemma2", "gptj"])
 def test_a_simulated_server_gives_the_same(family: str) -> None:
     here, there = tiny(family), tiny_model(family, backend="simulated")
     for make in (
-        lambda model: ov_circuit(model, [(1, 0), (2, 3)], fold_norm=True),
-        lambda model: qk_circuit(model, (2, 1), key_via=(0, 3)),
+        lambda model: weights.ov(model, [(1, 0), (2, 3)], fold_norm=True),
+        lambda model: weights.qk(model, (2, 1), key_via=(0, 3)),
     ):
         one, other = make(here), make(there)
         assert other.norm() == pytest.approx(one.norm(), rel=1e-5)
@@ -234,7 +231,7 @@ def test_a_simulated_server_gives_the_same(family: str) -> None:
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
-    circuits = [ov_circuit(model, (1, 2)), qk_circuit(model, (1, 2), key_via=(0, 1))]
+    circuits = [weights.ov(model, (1, 2)), weights.qk(model, (1, 2), key_via=(0, 1))]
     at_once = [(one.copying_accuracy(3), one.norm()) for one in circuits]
     monkeypatch.setattr(weight_circuit_job, "NUMBERS_AT_ONCE", 300)
     for one, (share, norm) in zip(circuits, at_once, strict=True):
@@ -246,7 +243,7 @@ def test_directions_name_tokens_that_go_together() -> None:
     """Rows and columns at one end: the product of their entries is positive."""
     name = "teaching-gpt2"
     model, w = teaching(name), dense(name)
-    table = ov_circuit(model, HEAD).directions(k=3, tokens=4)
+    table = weights.ov(model, HEAD).directions(k=3, tokens=4)
     assert list(table.columns) == ["direction", "singular_value", "side", "end", "token", "weight"]
     assert len(table) == 3 * 2 * 2 * 4
     s = torch.linalg.svdvals(w["E"] @ ov(name, *HEAD) @ w["U"])
@@ -261,39 +258,39 @@ def test_weights_that_are_not_the_models_are_refused(monkeypatch: pytest.MonkeyP
     model = tiny("llama")
     monkeypatch.setattr(attention_form, "_scales", lambda *_: (0.9,))
     with pytest.raises(ArchError, match="the heads' outputs differ by"):
-        qk_circuit(model, (1, 2)).norm()
+        weights.qk(model, (1, 2)).norm()
     monkeypatch.undo()
     monkeypatch.setattr(attention_form, "_norms", lambda *_: ())
     with pytest.raises(ArchError, match="the norm in front differ by"):
-        ov_circuit(model, (1, 2), fold_norm=True).norm()
+        weights.ov(model, (1, 2), fold_norm=True).norm()
     monkeypatch.undo()
     monkeypatch.setattr(type(model), "n_kv_heads", 4)
     with pytest.raises(NnattrError):
-        ov_circuit(model, (1, 2)).norm()
+        weights.ov(model, (1, 2)).norm()
 
 
 def test_what_makes_no_sense_is_refused() -> None:
     model = tiny("llama")
     for head in ((9, 0), (0, 9), "head 1", (1, 2, 3), (-1, 0)):
         with pytest.raises(ArchError, match=r"has no head|is not a part"):
-            ov_circuit(model, [head])  # type: ignore[list-item]
-    assert ov_circuit(model, "L1H2").name == ov_circuit(model, (1, 2)).name
-    assert ov_circuit(model, ["1.2", (2, 0)]).name == "OV circuit of L1H2 + L2H0"
+            weights.ov(model, [head])  # type: ignore[list-item]
+    assert weights.ov(model, "L1H2").name == weights.ov(model, (1, 2)).name
+    assert weights.ov(model, ["1.2", (2, 0)]).name == "OV circuit of L1H2 + L2H0"
     with pytest.raises(ArchError, match="No heads were given"):
-        ov_circuit(model, [])
+        weights.ov(model, [])
     with pytest.raises(ArchError, match="not in a layer before"):
-        ov_circuit(model, (1, 0), via=(1, 2))
+        weights.ov(model, (1, 0), via=(1, 2))
     with pytest.raises(ArchError, match="not in a layer before"):
-        qk_circuit(model, (1, 0), key_via=(2, 2))
+        weights.qk(model, (1, 0), key_via=(2, 2))
     with pytest.raises(TaskError, match="distance is -1"):
-        qk_circuit(model, (1, 0), distance=-1)
+        weights.qk(model, (1, 0), distance=-1)
     for options in ({"top_k": 0}, {"by": "diagonal"}):
         with pytest.raises(ResultError, match="expected a circuit between tokens"):
-            ov_circuit(model, (1, 0)).copying_accuracy(**options)
+            weights.ov(model, (1, 0)).copying_accuracy(**options)
     with pytest.raises(TaskError, match="is not in the tokenizer"):
-        ov_circuit(model, (1, 0)).block(["nothing"])
+        weights.ov(model, (1, 0)).block(["nothing"])
     with pytest.raises(ResultError, match="A matrix has two dimensions"):
-        nnattr.plots.matrix(ov_circuit(model, (1, 0)).block(["w5", "w6"])[0])
+        nnattr.plots.matrix(weights.ov(model, (1, 0)).block(["w5", "w6"]).values[0])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
@@ -303,8 +300,8 @@ def test_modules_are_asked_where_weights_cannot_be_seen(
     """As on a server whose job sees no parameters: what modules make of unit vectors is enough."""
     model = tiny(family)
     circuits = [
-        ov_circuit(model, (1, 2), fold_norm=True),
-        qk_circuit(model, (2, 1), key_via=(0, 3)),
+        weights.ov(model, (1, 2), fold_norm=True),
+        weights.qk(model, (2, 1), key_via=(0, 3)),
     ]
     seen = [one.block([3, 40, 7]).values for one in circuits]
     calls = []
@@ -322,9 +319,9 @@ def test_modules_are_asked_where_weights_cannot_be_seen(
 
 def test_half_precision_finds_the_same_circuit() -> None:
     model = nnattr.load("teaching-llama", device="cpu", dtype="bfloat16")
-    exact = ov_circuit(teaching("teaching-llama"), HEAD).copying_accuracy()
-    assert ov_circuit(model, HEAD).copying_accuracy() == pytest.approx(exact, abs=0.01)
-    found = qk_circuit(model, HEAD, key_via=PREVIOUS).copying_accuracy()
+    exact = weights.ov(teaching("teaching-llama"), HEAD).copying_accuracy()
+    assert weights.ov(model, HEAD).copying_accuracy() == pytest.approx(exact, abs=0.01)
+    found = weights.qk(model, HEAD, key_via=PREVIOUS).copying_accuracy()
     assert found > 0.9
 
 
@@ -333,16 +330,16 @@ def test_one_heads_matrices(name: str) -> None:
     """Those of the raw module, shared heads as well, and factored products that agree with jobs."""
     model, w = teaching(name), dense(name)
     for layer, head in ((0, 3), (1, 0), (2, 2)):
-        found = head_weights(model, (layer, head))
+        found = weights.head(model, (layer, head))
         for key in "qkvo":
             torch.testing.assert_close(getattr(found, f"W_{key.upper()}"), w[key][layer][head])
         torch.testing.assert_close(found.ov.dense(), ov(name, layer, head))
         torch.testing.assert_close(found.qk.dense(), qk(name, layer, head))
         circuit = w["E"] @ found.ov @ w["U"]
-        assert float(circuit.norm()) == pytest.approx(ov_circuit(model, (layer, head)).norm())
+        assert float(circuit.norm()) == pytest.approx(weights.ov(model, (layer, head)).norm())
     assert (found.b_V.abs().max() > 0) == (name == "teaching-gpt2")
-    folded = head_weights(model, HEAD, fold_norm=True)
-    plain = head_weights(model, HEAD)
+    folded = weights.head(model, HEAD, fold_norm=True)
+    plain = weights.head(model, HEAD)
     if name == "teaching-gpt2":
         assert float(folded.W_V.mean(0).abs().max()) < 1e-6
         assert float(folded.W_O.mean(1).abs().max()) < 1e-6
@@ -355,10 +352,10 @@ def test_unknown_projections_are_refused() -> None:
     model = tiny("llama")
     unknown = replace(model, spec=replace(model.spec, qkv=None))
     for call in (
-        lambda: ov_circuit(unknown, (1, 0)).norm(),
-        lambda: qk_circuit(unknown, (1, 0)),
-        lambda: nnattr.composition(unknown, "V"),
-        lambda: head_weights(unknown, (1, 0)),
+        lambda: weights.ov(unknown, (1, 0)).norm(),
+        lambda: weights.qk(unknown, (1, 0)),
+        lambda: nnattr.weights.composition(unknown, "V"),
+        lambda: weights.head(unknown, (1, 0)),
         lambda: nnattr.decompose_attention(unknown, "w3 w4", (1, 0)),
     ):
         with pytest.raises(ArchError, match="makes queries, keys and values in a way"):

@@ -23,7 +23,7 @@ from nnattr.runs.places import raw, read, write
 Places = dict[str, list[tuple[Any, ...]]]
 
 
-def gather(
+def verify_job(
     nn: Any,
     tick: Callable[[int, int], None],
     ids: list[list[int]],
@@ -62,7 +62,7 @@ def measure(
     n_heads: int,
     inner: dict[str, tuple[int, list[Any]]],
 ) -> dict[str, Any]:
-    """`gather` without gradients: look first, and go on to edit only what looks right."""
+    """`verify_job` without gradients: look first, and go on to edit only what looks right."""
     total = len(sites) + len(inner) + 3
     found = observe(nn, prompts, sites, proj, head, n_heads)
     tick(1, total)

@@ -14,8 +14,8 @@ import torch
 
 from nnattr.arch.modules import is_norm
 from nnattr.errors import ArchError
-from nnattr.methods.components import contribution_norm
 from nnattr.model import sites
+from nnattr.model.components import contribution_norm
 from nnattr.model.model import Model
 
 PROMPT = 12  # tokens of the short prompt that weights are proven on
@@ -35,7 +35,7 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
         scores: whether queries and keys are wanted, not values alone.
 
     Raises:
-        ArchError: the family's projections are unknown, or its scores are no product of weights.
+        ArchError: the family's projections are unknown, or its scores are not a product of weights.
     """
     places = {name: model.places(name)[layer] for name in ("q", "k", "v")}  # type: ignore[arg-type]
     root = f"{model.spec.layers}.{layer}"
@@ -68,8 +68,8 @@ def _refuse_inner_norms(model: Model, attention: Any) -> None:
             f"{model.name} ({model.architecture}) norms its queries and keys inside attention "
             f"({', '.join(inside)}), so its scores are not a product of weights: there is no QK "
             "circuit, no Q- or K-composition, and q and k do not fall apart into components. "
-            "ov_circuit and V-composition exist; use activation_patching with site='q' or 'k' for "
-            "effects."
+            "nnattr.weights.ov and V-composition exist; use activation_patching with site='q' or "
+            "'k' for effects."
         )
 
 

@@ -1,9 +1,12 @@
 """The arguments of a call as values of JSON, and back.
 
-Numbers, texts, lists and mappings stay what they are (lists come back as tuples); a task is written
-whole, prompts that were encoded with their ids, and a metric by its name. Reading runs no code: a
-metric of one's own comes back as a `RecordedMetric`, which knows what it was called and what it
-needs, but cannot measure.
+A provenance keeps them so, and so does the file of a submitted job. Numbers, texts, lists and
+mappings stay what they are (lists come back as tuples); a task is written whole, prompts that were
+encoded with their ids, and a metric by its name. Reading runs no code: a metric of one's own comes
+back as a `RecordedMetric`, which knows what it was called and what it needs, but cannot measure.
+
+A run file may name an argument that a result was made with rather than hold it:
+``{nnattr: argument, file: before.safetensors, name: dataset}``.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import numpy as np
 
 from nnattr.errors import MetricError, ResultError
 from nnattr.metrics import METRICS, Metric, describe
+from nnattr.results import load_result
 from nnattr.tasks import Task
 from nnattr.tasks.file import packed, unpacked
 from nnattr.tokens import Tokens
 
-#: The key under which a written value says that it is more than a list or a mapping.
+#: The key under which a written value says that it is more than a mapping.
 KIND = "nnattr"
 
 
@@ -63,7 +67,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Tokens):
         return {KIND: "tokens", "ids": value.rows, "strings": list(map(list, value.strings))}
     if isinstance(value, Mapping):
-        return {KIND: "mapping", "items": {str(key): plain(one) for key, one in value.items()}}
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | range | np.ndarray):
         return [plain(one) for one in value]
     if callable(value) and not isinstance(value, type):
@@ -75,17 +79,19 @@ def restored(value: Any) -> Any:
     """What `plain` wrote, as the argument that it was; lists as tuples.
 
     Raises:
-        ResultError: it is of no kind that `plain` writes.
+        ResultError: it is of no kind that `plain` writes, or names a file that cannot be read.
         TaskError: a task in it is not whole.
     """
     if isinstance(value, list):
         return tuple(map(restored, value))
     if not isinstance(value, dict):
         return value
+    if KIND not in value:
+        return {key: restored(one) for key, one in value.items()}
     readers = {
         "task": lambda v: Task(**unpacked(v["task"], "The call's task")),
         "tokens": lambda v: Tokens.from_rows(v["ids"], v["strings"], 0),
-        "mapping": lambda v: {key: restored(one) for key, one in v["items"].items()},
+        "argument": lambda v: restored(load_result(v["file"]).provenance.arguments[v["name"]]),
         "metric": lambda v: named_metric(v["name"]),
         "recorded metric": lambda v: RecordedMetric(
             v["name"], v["last_only"], tuple(v["needs"]), tuple(v["reads"])

@@ -1,0 +1,140 @@
+"""What a model expects after a prompt, token by token of an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from nnattr.errors import ResultError
+from nnattr.results.base import Result
+from nnattr.templates import fill
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One token that might come next, with its rank (0 is the likeliest)."""
+
+    token: str
+    logit: float
+    probability: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One next-token distribution: the likeliest tokens, and the answer's own if there is one."""
+
+    answer: Guess | None
+    top: tuple[Guess, ...]
+
+    @property
+    def rows(self) -> tuple[Guess, ...]:
+        """The guesses, with the answer's own at the end if it is not among them."""
+        if self.answer is None or any(guess is self.answer for guess in self.top):
+            return self.top
+        return (*self.top, self.answer)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inspection(Result):
+    """What a model expects after a prompt; prints as text, and as a table in a notebook.
+
+    Made by `nnattr.inspect_prompt`.
+
+    Attributes:
+        data: by ``step``, one for each token of the answer or the one after the prompt, and
+            ``rank``: ``token`` (text), ``logit`` and ``probability``; of the answer's own tokens by
+            ``step``: ``answer_token``, ``answer_logit``, ``answer_probability``, ``answer_rank``.
+        provenance: how this was made.
+        prompt: the prompt's tokens.
+        answer: the answer's tokens; empty without an answer.
+    """
+
+    VARIABLES: ClassVar = {
+        "token": ("step", "rank"),
+        "logit": ("step", "rank"),
+        "probability": ("step", "rank"),
+    }
+
+    prompt: tuple[str, ...]
+    answer: tuple[str, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The distributions, one for each token of the answer, or the one after the prompt."""
+        return tuple(self._step(at) for at in range(self.data.sizes["step"]))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per step and guess; ``is_answer`` says which guess is the answer's token."""
+        rows = [
+            {"step": number, **vars(guess), "is_answer": guess is step.answer}
+            for number, step in enumerate(self.steps)
+            for guess in step.rows
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self, step: int = 0, *, title: str | None = None) -> go.Figure:
+        """The probabilities of one step's tokens as bars, the answer's own marked.
+
+        Args:
+            step: which token of the answer.
+            title: the first line above the figure; None writes one, ``""`` leaves it out.
+
+        Raises:
+            ResultError: there is no such step.
+        """
+        if not 0 <= step < len(self.steps):
+            raise ResultError(f"There is no step {step}; expected 0 to {len(self.steps) - 1}.")
+        return self._drawn("plot", self.steps[step], title=title)
+
+    def _step(self, at: int) -> Step:
+        here = self.data.isel(step=at)
+        columns = (here[name].to_numpy().tolist() for name in ("token", "logit", "probability"))
+        guesses = [
+            Guess(token, logit, probability, rank)
+            for rank, (token, logit, probability) in enumerate(zip(*columns, strict=True))
+        ]
+        if not self.answer:
+            return Step(None, tuple(guesses))
+        own = Guess(
+            *(here[f"answer_{name}"].item() for name in ("token", "logit", "probability", "rank"))
+        )
+        if own.rank < len(guesses):
+            guesses[own.rank] = own
+        return Step(own, tuple(guesses))
+
+    def __str__(self) -> str:
+        lines = [f"Prompt: {list(self.prompt)}"]
+        if self.answer:
+            lines.append(f"Answer: {list(self.answer)}")
+        for step in self.steps:
+            lines += ["", *([_headline(step.answer)] if step.answer else [])]
+            lines += [
+                f"{'>' if guess is step.answer else ' '} {guess.rank:>5}  "
+                f"logit {guess.logit:7.2f}  prob {guess.probability:7.2%}  {guess.token!r}"
+                for guess in step.rows
+            ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Inspection({self.model}, {len(self.steps)} steps)\n{self}"
+
+    def _repr_html_(self) -> str:
+        tables: list[dict[str, Any]] = [
+            {
+                "caption": _headline(step.answer) if step.answer else "Next token",
+                "rows": [(repr(guess.token), guess, guess is step.answer) for guess in step.rows],
+            }
+            for step in self.steps
+        ]
+        prompt = " ".join(map(repr, self.prompt))
+        return fill("results/inspection.html.jinja", prompt=prompt, tables=tables)
+
+
+def _headline(answer: Guess) -> str:
+    return f"{answer.token!r} has rank {answer.rank} with probability {answer.probability:.2%}"

@@ -1,0 +1,19 @@
+"""Questions to the weights alone: what heads are wired to do, with no prompt at all.
+
+===================  ===========================================================================
+`ov`                 what attending to each token does to the logits
+`qk`                 how much each token as a query looks for each token as a key
+`position_pattern`   where a head would look if it saw positions alone
+`composition`        which heads read what other heads write
+`head`               one head's matrices and biases
+===================  ===========================================================================
+
+`ov` and `qk` give a `WeightCircuit`, which is asked further; `head` gives `HeadWeights`.
+"""
+
+from nnattr.methods.weight_circuits.composition import composition
+from nnattr.methods.weight_circuits.head_weights import HeadWeights, head
+from nnattr.methods.weight_circuits.ov_qk import ov, position_pattern, qk
+from nnattr.methods.weight_circuits.weight_circuit import WeightCircuit
+
+__all__ = ["HeadWeights", "WeightCircuit", "composition", "head", "ov", "position_pattern", "qk"]

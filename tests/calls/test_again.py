@@ -1,0 +1,165 @@
+"""Every result says how to make it again, as a file and as code, and both are executed."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+import yaml
+
+import nnattr
+from nnattr import LogitDiff, MetricError, ResultError, load_result
+from nnattr.calls import again
+from nnattr.calls.registry import ANSWERS, METHODS
+from nnattr.results import Result, legacy
+from tests.methods.common import even_ioi, teaching
+from tests.support.calls import example
+from tests.support.command_line import call
+
+FILES: Iterator[int] = count()
+#: Arguments that no provenance keeps: what is asked, where parts are kept, code that runs there.
+APART = ("task", "metric", "checkpoint", "max_memory", "reduce")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def made(name: str, **more: Any) -> Result:
+    """The result of a method's example, saved as ``before.safetensors``."""
+    model = teaching("teaching-gpt2")
+    found = METHODS[name].function(**{**example(name, model, even_ioi(model)), **more})
+    found.save("before.safetensors")
+    return found
+
+
+def executed(code: str) -> Result:
+    """What a piece of code calls ``result``; its lines are known to whom looks for them."""
+    name = f"<made again {next(FILES)}>"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    names: dict[str, Any] = {}
+    exec(compile(code, name, "exec"), names)
+    return names["result"]
+
+
+def ran(result: Result) -> Result:
+    """What `nnattr run` makes of the run file, and says of it in 80 columns."""
+    config = again.run_file(result, "before.safetensors")
+    config.model_copy(update={"output": "after.safetensors"}).to_file("again.yaml")
+    lines = call("run", "again.yaml").splitlines()
+    assert lines[0].startswith(f"{result.provenance.method}(")
+    assert max(map(len, lines)) <= 80
+    return load_result("after.safetensors")
+
+
+def is_the_same(after: Result, before: Result) -> None:
+    xr.testing.assert_identical(after.data, before.data)
+    assert type(after) is type(before)
+    for key in ("method", "arguments", "metric", "task_hash", "model", "dtype"):
+        assert getattr(after.provenance, key) == getattr(before.provenance, key), key
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_file_and_the_code_make_the_same_result(name: str):
+    made(name)
+    before = load_result("before.safetensors")
+    assert before.provenance.method == name
+    is_the_same(ran(before), before)
+    is_the_same(executed(again.python(before, "before.safetensors")), before)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_argument_is_kept(name: str):
+    row, p = ANSWERS[name], made(name).provenance
+    read = {row.reads} if p.examples is not None else set()
+    assert {key for key in row.arguments if key not in APART} - read <= set(p.arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("activation_patching", {"positions": [1, 2], "max_memory": 10**9, "engine": "full"}),
+        ("ablate", {"dataset": "task"}),
+        ("attention_patterns", {"prompts": "tokens", "run": "clean"}),
+        ("detect_heads", {"prompts": "tokens", "thresholds": {"induction": 0.1}}),
+        ("copying_score", {"prompts": "task", "positions": "IO", "run": "corrupted"}),
+        ("most_frequent_answers", {"prompts": ["When Mary and John went to the store,"] * 12}),
+    ],
+)
+def test_what_is_long_or_more_than_texts_is_read_from_the_file(name: str, more: dict[str, Any]):
+    model = teaching("teaching-gpt2")
+    random = nnattr.detect_heads(model, n=2, length=6).tokens
+    kinds = {"task": even_ioi(model), "tokens": random}
+    before = made(name, **{key: kinds.get(str(value), value) for key, value in more.items()})
+    is_the_same(ran(before), before)
+    is_the_same(executed(again.python(before, "before.safetensors")), before)
+
+
+def test_the_code_says_what_differs_from_the_defaults():
+    code = again.python(made("ablate_together"), "before.safetensors")
+    assert code.splitlines()[-7:] == [
+        "result = nnattr.ablate_together(",
+        "    model,",
+        "    task=before.task,",
+        "    metric=metric,",
+        "    parts=((0, 1), (1, 0)),",
+        "    keep=True,",
+        ")",
+    ]
+    config = again.run_file(made("compare_runs"), "before.safetensors")
+    assert config.task is None
+    assert len(config.prompts) == len(config.options["b"])
+
+
+def my_metric(logits, batch):
+    return logits[:, -1].float().max(-1).values - logits[:, -1].float().mean(-1)
+
+
+def test_a_metric_of_ones_own_needs_python():
+    before = made("activation_patching", metric=my_metric, normalized=False)
+    with pytest.raises(MetricError, match="function of your own"):
+        again.run_file(before, "before.safetensors")
+    code = again.python(before, "before.safetensors")
+    named = f"metric = {before.provenance.metric}  # a function of your own: import it"
+    assert named in code
+    is_the_same(
+        executed(code.replace(named, f"from {__name__} import my_metric as metric")), before
+    )
+
+
+def test_what_cannot_be_made_again_says_why():
+    exact = made("ablate")
+    assert isinstance(exact, nnattr.Scores)
+    with pytest.raises(ResultError, match="not the result of one method alone: it is of 'agreem"):
+        again.call_of(nnattr.agreement(exact, exact), "x")
+    old = {**exact.provenance.model_dump(), "method": "ablation"}
+    old["arguments"] = {"site": "z", "fill": "mean", "dataset": "4 prompts, 0123"}
+    told = legacy.renamed(old)
+    assert told["method"] == "ablate"
+    assert told["arguments"]["replacement"] == "mean"
+    update = {"arguments": told["arguments"]}
+    older = exact.provenance.model_copy(update=update)
+    with pytest.raises(ResultError, match="does not hold its dataset, 4 prompts, 0123"):
+        again.call_of(nnattr.Scores(exact.data, older), "x")
+    bare = exact.provenance.model_copy(update={"examples": None})
+    with pytest.raises(ResultError, match="does not hold its task"):
+        again.call_of(nnattr.Scores(exact.data, bare), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("ndif", "ndif"), ("ndif (http://127.0.0.1:8001)", "http://127.0.0.1:8001")],
+)
+def test_a_server_is_named_as_load_takes_it(name: str, said: str):
+    scores = made("attribution_patching", metric=LogitDiff())
+    update = {"backend": name, "metric": "Loss(last=3)"}
+    remote = type(scores)(scores.data, scores.provenance.model_copy(update=update))
+    config = again.run_file(remote, "exact.safetensors")
+    assert (config.backend, config.metric, config.metric_arguments) == (said, "Loss", {"last": 3})
+    assert yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))["backend"] == said
