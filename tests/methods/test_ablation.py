@@ -11,6 +11,7 @@ from torch import Tensor
 
 import nnattr
 from nnattr import ArchError, LogitDiff, Loss, Model, Task, TaskError
+from nnattr.jobs.plain import restored
 from tests.methods.common import (
     TEACHING,
     assert_same,
