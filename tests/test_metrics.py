@@ -10,7 +10,6 @@ import torch
 
 from nnattr import (
     KL,
-    GroupLogitDiff,
     GroupLogProbDiff,
     GroupProbDiff,
     LogitDiff,
@@ -47,7 +46,6 @@ def test_probability_and_its_logarithm_of_words_and_groups():
 
 
 def test_groups_are_compared_by_logits_odds_and_probabilities():
-    assert GroupLogitDiff is LogitDiff
     odds = torch.tensor([0.5 / 0.25, 0.9 / 0.1]).log()
     torch.testing.assert_close(GroupLogProbDiff()(LOGITS, batch()), odds)
     torch.testing.assert_close(GroupProbDiff()(LOGITS, batch()), torch.tensor([0.25, 0.8]))

@@ -16,6 +16,7 @@ from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
+from nnattr.tokens import Tokenizer
 
 #: Values of ``device`` by which transformers spreads a model over devices itself.
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -25,7 +26,7 @@ SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 def load(
     model: str | Path | Any,
     *,
-    tokenizer: Any = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     backend: str | Backend | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -72,7 +73,7 @@ def load(
             f"A loaded module cannot run on {where.name}: the server uses its own weights, not "
             "yours. Pass the model's id instead, or use backend='local'."
         )
-    tokenizer = _tokenizer(tokenizer or source, name, revision, kwargs)
+    tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
     if where.holds_weights and module is None:
         module = _weights(str(source), name, device, dtype, revision, kwargs)
     nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
