@@ -12,8 +12,18 @@
 """
 
 from nnattr.methods.weight_circuits.composition import composition
-from nnattr.methods.weight_circuits.head_weights import HeadWeights, head
+from nnattr.methods.weight_circuits.head_weights import head
 from nnattr.methods.weight_circuits.ov_qk import ov, position_pattern, qk
 from nnattr.methods.weight_circuits.weight_circuit import WeightCircuit
+from nnattr.results import HeadWeights, WeightMatrix
 
-__all__ = ["HeadWeights", "WeightCircuit", "composition", "head", "ov", "position_pattern", "qk"]
+__all__ = [
+    "HeadWeights",
+    "WeightCircuit",
+    "WeightMatrix",
+    "composition",
+    "head",
+    "ov",
+    "position_pattern",
+    "qk",
+]

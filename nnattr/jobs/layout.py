@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 from nnattr.arch.spec import ArchSpec
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.sites import FORWARD_ORDER, SiteName
+from nnattr.model.sites import FORWARD_ORDER, SiteName, place
 
 #: What can be patched: the sites that are read and written, and the attention pattern.
 PatchSite: TypeAlias = SiteName | Literal["pattern"]
@@ -114,7 +114,9 @@ def units(model: Model, site: PatchSite) -> tuple[str | None, int]:
     """
     if site == "neuron":
         return site, model.d_mlp
-    axis = FORWARD_ORDER["z" if site == "pattern" else site]
+    where: SiteName = "z" if site == "pattern" else site
+    place(model.spec, where, 0)  # it must be there
+    axis = FORWARD_ORDER[where]
     return axis, {"head": model.n_heads, "kv_head": model.n_kv_heads, None: 1}[axis]
 
 

@@ -1,8 +1,11 @@
 """What a linear module does to a vector, as a matrix: from its weights, or by probing it.
 
 A sandboxed server runs the job in a process that holds no weights; modules can be called there (the
-call goes to where the weights are), but their parameters are empty. Then the matrix is what the
-module makes of unit vectors. Here everything travels: torch and plain values only.
+call goes to where the weights are), but their parameters are empty. And a module may do more than
+its weights say (quantized, adapted, parametrized). Then the matrix is what the module makes of unit
+vectors.
+
+Inside a job: torch and plain values.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from torch import Tensor
 
 from nnattr.runs.places import raw
 
-PROBES = 512  # unit vectors at a time
-SIZE = 256.0  # their length: large against a bias, so that taking the bias away loses no digits
+#: Unit vectors that are probed with at a time.
+PROBES = 512
+#: Their length: large against a bias, so that taking the bias away loses no digits.
+LENGTH = 256.0
 
 
 def in_out(projection: Any) -> Tensor:
@@ -50,9 +55,9 @@ def linear_map(
         like: a tensor with the dtype and device that the module works in.
         columns: the outputs that are wanted; by default all.
     """
-    if module.weight.is_meta:
+    weight = matrix(module)
+    if weight is None:
         return by_probing(module, width, like, columns)
-    weight = in_out(module)
     bias = getattr(raw(module), "bias", None)
     bias = torch.zeros_like(weight[0]) if bias is None else bias
     if columns is not None:
@@ -64,9 +69,9 @@ def linear_map(
 def by_probing(
     module: Any, width: int, like: Tensor, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`linear_map` by probing: from the module's outputs for zero and for unit vectors."""
-    units = SIZE * torch.eye(width, device=like.device, dtype=like.dtype)
+    """`linear_map`, from what the module makes of zero and of unit vectors."""
+    units = LENGTH * torch.eye(width, device=like.device, dtype=like.dtype)
     everything = slice(None) if columns is None else columns.to(like.device)
     bias = module(torch.zeros_like(units[:1])[None])[0, 0, everything].float()
     rows = [module(part[None])[0][:, everything].float() - bias for part in units.split(PROBES)]
-    return torch.cat(rows) / SIZE, bias
+    return torch.cat(rows) / LENGTH, bias

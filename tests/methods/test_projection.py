@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import nnattr
 from nnattr import LogitDiff
 from nnattr.engine.projection import called, projected
-from nnattr.maps.linear import matrix
+from nnattr.maps.linear import linear_map, matrix
 from tests.support.engine import compared, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 
@@ -66,6 +66,15 @@ def test_a_units_change_goes_through_its_own_weights(kind, width):
     assert (matrix(projection) is None) == (kind == "adapted")
     for way in (projected, called):
         torch.testing.assert_close(way(projection, change, unit, units), right)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_matrix_of_a_module_is_what_the_module_does(kind):
+    projection = Seen(made(kind, 12, 7))
+    nothing, units = projection(torch.zeros(12)), projection(torch.eye(12))
+    weight, bias = linear_map(projection, 12, nothing)
+    torch.testing.assert_close(weight, units - nothing)
+    torch.testing.assert_close(bias, nothing)
 
 
 def test_a_module_without_weights_of_its_own_is_called():

@@ -24,7 +24,7 @@ from nnattr import (
     attention_vs_mlp,
     direct_logit_attribution,
 )
-from nnattr.maps.linear import asked, linear_map
+from nnattr.maps.linear import by_probing, linear_map
 from nnattr.maps.norm import apply, frozen, transpose
 from tests.methods.common import (
     TEACHING,
@@ -381,7 +381,7 @@ def test_asking_a_module_gives_its_weights(family: str, dtype: torch.dtype) -> N
         width = module.weight.shape[0 if type(module._module).__name__ == "Conv1D" else 1]
         for columns in (None, torch.tensor([3, 1])):
             weight, bias = linear_map(module, width, like, columns)
-            found, offset = asked(module, width, like, columns)
+            found, offset = by_probing(module, width, like, columns)
             near = {"rtol": 0.01, "atol": 1e-4} if dtype == torch.bfloat16 else {}
             torch.testing.assert_close(found, weight, **near)
             torch.testing.assert_close(offset, bias, **near)

@@ -306,12 +306,12 @@ def test_modules_are_asked_where_weights_cannot_be_seen(
     seen = [one.block([3, 40, 7]).values for one in circuits]
     calls = []
 
-    def by_asking(*arguments: Any) -> Any:
+    def probing(*arguments: Any) -> Any:
         calls.append(arguments)
         return by_probing(*arguments)
 
     for home in (attention, weight_circuit_job):
-        monkeypatch.setattr(home, "linear_map", by_asking)
+        monkeypatch.setattr(home, "linear_map", probing)
     for one, expected in zip(circuits, seen, strict=True):
         np.testing.assert_allclose(one.block([3, 40, 7]), expected, rtol=1e-3, atol=1e-4)
     assert len(calls) > 4
