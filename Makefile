@@ -4,7 +4,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 RUN = .venv/bin/python -m
 # families of tiny models that the dear tests run over: core, or all (as CI does)
 FAMILIES ?= core
-# random calls with wrong values: 500, or 10000 (as CI does)
+# calls with random wrong values, fewer here than in CI
 FUZZ ?= 500
 
 .PHONY: demo quick test test-ndif check conformance bench format docs figures methods notebooks

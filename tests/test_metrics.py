@@ -18,7 +18,7 @@ from nnattr import (
     Prob,
     SequenceLogProb,
 )
-from nnattr.metrics import METRICS, answer_fields, describe, wanted
+from nnattr.metrics import METRICS, answer_fields, describe, read_tokens
 
 # two examples, one position, three words; probabilities 0.5, 0.25, 0.25 and 0.1, 0.2, 0.7
 LOGITS = torch.tensor([[[0.5, 0.25, 0.25]], [[0.1, 0.2, 0.7]]]).log()
@@ -108,7 +108,7 @@ def test_a_metric_that_names_what_it_reads_reads_nothing_else(metric):
         answer_ids=((4, 9), (7,)), wrong_answer_ids=((2,), (4, 10, 3)), sequence_ids=()
     )
     fields = answer_fields(task)
-    tokens, renumbered = wanted(metric, fields)
+    tokens, renumbered = read_tokens(metric, fields)
     assert tokens is not None
     assert tokens.tolist() == [2, 3, 4, 7, 9, 10]
     few = metric(logits[..., tokens], SimpleNamespace(**renumbered))
@@ -120,4 +120,4 @@ def test_a_metric_that_reads_every_logit_gets_every_logit():
         SimpleNamespace(answer_ids=((4,),), wrong_answer_ids=((5,),), sequence_ids=())
     )
     for name in ("LogProb", "Prob", "KL", "Loss", "GroupProbDiff"):
-        assert wanted(METRICS[name](), fields) == (None, fields)
+        assert read_tokens(METRICS[name](), fields) == (None, fields)

@@ -116,7 +116,7 @@ def _weights(
     from transformers.utils import logging
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _known(device, dtype)
+    _require_known(device, dtype)
     logging.disable_progress_bar()
     try:
         module = AutoModelForCausalLM.from_pretrained(
@@ -129,8 +129,8 @@ def _weights(
     return module.requires_grad_(False)
 
 
-def _known(device: str, dtype: str | None) -> None:
-    """Refuse a device or dtype that there is not, before transformers fails on it."""
+def _require_known(device: str, dtype: str | None) -> None:
+    """Refuse an unknown device or dtype, before transformers fails on it."""
     import torch
 
     if device not in SPREAD:

@@ -81,7 +81,7 @@ def measure(
         if name == "neuron":
             found["neurons"] = neurons_gap(nn, prompts, places, sites["mlp_out"])
         else:
-            found["apart"][name] = apart(nn, prompts[:1], places, heads, sites, n_heads)
+            found["apart"][name] = head_mismatches(nn, prompts[:1], places, heads, sites, n_heads)
         tick(3 + len(sites) + done, total)
     found["padding"] = padding(nn, prompts[0], pad)
     tick(total, total)
@@ -96,7 +96,9 @@ def observe(
     changed[0, -1] = prompts[0, 0]
     batch = torch.cat([prompts, changed])
     with nn.trace(input_ids=batch, use_cache=False, output_hidden_states=True):
-        layers = [look(nn, sites, layer, path, batch.shape[1]) for layer, path in enumerate(proj)]
+        layers = [
+            read_layer(nn, sites, layer, path, batch.shape[1]) for layer, path in enumerate(proj)
+        ]
         if nn.get(proj[0]).weight.is_meta:  # in a sandbox: modules can be called all the same
             for path, seen in zip(proj, layers, strict=True):
                 seen["heads"] = by_calling(nn.get(path), seen["sites"]["z"], n_heads)
@@ -129,7 +131,7 @@ def observe(
     }
 
 
-def look(nn: Any, sites: Places, layer: int, path: str, pos: int) -> dict[str, Any]:
+def read_layer(nn: Any, sites: Places, layer: int, path: str, pos: int) -> dict[str, Any]:
     """One layer, inside a trace: every site as read, a copy of it, and the projection's output."""
     raw, kept, projected, entering = {}, {}, None, None
     for site, places in sites.items():
@@ -216,7 +218,7 @@ def identity(nn: Any, rows: Tensor, sites: Places) -> float:
 def edit(
     nn: Any, rows: Tensor, sites: Places, site: str, n_heads: int, scale: float
 ) -> dict[str, float]:
-    """Turn ``site`` round, in row *l* at layer *l*, everywhere but at the last position.
+    """Negate a part of ``site`` in row *l* at layer *l*, everywhere but at the last position.
 
     Returns the least change of the logits over layers; the worst gap of the residual sums inside
     the edited layers; and the least change of z at the last position (for ``resid_pre``: z must
@@ -247,10 +249,10 @@ def edit(
     }
 
 
-def apart(
+def head_mismatches(
     nn: Any, prompt: Tensor, places: list[Any], heads: int, sites: Places, n_heads: int
 ) -> int:
-    """How often an edit of one head of q, k or v does not change just the z that it should.
+    """How many heads of z an edit of one head of q, k or v changes wrongly, or wrongly leaves.
 
     Row *i* has head *i* turned and doubled in every layer, the last row none, and all rows enter
     every layer with the same residual stream. A query head makes one z, a key/value head those of

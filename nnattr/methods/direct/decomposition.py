@@ -1,4 +1,4 @@
-"""A decomposition of the residual stream as a job: what travels, and what is refused.
+"""A decomposition of the residual stream: what travels, what is refused, what comes back as arrays.
 
 `direct_logit_attribution` and `next_token_attribution` differ in the direction that they read; the
 rest of the way, through `nnattr.methods.direct.decomposition_job`, is one.
@@ -6,21 +6,24 @@ rest of the way, through `nnattr.methods.direct.decomposition_job`, is one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
-from nnattr.errors import ArchError, MetricError
-from nnattr.model.components import Plan, Unit, logit_constants
+from nnattr.model.components import Plan, Unit, bias, logit_constants
 from nnattr.model.model import Model
-from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.results.dataset import ordered
 from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens
 
 Norm = Literal["frozen", "each"]
 Run = Literal["clean", "corrupted"]
-FLOATS = 2**26  # numbers that one chunk of examples may hold at a time
+Labelled = tuple[xr.DataArray, xr.DataArray | None]
 
 
 def decomposition(
@@ -53,48 +56,82 @@ def decomposition(
     return {
         "run": _prompts(here),
         "other": _prompts(there),
-        "tokens": words[0],
-        "weights": words[1],
-        "spots": chosen,
-        "reads": list(plan.reads),
-        "parts": list(plan.parts),
-        "splits": list(plan.splits),
-        "heads": model.n_heads if unit == "head" else 0,
-        "norm": model.spec.final_norm,
-        "unembed": model.spec.unembed,
-        "multiplier": multiplier,
-        "capped": cap is not None,
-        "whole": unit != "accumulated",
-        "each": norm == "each",
-        "keeps": model.accepts("logits_to_keep"),
-        "rows": max(1, min(TOKENS_PER_FORWARD // task.width, FLOATS // held)),
+        "direction": {"tokens": words[0], "weights": words[1], "cells": chosen},
+        "parts": {
+            "reads": list(plan.reads),
+            "parts": list(plan.parts),
+            "splits": list(plan.splits),
+            "heads": model.n_heads if unit == "head" else 0,
+            "end": {
+                "norm": model.spec.final_norm,
+                "unembed": model.spec.unembed,
+                "multiplier": multiplier,
+                "capped": cap is not None,
+            },
+            "whole": unit != "accumulated",
+            "each": norm == "each",
+            "keeps": model.accepts("logits_to_keep"),
+        },
+        "portions": model.portions(task.width, floats=2 * held),  # the sums are as large again
     }
 
 
-def proven(model: Model, metric: str, values: dict[str, Any]) -> None:
-    """Refuse what is not finite, and a model that is not the sum it was taken for.
+def shares(
+    model: Model, plan: Plan, values: dict[str, Any], layers: Sequence[int], unit: Unit
+) -> Labelled:
+    """The cells, and what the whole has beside them, with positions still an axis."""
+    names = [name for name, _ in plan.parts]
+    capped = logit_constants(model)[1] is not None
+    if unit == "accumulated":
+        points = [values["parts"] + values["bias"], *([values["whole"]] if capped else [])]
+        return _by_component(points, [*names, *(["softcap"] if capped else [])]), None
+    constants = [values["bias"], *([values["whole"] - values["linear"]] if capped else [])]
+    ends = ["bias", *(["softcap"] if capped else [])]
+    if unit == "component":
+        return _by_component([values["parts"], *constants], [*names, *ends]), None
+    split = [one["part"] for one in plan.splits]
+    others = [
+        values[f"bias {name}"] if name in split else values["parts"][:, at : at + 1]
+        for at, name in enumerate(names)
+    ]
+    labels = [bias(name) if name in split else name for name in names]
+    rest = _by_component([*others, *constants], [*labels, *ends])
+    return _by_unit(torch.stack([values[f"units {name}"] for name in split], 1), layers, unit), rest
 
-    Raises:
-        MetricError: infinite values, or none.
-        ArchError: parts that do not add up, with what was measured.
+
+def _by_unit(values: Tensor, layers: Sequence[int], unit: Unit) -> xr.DataArray:
+    return xr.DataArray(
+        values.numpy(),
+        dims=("example", "layer", unit, "pos"),
+        coords={
+            "example": np.arange(len(values)),
+            "layer": list(layers),
+            unit: np.arange(values.shape[2]),
+        },
+    )
+
+
+def _by_component(values: list[Tensor], names: list[str]) -> xr.DataArray:
+    joined = torch.cat(values, 1).numpy()
+    return xr.DataArray(
+        joined,
+        dims=("example", "component", "pos"),
+        coords={"example": np.arange(len(joined)), "component": names},
+    )
+
+
+def placed(values: xr.DataArray | None, spots: Tensor, task: Task, positions: Positions) -> Any:
+    """The values with their positions named, or without that axis where there is one cell.
+
+    Where a prompt does not have a position they become NaN.
     """
-    gaps = dict(values["gaps"])
-    tolerance = max(1e-4, 16 * gaps.pop("eps"))
-    for key in ("run", "other", "linear"):
-        if key in values and not torch.isfinite(values[key]).all():
-            raise MetricError(
-                f"{metric} is not finite on every example ({key} run). Check the model's "
-                f"weights for NaN or overflow (`nnattr doctor {model.name}`), or use "
-                "dtype='float32'."
-            )
-    for what, size in gaps.items():
-        if not size <= tolerance:
-            raise ArchError(
-                f"{model.name} ({model.architecture}) is not the sum of its parts as nnattr reads "
-                f"it: the {what} differ by {size:.1e} of their size, and at most "
-                f"{tolerance:.0e} is allowed. Its norm, unembedding or MLP is of a kind that "
-                "direct logit attribution does not know; activation_patching needs none of them."
-            )
+    if values is None:
+        return None
+    values = values.where(xr.DataArray(spots.any(-1).T.numpy(), dims=("example", "pos")))
+    if not (isinstance(positions, str) and positions == "each"):
+        return ordered(values.isel(pos=0, drop=True))
+    named = values.assign_coords(pos=np.arange(values.sizes["pos"]))
+    return ordered(named.assign_coords(token=("pos", list(task.labels))))
 
 
 def _reads_both(task: Task, run: Run) -> bool:
