@@ -40,12 +40,10 @@ def patched_by_patterns(
     """
     layout = question.layout
     heads = [None if layer in own else [] for layer in range(layout.depth)]
-    runs = []
-    for prompts in (question.base, question.source):
-        found, problem = patterns(nn, prompts, layout.pattern_paths, heads, layout.options)
-        if problem is not None:
-            raise RefusedError(*problem)
-        runs.append(found)
+    runs = [
+        patterns(nn, prompts, layout.pattern_paths, heads, layout.options)
+        for prompts in (question.base, question.source)
+    ]
     patched = {}
     values = base_values(nn, question)
     there = question.base.mask[:, start:]

@@ -16,16 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 from nnattr.axes import ORDER
 from nnattr.backend import Cost
-from nnattr.errors import ArchError, BackendError, MetricError, NnattrError, TaskError
+from nnattr.backend.refusals import accepted
+from nnattr.errors import BackendError, MetricError, TaskError
 from nnattr.jobs.record import ran
 from nnattr.results import Provenance, Scores
-
-#: A job that cannot go on returns ``{"refused": (kind, reason)}``; this is what we raise for it.
-REFUSALS: dict[str, type[NnattrError]] = {
-    "arch": ArchError,
-    "backend": BackendError,
-    "metric": MetricError,
-}
 
 
 class Frame(BaseModel):
@@ -86,6 +80,11 @@ class Frame(BaseModel):
         raw = self._labelled(values["change"])
         return Scores.from_arrays(raw, baselines, scale, provenance)
 
+    @property
+    def said(self) -> str:
+        """How messages name what was asked."""
+        return f"{self.provenance.method} with {self.provenance.metric}"
+
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
         """Raise what the job refused with, or if these are not values that it returns.
 
@@ -93,10 +92,8 @@ class Frame(BaseModel):
             values: what came back.
             layers: how many layers were asked for; None means all.
         """
-        said = f"{self.provenance.method} with {self.provenance.metric}"
-        if "refused" in values:
-            kind, reason = values["refused"]
-            raise REFUSALS.get(kind, BackendError)(f"{said}: {reason}")
+        said = self.said
+        accepted(values, said)
         n, layers = len(self.prompts), self.layers if layers is None else layers
         shapes = {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
         for key, shape in shapes.items():

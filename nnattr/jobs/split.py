@@ -41,7 +41,8 @@ def in_chunks(study: Study, frame: Frame, checkpoint: str | Path | None) -> tupl
     while pending := _gap(parts, frame.layers):
         layers = pending[:size] if study.by_layer else pending
         try:
-            outcome = study.model.run(study.job, study.payload(layers), label=_label(study, layers))
+            payload, label = study.payload(layers), _label(study, layers)
+            outcome = study.model.run(study.job, payload, label=label, said=frame.said)
         except TooLargeError:
             if not (study.by_layer and len(layers) > 1):
                 raise

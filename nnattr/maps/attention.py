@@ -17,19 +17,120 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.linear import linear_map
-from nnattr.maps.norm import frozen
+from nnattr.maps.norm import Frozen, frozen
 from nnattr.runs.places import cut
-
-#: Of one layer, in plain values: what `nnattr.model.attention_form.layer_form` gives.
-Form = dict[str, Any]
+from nnattr.runs.tolerance import weights_tolerance
 
 
-def look(nn: Any, forms: list[Form]) -> list[dict[str, Tensor]]:
-    """What each layer's attention sees and makes, inside a trace: stream, entering, z."""
+class Rotary:
+    """The rotary embedding of a layer: the module that makes its angles, or their frequencies.
+
+    Attributes:
+        path: of that module, or None.
+        arguments: what it is given besides values and positions.
+        frequencies: turns per position of each pair of coordinates, where there is no module.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        arguments: tuple[str, ...] = (),
+        frequencies: tuple[float, ...] = (),
+    ) -> None:
+        self.path = path
+        self.arguments = arguments
+        self.frequencies = frequencies
+
+
+class Form:
+    """Where a layer's attention keeps its weights, and how it may make its scores.
+
+    `nnattr.model.attention_form.layer_form` gives it in plain values.
+
+    Attributes:
+        layer: the path of the layer.
+        places: where queries, keys and values are made, by ``"q"``, ``"k"`` and ``"v"``.
+        output: the path of the output projection.
+        needs: which of q, k and v are wanted.
+        heads, kv_heads: how many heads there are, and how many of keys and values.
+        d_head, d_model: their width, and that of the residual stream.
+        norms: the paths of the layer's own norms; one of them may stand in front of attention.
+        behind: the path of the norm behind attention, or None.
+        scales: what scores may be multiplied with, the likeliest first.
+        cap: what they are capped at, or None.
+        rotary: how q and k may be turned by their position, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer: str,
+        places: dict[str, tuple[Any, ...]],
+        output: str,
+        needs: tuple[str, ...],
+        heads: int,
+        kv_heads: int,
+        d_head: int,
+        d_model: int,
+        norms: tuple[str, ...],
+        behind: str | None,
+        scales: tuple[float, ...],
+        cap: float | None,
+        rotary: dict[str, Any] | None,
+    ) -> None:
+        self.layer = layer
+        self.places = places
+        self.output = output
+        self.needs = needs
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.d_head = d_head
+        self.d_model = d_model
+        self.norms = norms
+        self.behind = behind
+        self.scales = scales
+        self.cap = cap
+        self.rotary = None if rotary is None else Rotary(**rotary)
+
+
+class Seen:
+    """What a layer's attention saw and made in a run.
+
+    Attributes:
+        stream: the residual stream in front of it [example, pos, d_model].
+        entering: what entered its projections [example, pos, d_model].
+        z: what its heads made [example, pos, heads * d_head].
+    """
+
+    def __init__(self, stream: Tensor, entering: Tensor, z: Tensor) -> None:
+        self.stream = stream
+        self.entering = entering
+        self.z = z
+
+
+class Scoring:
+    """How a layer makes its scores, as far as a run tells.
+
+    Attributes:
+        kind: how q and k are turned: ``"none"``, ``"halves"`` or ``"pairs"``.
+        scale: what their product is multiplied with.
+        alibi: the factor of a bias for distance; 0: there is none.
+        gap: the largest error of z relative to its largest value.
+    """
+
+    def __init__(self, kind: str, scale: float, alibi: float, gap: float) -> None:
+        self.kind = kind
+        self.scale = scale
+        self.alibi = alibi
+        self.gap = gap
+
+
+def read_attention(nn: Any, forms: list[Form]) -> list[Seen]:
+    """What each layer's attention sees and makes, inside a trace."""
     found = []
     for form in forms:
-        one = {"stream": nn.get(form["layer"]).input, "entering": nn.get(form["v"][0]).input}
-        found.append({**one, "z": nn.get(form["o"]).input})
+        stream, entering = nn.get(form.layer).input, nn.get(form.places["v"][0]).input
+        found.append(Seen(stream, entering, nn.get(form.output).input))
     return found
 
 
@@ -37,22 +138,22 @@ def layer_weights(nn: Any, form: Form, like: Tensor) -> dict[str, Tensor]:
     """Every head's matrices, in float32.
 
     Returns:
-        for each name of ``form["needs"]``, of q, k and v, the matrix [head, d_model, d_head] and,
+        for each name of ``form.needs``, of q, k and v, the matrix [head, d_model, d_head] and,
         as ``q bias`` and so on, the bias [head, d_head]; ``o`` [head, d_head, d_model] and
         ``o bias`` [d_model].
     """
     found = {}
-    for name in form["needs"]:
-        path, _, part = form[name]
-        heads = form["heads"] if name == "q" else form["kv_heads"]
-        weight, bias = linear_map(nn.get(path), form["d_model"], like)
+    for name in form.needs:
+        path, _, part = form.places[name]
+        heads = form.heads if name == "q" else form.kv_heads
+        weight, bias = linear_map(nn.get(path), form.d_model, like)
         weight = cut(weight, part).unflatten(-1, (heads, -1)).movedim(-2, 0)
         bias = cut(bias, part).unflatten(-1, (heads, -1))
-        shared = form["heads"] // heads
+        shared = form.heads // heads
         found[name] = weight.repeat_interleave(shared, 0)
         found[f"{name} bias"] = bias.repeat_interleave(shared, 0)
-    weight, bias = linear_map(nn.get(form["o"]), form["heads"] * form["d_head"], like)
-    return {**found, "o": weight.unflatten(0, (form["heads"], -1)), "o bias": bias}
+    weight, bias = linear_map(nn.get(form.output), form.heads * form.d_head, like)
+    return {**found, "o": weight.unflatten(0, (form.heads, -1)), "o bias": bias}
 
 
 def project(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
@@ -61,12 +162,12 @@ def project(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     return made + weights[f"{name} bias"][:, None]
 
 
-def norm_in_front(nn: Any, form: Form, seen: dict[str, Tensor]) -> tuple[Any, float]:
-    """The norm between the residual stream and attention (None: there is none), and its gap."""
-    stream, entering = seen["stream"], seen["entering"].float()
+def norm_in_front(nn: Any, form: Form, seen: Seen) -> tuple[Frozen, float]:
+    """The norm between the residual stream and attention, and its gap."""
+    stream, entering = seen.stream, seen.entering.float()
     size = entering.abs().max()
     best, least = None, float((stream.float() - entering).abs().max() / size)
-    for path in form["norms"]:
+    for path in form.norms:
         gap = float((nn.get(path)(stream).float() - entering).abs().max() / size)
         if gap < least:
             best, least = path, gap
@@ -81,16 +182,16 @@ def rotations(nn: Any, form: Form, positions: Tensor, like: Tensor) -> list[tupl
     coordinates.
     """
     kinds: list[tuple[Any, ...]] = [("none", None, None)]
-    rotary = form["rotary"]
+    rotary = form.rotary
     if rotary is None:
         return kinds
     positions = positions.to(like.device)
-    if "frequencies" in rotary:
-        angles = positions[:, None] * torch.tensor(rotary["frequencies"], device=like.device)
+    if rotary.path is None:
+        angles = positions[:, None] * torch.tensor(rotary.frequencies, device=like.device)
         cos, sin = angles.cos(), angles.sin()
     else:
         x = torch.zeros(1, len(positions), 1, device=like.device)
-        cos, sin = nn.get(rotary["path"])(x, positions[None], *rotary["arguments"])
+        cos, sin = nn.get(rotary.path)(x, positions[None], *rotary.arguments)
         cos, sin = cos[0].float(), sin[0].float()
         half = cos.shape[-1] // 2
         halves = bool((sin[:, :half] - sin[:, half:]).abs().max() < 1e-4)
@@ -99,7 +200,7 @@ def rotations(nn: Any, form: Form, positions: Tensor, like: Tensor) -> list[tupl
     return [*kinds, ("halves", cos, sin), ("pairs", cos, sin)]
 
 
-def turned(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
+def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
     """``x`` [..., pos, d_head] turned by its position."""
     kind, cos, sin = rotation
     if kind == "none":
@@ -115,39 +216,32 @@ def turned(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
     return torch.cat([torch.stack(parts, -1).flatten(-2), rest], -1)
 
 
-def fitted(
-    nn: Any, form: Form, seen: dict[str, Tensor], weights: dict[str, Tensor]
-) -> dict[str, Any]:
-    """How this layer makes its attention scores: the candidate that reproduces the model's own z.
-
-    Returns:
-        ``kind`` of turn, ``scale`` of the scores, ``alibi``, the factor of a bias for distance (0:
-        there is none), and ``gap``, the largest error of z relative to its largest value.
-    """
-    x = seen["entering"]
+def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor]) -> Scoring:
+    """How this layer makes its attention scores: the candidate that reproduces the model's z."""
+    x = seen.entering
     q, k, v = (project(x, weights, name) for name in ("q", "k", "v"))
-    z = seen["z"].float().unflatten(-1, (form["heads"], -1)).movedim(-2, 1)
+    z = seen.z.float().unflatten(-1, (form.heads, -1)).movedim(-2, 1)
     turns = rotations(nn, form, torch.arange(x.shape[1]), x)
-    bias = slopes(form["heads"], x.shape[1], x.device)
+    bias = slopes(form.heads, x.shape[1], x.device)
     found = []
     for alibi in (0.0, 1.0, "scale"):  # a bias for distance only if nothing fits without one
         for rotation in turns[:1] if alibi else turns:
-            raw = turned(q, rotation) @ turned(k, rotation).mT
-            for scale in form["scales"]:
+            raw = rotate(q, rotation) @ rotate(k, rotation).mT
+            for scale in form.scales:
                 factor = scale if alibi == "scale" else alibi
-                made = pattern(raw * scale + factor * bias, form["cap"]) @ v
+                made = pattern(raw * scale + factor * bias, form.cap) @ v
                 gap = float((made - z).abs().max() / z.abs().max())
-                found.append({"kind": rotation[0], "scale": scale, "alibi": factor, "gap": gap})
-        best = min(found, key=lambda one: one["gap"])
-        if best["gap"] <= max(1e-4, 16 * torch.finfo(x.dtype).eps):
+                found.append(Scoring(rotation[0], scale, factor, gap))
+        best = min(found, key=lambda one: one.gap)
+        if best.gap <= weights_tolerance(x.dtype):
             break
     return best
 
 
-def value_gap(seen: dict[str, Tensor], weights: dict[str, Tensor]) -> float:
+def value_gap(seen: Seen, weights: dict[str, Tensor]) -> float:
     """The largest error of the first position's z, which can only be its own value."""
-    made = project(seen["entering"][:, :1], weights, "v")[..., 0, :]
-    z = seen["z"][:, 0].float().unflatten(-1, made.shape[-2:])
+    made = project(seen.entering[:, :1], weights, "v")[..., 0, :]
+    z = seen.z[:, 0].float().unflatten(-1, made.shape[-2:])
     return float((made - z).abs().max() / z.abs().max())
 
 

@@ -22,56 +22,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Frozen = dict[str, Any]
+
+class Frozen:
+    """A norm as a linear map; made by `frozen`.
+
+    Attributes:
+        gain, bias: [d_model].
+        centred: whether the mean is taken away.
+        scale: one number for each token [..., 1].
+        gap: of the fit, the largest error relative to the largest value [...].
+    """
+
+    def __init__(
+        self, gain: Tensor, bias: Tensor, centred: bool, scale: Tensor, gap: Tensor
+    ) -> None:
+        self.gain = gain
+        self.bias = bias
+        self.centred = centred
+        self.scale = scale
+        self.gap = gap
 
 
 def frozen(norm: Any, x: Tensor) -> Frozen:
-    """The linear map that ``norm`` is at ``x`` [..., d_model]; None is the identity.
-
-    Returns:
-        ``gain`` and ``bias`` [d_model], ``centred``, ``scale`` [..., 1], and the fit's ``gap``
-        [...], the largest error relative to the largest value.
-    """
+    """The linear map that ``norm`` is at ``x`` [..., d_model]; None is the identity."""
     width = x.shape[-1]
     if norm is None:
         flat = torch.ones(width, device=x.device)
         one = torch.ones_like(x[..., :1], dtype=torch.float32)
-        return {
-            "gain": flat,
-            "bias": 0 * flat,
-            "centred": False,
-            "scale": one,
-            "gap": 0 * one[..., 0],
-        }
+        return Frozen(flat, 0 * flat, False, one, 0 * one[..., 0])
     swing = torch.ones(width, device=x.device)
     swing[1::2] = -1
     if width % 2:
         swing[-2] = -2  # the mean must be zero
-    asked = torch.stack([torch.zeros_like(swing), swing, torch.ones_like(swing)])
-    bias, swung, level = norm(asked[None].to(x.dtype))[0].float()
-    found: Frozen = {"gain": (swung - bias) / swing, "bias": bias}
-    found["centred"] = bool((level - bias).norm() < 0.1 * (swung - bias).norm())
+    probes = torch.stack([torch.zeros_like(swing), swing, torch.ones_like(swing)])
+    bias, swung, level = norm(probes[None].to(x.dtype))[0].float()
+    gain = (swung - bias) / swing
+    centred = bool((level - bias).norm() < 0.1 * (swung - bias).norm())
     target = norm(x).float() - bias
-    shape = apply({**found, "scale": 1.0}, x.float())
+    shape = gain * without_mean(x.float(), centred)
     scale = (shape * target).sum(-1, keepdim=True) / (shape * shape).sum(-1, keepdim=True)
     error = (scale * shape - target).abs().amax(-1) / target.abs().amax(-1)
-    return {**found, "scale": scale, "gap": error}
+    return Frozen(gain, bias, centred, scale, error)
 
 
 def apply(norm: Frozen, x: Tensor) -> Tensor:
     """What the frozen map makes of a part ``x``; the bias belongs to no part."""
-    return norm["scale"] * norm["gain"] * _centred(norm, x)
+    return norm.scale * norm.gain * without_mean(x, norm.centred)
 
 
-def pull(norm: Frozen, direction: Tensor) -> Tensor:
+def transpose(norm: Frozen, direction: Tensor) -> Tensor:
     """The transposed map: the direction before the norm that reads what this one reads after it."""
-    return norm["scale"] * _centred(norm, norm["gain"] * direction)
+    return norm.scale * without_mean(norm.gain * direction, norm.centred)
 
 
 def per_unit(norm: Frozen) -> Frozen:
     """The same map for vectors with one more axis in front of d_model."""
-    return {**norm, "scale": norm["scale"][..., None, :]}
+    return Frozen(norm.gain, norm.bias, norm.centred, norm.scale[..., None, :], norm.gap)
 
 
-def _centred(norm: Frozen, x: Tensor) -> Tensor:
-    return x - x.mean(-1, keepdim=True) if norm["centred"] else x
+def without_mean(x: Tensor, centred: bool) -> Tensor:
+    """``x`` [..., d_model] without its mean, if the norm takes that away."""
+    return x - x.mean(-1, keepdim=True) if centred else x

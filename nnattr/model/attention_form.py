@@ -45,8 +45,8 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
         _refuse_inner_norms(model, attention)
     return {
         "layer": root,
-        **places,
-        "o": sites.place(model.spec, "z", layer).path,
+        "places": places,
+        "output": sites.place(model.spec, "z", layer).path,
         "needs": ("q", "k", "v") if scores else ("v",),
         "heads": model.n_heads,
         "kv_heads": model.n_kv_heads,
@@ -58,23 +58,6 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
         "cap": getattr(model.config, "attn_logit_softcapping", None),
         "rotary": _rotary(model, layer),
     }
-
-
-def require(model: Model, proof: dict[str, Any]) -> None:
-    """Refuse weights that do not give the model's own attention.
-
-    Raises:
-        ArchError: with what was measured.
-    """
-    tolerance = max(1e-4, 16 * proof["eps"])
-    for what, size in (("heads' outputs", proof["z"]), ("norm in front", proof["norms"])):
-        if not size <= tolerance:
-            raise ArchError(
-                f"The attention of {model.name} ({model.architecture}) is not the product of "
-                f"weights that nnattr takes it for: the {what} differ by {size:.1e} of their size, "
-                f"and at most {tolerance:.0e} is allowed. Its scores are made in a way that nnattr "
-                "does not know; activation_patching needs no such knowledge."
-            )
 
 
 def _refuse_inner_norms(model: Model, attention: Any) -> None:

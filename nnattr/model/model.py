@@ -12,6 +12,7 @@ import torch
 from nnattr.arch.spec import ArchSpec
 from nnattr.arguments import Positive, checked
 from nnattr.backend import Backend, JobFunction, Outcome
+from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
 from nnattr.runs.logits import prediction_job
@@ -123,9 +124,41 @@ class Model:
         found = (sites.place(self.spec, site, layer) for layer in range(self.n_layers))
         return [(place.path, place.side, part) for place in found]
 
-    def run(self, job: JobFunction, payload: Mapping[str, Any], *, label: str) -> Outcome:
-        """Run ``job(nn, tick, **payload)`` on this model's backend as one session."""
-        return self.backend.run(self.nn, job, payload, label=label)
+    def portions(
+        self, width: int, *, floats: int = 0, max_memory: int | None = None
+    ) -> dict[str, Any]:
+        """How a job goes through its examples: what `nnattr.runs.portions.Portions` is told.
+
+        Args:
+            width: tokens of the longest prompt.
+            floats: float32 numbers that an example keeps alive at once, besides the pass itself.
+            max_memory: bytes to plan with; by default most of what is free where the job runs.
+        """
+        return {
+            "embed": self.spec.embed,
+            "size": max(1, TOKENS_PER_FORWARD // width),
+            "need": 4 * floats,
+            "max_memory": max_memory,
+        }
+
+    def run(
+        self, job: JobFunction, payload: Mapping[str, Any], *, label: str, said: str | None = None
+    ) -> Outcome:
+        """Run ``job(nn, tick, **payload)`` on this model's backend as one session.
+
+        Args:
+            job: see `nnattr.backend.seam`.
+            payload: what travels to it.
+            label: names the job to people.
+            said: how the message of a refusal begins; by default the label and the model.
+
+        Raises:
+            BackendError: the job failed where it ran.
+            NnattrError: it refused, see `nnattr.backend.refusals`.
+        """
+        outcome = self.backend.run(self.nn, job, payload, label=label)
+        accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
+        return outcome
 
     @checked
     def predict(
@@ -153,8 +186,7 @@ class Model:
             "asked": torch.tensor(filled, dtype=torch.long),
             "k": top_k,
             "last": last,
-            "rows": max(1, TOKENS_PER_FORWARD // width),
-            "embed": self.spec.embed,
+            "portions": self.portions(width),
             "options": {"logits_to_keep": last} if self.accepts("logits_to_keep") else {},
         }
         values = self.run(prediction_job, payload, label="predictions").values

@@ -1,13 +1,11 @@
-"""Attention patterns, seen from the client: where to read them, and what a job says that has none.
+"""Attention patterns, seen from the client: where to read them.
 
 The job's half is `nnattr.runs.patterns`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from nnattr.errors import ArchError, BackendError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nnattr.model.model import Model
@@ -20,16 +18,3 @@ def attention_paths(model: Model) -> list[list[str]]:
     return [
         [f"{model.spec.layers}.{layer}.{name}" for name in names] for layer in range(model.n_layers)
     ]
-
-
-def accepted(model: Model, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a job, unless it returned ``{"refused": (kind, reason)}``.
-
-    Raises:
-        ArchError: this model's attention gives no pattern.
-        BackendError: the place where it runs gives none.
-    """
-    if "refused" in values:
-        kind, reason = values["refused"]
-        raise (ArchError if kind == "arch" else BackendError)(f"{model.name}: {reason}")
-    return values

@@ -14,21 +14,13 @@ from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.portions import Portions
 
 
-def model_inputs(prompts: dict[str, Tensor]) -> dict[str, Any]:
-    """The model's inputs for the prompts; a mask only where there is padding."""
-    given: dict[str, Any] = {"input_ids": prompts["ids"], "use_cache": False}
-    if not prompts["mask"].all():
-        given["attention_mask"] = prompts["mask"].long()
-    return given
-
-
 def prediction_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The best tokens, the logits asked for and the normaliser, at the last positions.
 
     See `nnattr.tasks.Predictions`.
     """
     every = PromptBatch(**payload["prompts"])
-    portions = Portions(nn, tick, payload["embed"], len(every), payload["rows"])
+    portions = Portions(nn, tick, total=len(every), **payload["portions"])
     for some in portions:
         with portions.attempt():
             given = inputs(every.take(some), payload["options"])
@@ -89,8 +81,3 @@ def top_tokens(logits: Tensor, k: int, answers: Tensor | None = None) -> dict[st
         found["answer_probability"] = (own - total).exp()[..., 0]
         found["answer_rank"] = (logits > own).sum(-1)
     return found
-
-
-def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The chunks' tensors as one, on the CPU."""
-    return {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import raw
-from nnattr.runs.tolerance import pass_tolerance, rounding_tolerance
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import pass_tolerance, pattern_tolerance
 
 
 def patterns(
@@ -36,7 +37,7 @@ def patterns(
     heads: list[list[int] | None] | None = None,
     options: dict[str, Any] | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[list[Tensor], tuple[str, str] | None]:
+) -> list[Tensor]:
     """One pass: each layer's pattern [example, head, query_pos, key_pos], proven.
 
     Args:
@@ -49,9 +50,10 @@ def patterns(
         reduce: what is kept of a layer's pattern; all of it, without this.
 
     Returns:
-        the patterns (in the model's dtype, where the layer is; rows of padding are zero), and None
-        or why there are none: ``(kind, reason)``, to be returned as ``"refused"`` and raised by
-        `accepted`.
+        the patterns, in the model's dtype, where the layer is; rows of padding are zero.
+
+    Raises:
+        RefusedError: this model's attention gives no pattern, or not where it runs.
     """
     wanted = [None] * len(paths) if heads is None else heads
     found: list[Tensor] = []
@@ -74,7 +76,9 @@ def patterns(
         go_back(before)
     if not problems:
         problems += other_model(nn, prompts, logits, before, options)
-    return found, problems[0] if problems else None
+    if problems:
+        raise RefusedError(*problems[0])
+    return found
 
 
 def other_model(
@@ -169,7 +173,7 @@ def flaw(pattern: Tensor | None, mask: Tensor, path: str) -> tuple[str, str] | N
     seen = rows[:, None, :] & earlier
     off = (pattern.float().sum(-1) - 1).abs().amax(1)[rows].max()
     ahead = pattern.abs().amax(1).masked_fill(seen, 0)[rows].max()
-    limit = rounding_tolerance(pattern.dtype, 4)
+    limit = pattern_tolerance(pattern.dtype)
     if not (off <= limit and ahead <= limit):
         reason = (
             f"what {path} returned is not a causal attention pattern: a row's sum is off 1 by "

@@ -1,6 +1,6 @@
 """The way through examples: as many at a time as fit, half as many where memory runs out.
 
-    portions = Portions(nn, tick, payload["embed"], len(payload["ids"]), size=payload["rows"])
+    portions = Portions(nn, tick, total=len(payload["ids"]), **payload["portions"])
     for some in portions:
         with portions.attempt():
             portions.keep({"logits": ...})  # of the examples in the slice ``some``
@@ -16,7 +16,7 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,6 +45,14 @@ class RefusedError(Exception):
     def __init__(self, kind: str, reason: str) -> None:
         self.kind = kind
         self.reason = reason
+
+
+def answered(compute: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """What a job computes that goes through no examples, or what it refused with."""
+    try:
+        return compute(*given)
+    except RefusedError as error:
+        return {"refused": (error.kind, error.reason)}
 
 
 class Budget:

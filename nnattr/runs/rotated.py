@@ -21,7 +21,8 @@ from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import flaw, go_back, go_eager, other_model, read_pattern
-from nnattr.runs.tolerance import rounding_tolerance
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import scores_tolerance
 
 NO_CALL = (
     "does not hand its queries and keys to transformers' common attention interface, so they "
@@ -32,7 +33,7 @@ OTHER = "multiplies other queries and keys than those that it hands on; use q an
 
 def rotated(
     nn: Any, prompts: PromptBatch, paths: list[list[str]], options: dict[str, Any] | None
-) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, str] | None]:
+) -> list[tuple[Tensor, Tensor]]:
     """One pass: each layer's q [example, head, pos, d_head] and k [example, kv_head, pos, d_head].
 
     Args:
@@ -42,7 +43,10 @@ def rotated(
         options: further arguments of the pass.
 
     Returns:
-        queries and keys, and None or why there are none, as `nnattr.runs.patterns.patterns`.
+        queries and keys.
+
+    Raises:
+        RefusedError: they cannot be read, or are not what the model multiplies.
     """
     found: list[tuple[Tensor, Tensor]] = []
     problems: list[tuple[str, str]] = []
@@ -71,7 +75,9 @@ def rotated(
         go_back(before)
     if not problems:
         problems += other_model(nn, prompts, logits, before, options)
-    return found, problems[0] if problems else None
+    if problems:
+        raise RefusedError(*problems[0])
+    return found
 
 
 def explains(
@@ -92,4 +98,4 @@ def explains(
         scores = scores + mask[..., : k.shape[-2]].float()
     rows = prompts.mask.to(q.device)[:, None, :, None]
     gap = ((scores.softmax(-1) - pattern.float()) * rows).abs().max()
-    return bool(gap <= rounding_tolerance(pattern.dtype, 8))
+    return bool(gap <= scores_tolerance(pattern.dtype))

@@ -30,6 +30,31 @@ def rounding_tolerance(dtype: torch.dtype, steps: int) -> float:
     return max(SINGLE, steps * torch.finfo(dtype).eps)
 
 
+def structure_tolerance(dtype: torch.dtype) -> float:
+    """How far what a site holds may be from what the model's structure says, as a share."""
+    return max(1e-5, 4 * torch.finfo(dtype).eps)
+
+
+def pattern_tolerance(dtype: torch.dtype) -> float:
+    """How far a row of an attention pattern may be from a sum of one over the past."""
+    return rounding_tolerance(dtype, 4)
+
+
+def scores_tolerance(dtype: torch.dtype) -> float:
+    """How far a pattern may be from the softmax of queries times keys."""
+    return rounding_tolerance(dtype, 8)
+
+
+def weights_tolerance(dtype: torch.dtype) -> float:
+    """How far what a model computes may be from a product of its weights, or a sum of parts."""
+    return rounding_tolerance(dtype, 16)
+
+
+def attention_tolerance(dtype: torch.dtype) -> float:
+    """The same behind a softmax over scores that were themselves summed up from parts."""
+    return max(1e-3, 16 * torch.finfo(dtype).eps)
+
+
 def same_logits(found: Tensor, expected: Tensor) -> bool:
     """Whether two passes gave the same logits."""
     gap = (found.float() - expected.float()).abs().max()

@@ -208,7 +208,7 @@ def test_a_function_of_yours_runs_where_the_model_is(
     assert found["size"].shape == (3, LAYERS, HEADS)
     diagonal = np.nansum(np.diagonal(whole["pattern"], axis1=-2, axis2=-1), -1)
     np.testing.assert_allclose(found["self"], diagonal, rtol=1e-5)
-    monkeypatch.setattr("nnattr.methods.behaviour.capture.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.model.model.TOKENS_PER_FORWARD", 1)
     chunked = capture(model, PROMPTS, ["z", "pattern"], reduce=norms)
     np.testing.assert_allclose(chunked["size"], found["size"], rtol=1e-5)
     with pytest.raises(TaskError, match="first axis must be the prompts"):

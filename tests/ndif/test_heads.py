@@ -14,9 +14,10 @@ import torch
 
 import nnattr
 from nnattr import BackendError, Model
-from nnattr.model.patterns import accepted, attention_paths
+from nnattr.model.patterns import attention_paths
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.patterns import patterns
+from nnattr.runs.portions import answered
 from nnattr.tokens import encode
 from tests.ndif.server import Server
 
@@ -25,8 +26,11 @@ NAMES = ("teaching-gpt2", "teaching-llama")
 
 def pattern_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     prompts = PromptBatch(**payload["prompts"])
-    found, problem = patterns(nn, prompts, payload["paths"])
-    return {"refused": problem} if problem else {"patterns": [one.cpu() for one in found]}
+    return answered(wanted, nn, prompts, payload)
+
+
+def wanted(nn: Any, prompts: PromptBatch, payload: dict[str, Any]) -> dict[str, Any]:
+    return {"patterns": [one.cpu() for one in patterns(nn, prompts, payload["paths"])]}
 
 
 def read(model: Model, prompts: list[str]) -> list[torch.Tensor]:
@@ -35,7 +39,7 @@ def read(model: Model, prompts: list[str]) -> list[torch.Tensor]:
         "prompts": {"ids": tokens.ids, "mask": tokens.mask},
         "paths": attention_paths(model),
     }
-    return accepted(model, model.run(pattern_job, payload, label="patterns").values)["patterns"]
+    return model.run(pattern_job, payload, label="patterns").values["patterns"]
 
 
 def prompts(model: Model) -> list[str]:

@@ -118,9 +118,8 @@ def test_other_failures_are_not_tried_again():
 
 def test_a_refusal_ends_the_way():
     model = tiny_model("llama")
-    with room_for(model, 9) as seen:
-        found = ask(model, rows=1, refuses=9)
-    assert found == {"refused": ("metric", "9 is refused")}
+    with room_for(model, 9) as seen, pytest.raises(nnattr.MetricError, match="9 is refused"):
+        ask(model, rows=1, refuses=9)
     assert len(seen) == 3, "prompts behind the one that is refused are not run"
 
 

@@ -36,16 +36,14 @@ from nnattr.jobs.record import as_task, record, untold
 from nnattr.maps.linear import linear_map
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths
+from nnattr.model.patterns import attention_paths
 from nnattr.model.prompts import Prompts, Run, asked
 from nnattr.results import Patterns
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read
-from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.runs.portions import Portions
 from nnattr.tokens import Tokens
-
-FLOATS = 2**26  # numbers of patterns that one chunk of prompts may hold at a time
 
 
 @checked
@@ -88,18 +86,18 @@ def attention_patterns(
     width = tokens.ids.shape[1]
     order = sorted(picked)
     wanted = [[head for at, head in order if at == layer] for layer in range(model.n_layers)]
-    held = width**2 * max(model.n_heads, len(picked))
     payload = {
         "prompts": tokens.tensors,
-        "paths": attention_paths(model),
-        "heads": wanted,
-        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
+        "heads": {
+            "paths": attention_paths(model),
+            "heads": wanted,
+            "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
+        },
         "values": _value_places(model) if weighted else None,
-        "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
+        "portions": model.portions(width, floats=width**2 * max(model.n_heads, len(picked))),
     }
     outcome = model.run(patterns_job, payload, label="attention patterns")
-    values = accepted(model, outcome.values)
-    found = values["patterns"][:, [order.index(head) for head in picked]]
+    found = outcome.values["patterns"][:, [order.index(head) for head in picked]]
     data = _labelled(found, tokens, picked).to_dataset(name="values")
     given = {"heads": picked, "k": k, "weighted": weighted, "run": run, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
@@ -109,53 +107,86 @@ def attention_patterns(
 
 def patterns_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The chosen heads' patterns [example, head, query_pos, key_pos], sorted by layer and head."""
-    parts = []
-    every = PromptBatch(**payload["prompts"])
-    total, rows = len(every), payload["rows"]
-    for start in range(0, total, rows):
-        prompts = every.take(slice(start, start + rows))
-        found, problem = patterns(
-            nn, prompts, payload["paths"], payload["heads"], payload["options"]
-        )
-        if problem is not None:
-            return {"refused": problem}
-        if payload["values"] is not None:
-            sizes = value_sizes(nn, prompts, payload)
-            found = [a.float() * b[:, :, None] for a, b in zip(found, sizes, strict=True)]
-        parts.append(torch.cat([one.float().cpu() for one in found], 1))
-        tick(min(start + rows, total), total)
-    return {"patterns": torch.cat(parts)}
+    every, asked_of = PromptBatch(**payload["prompts"]), HeadsAsked(**payload["heads"])
+    values = None if payload["values"] is None else ValuePlaces(**payload["values"])
+    portions = Portions(nn, tick, total=len(every), **payload["portions"])
+    for some in portions:
+        with portions.attempt():
+            prompts = every.take(some)
+            found = patterns(nn, prompts, asked_of.paths, asked_of.heads, asked_of.options)
+            if values is not None:
+                lengths = value_lengths(nn, prompts, asked_of, values)
+                found = [a.float() * b[:, :, None] for a, b in zip(found, lengths, strict=True)]
+            portions.keep({"patterns": torch.cat([one.float().cpu() for one in found], 1)})
+            portions.tick(1, 1)
+    return portions.joined()
 
 
-def value_sizes(nn: Any, prompts: PromptBatch, ask: dict[str, Any]) -> list[Tensor]:
+class HeadsAsked:
+    """Whose patterns are wanted.
+
+    Attributes:
+        paths: where each layer's pattern may be, see `nnattr.model.patterns.attention_paths`.
+        heads: the numbers of each layer's heads; of an empty list the layer is not read.
+        options: further arguments of a pass.
+    """
+
+    def __init__(
+        self, paths: list[list[str]], heads: list[list[int] | None], options: dict[str, Any]
+    ) -> None:
+        self.paths = paths
+        self.heads = heads
+        self.options = options
+
+
+class ValuePlaces:
+    """Where values and output projections are, and how heads share them.
+
+    Attributes:
+        places: where each layer's values are.
+        projections: the paths of attention's output projections.
+        heads, kv_heads: how many heads a layer has, and how many of keys and values.
+    """
+
+    def __init__(
+        self, places: list[tuple[Any, ...]], projections: list[str], heads: int, kv_heads: int
+    ) -> None:
+        self.places = places
+        self.projections = projections
+        self.heads = heads
+        self.kv_heads = kv_heads
+
+
+def value_lengths(
+    nn: Any, prompts: PromptBatch, asked_of: HeadsAsked, values: ValuePlaces
+) -> list[Tensor]:
     """For each layer with chosen heads the length of v W_O [example, head, key_pos]."""
-    sizes: list[Tensor] = []
-    width = prompts.width
-    values = ask["values"]
-    with nn.trace(**inputs(prompts, ask["options"])):
+    lengths: list[Tensor] = []
+    with nn.trace(**inputs(prompts, asked_of.options)):
         with torch.no_grad():
-            for layer, heads in enumerate(ask["heads"]):
-                if len(heads):
-                    v = read(nn, values["v"][layer], width).unflatten(-1, (values["kv_heads"], -1))
+            for layer, heads in enumerate(asked_of.heads):
+                if heads:
+                    v = read(nn, values.places[layer], prompts.width)
                     with torch.autocast(v.device.type, enabled=False):
-                        sizes.append(written(nn.get(values["proj"][layer]), v, heads, values))
-    return sizes
+                        projection = nn.get(values.projections[layer])
+                        lengths.append(lengths_behind(projection, v, heads, values))
+    return lengths
 
 
-def written(projection: Any, v: Tensor, heads: list[int], values: dict[str, Any]) -> Tensor:
-    """The length of each head's v W_O [example, head, key_pos], inside a trace."""
-    n_heads, d_head = values["heads"], v.shape[-1]
-    weight, _ = linear_map(projection, n_heads * d_head, v)
-    parts = weight.unflatten(0, (n_heads, d_head))
-    own = [v[:, :, head * values["kv_heads"] // n_heads].float() @ parts[head] for head in heads]
+def lengths_behind(projection: Any, v: Tensor, heads: list[int], values: ValuePlaces) -> Tensor:
+    """The length of these heads' v W_O [example, head, key_pos], inside a trace."""
+    v = v.unflatten(-1, (values.kv_heads, -1))
+    weight, _ = linear_map(projection, values.heads * v.shape[-1], v)
+    parts = weight.unflatten(0, (values.heads, v.shape[-1]))
+    own = [v[:, :, head * values.kv_heads // values.heads].float() @ parts[head] for head in heads]
     return torch.stack([one.norm(dim=-1) for one in own], 1)
 
 
 def _value_places(model: Model) -> dict[str, Any]:
     """Where values and output projections are, and how heads share them."""
     return {
-        "v": model.places("v"),
-        "proj": [place[0] for place in model.places("z")],
+        "places": model.places("v"),
+        "projections": [place[0] for place in model.places("z")],
         "heads": model.n_heads,
         "kv_heads": model.n_kv_heads,
     }

@@ -38,19 +38,17 @@ from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, record, untold
 from nnattr.maps.linear import linear_map
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths
+from nnattr.model.patterns import attention_paths
 from nnattr.model.prompts import Prompts, Run, aligned, asked
 from nnattr.results import HeadScores, Provenance
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read, write
-from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.runs.portions import Portions
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens
-
-FLOATS = 2**27  # logits that one chunk of tokens may hold at a time
 
 
 @checked
@@ -87,7 +85,7 @@ def copying_score(
     at, present = aligned(prompts, texts, tokens, positions)
     payload = _payload(model, tokens, at, top_k, negative)
     outcome = model.run(copying_job, payload, label="copying score")
-    values = accepted(model, outcome.values)
+    values = outcome.values
     known = values["copied"].masked_fill(~present[:, None, None], float("nan"))
     given = {
         "positions": positions,
@@ -134,7 +132,7 @@ def name_mover_score(
     payload = _payload(model, tokens, last[:, None], top_k, negative)
     payload["looked_at"] = where
     outcome = model.run(copying_job, payload, label="name mover score")
-    values = accepted(model, outcome.values)
+    values = outcome.values
     copied = values["copied"][..., 0]
     kinds = {
         "name mover": copied * values["attention"],
@@ -146,80 +144,132 @@ def name_mover_score(
     return _result(model, tokens, kinds, threshold, made)
 
 
+class CopyingQuestion:
+    """Which heads are asked about, and where their path leads.
+
+    Attributes:
+        after: where layer 0 leaves the residual stream.
+        before, z: where each layer's residual stream and its heads' z are.
+        heads: how many heads a layer has.
+        norms: for each layer the path of the norm behind attention, or None.
+        norm, unembed: the paths of the final norm (or None) and of the unembedding.
+        sign: -1 where the heads' outputs are turned round, else 1.
+        logit_sign: -1 where the model turns its logits round, else 1.
+        top_k: among how many tokens a copied one is.
+        options: further arguments of a pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        after: tuple[Any, ...],
+        before: list[tuple[Any, ...]],
+        z: list[tuple[Any, ...]],
+        heads: int,
+        norms: list[str | None],
+        norm: str | None,
+        unembed: str,
+        sign: float,
+        logit_sign: float,
+        top_k: int,
+        options: dict[str, Any],
+    ) -> None:
+        self.after = after
+        self.before = before
+        self.z = z
+        self.heads = heads
+        self.norms = norms
+        self.norm = norm
+        self.unembed = unembed
+        self.sign = sign
+        self.logit_sign = logit_sign
+        self.top_k = top_k
+        self.options = options
+
+
 def copying_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """``copied`` [example, layer, head, pos], and ``attention`` [example, layer, head] if asked."""
-    copied, attention = [], []
-    total, rows = payload["columns"].shape[0], payload["rows"]
-    for start in range(0, total, rows):
-        some = slice(start, start + rows)
-        prompts = PromptBatch(**payload["prompts"]).take(some)
-        at = payload["columns"][some]
-        streams, ids = held(nn, payload, prompts, at)
-        alone = one_by_one(nn, payload, streams, ids)
-        copied.append(alone.unflatten(0, at.shape).permute(0, 2, 3, 1))
-        if payload["looked_at"] is not None:
-            wanted = payload["looked_at"][some]
-            found, problem = last_looks(nn, payload, prompts, wanted)
-            if problem is not None:
-                return {"refused": problem}
-            attention.append(torch.stack([one.cpu() for one in found], 1))
-        tick(min(start + rows, total), total)
-    values = {"copied": torch.cat(copied)}
-    return {**values, "attention": torch.cat(attention)} if attention else values
+    every, columns = PromptBatch(**payload["prompts"]), payload["columns"]
+    question, looked_at = CopyingQuestion(**payload["question"]), payload["looked_at"]
+    portions = Portions(nn, tick, total=len(every), **payload["portions"])
+    for some in portions:
+        with portions.attempt():
+            prompts, at = every.take(some), columns[some]
+            streams, ids = left_by_layer_0(nn, question, prompts, at)
+            alone = copied_alone(nn, question, streams, ids)
+            values = {"copied": alone.unflatten(0, at.shape).permute(0, 2, 3, 1)}
+            if looked_at is not None:
+                looks = (payload["paths"], looked_at[some], question.options)
+                values["attention"] = last_looks(nn, prompts, *looks)
+            portions.keep(values, rows=max(len(prompts), len(ids)))
+            portions.tick(1, 1)
+    return portions.joined()
 
 
-def held(nn: Any, ask: dict[str, Any], prompts: PromptBatch, at: Tensor) -> tuple[Tensor, Tensor]:
+def left_by_layer_0(
+    nn: Any, question: CopyingQuestion, prompts: PromptBatch, at: Tensor
+) -> tuple[Tensor, Tensor]:
     """What layer 0 leaves at each token [token, d_model], and the tokens' ids."""
-    with nn.trace(**inputs(prompts, ask["options"])):
+    with nn.trace(**inputs(prompts, question.options)):
         with torch.no_grad():
-            stream = take(read(nn, ask["after"], prompts.width), at).clone()
+            stream = take(read(nn, question.after, prompts.width), at).clone()
     return stream.flatten(0, 1), prompts.ids.gather(1, at).flatten()
 
 
-def one_by_one(nn: Any, ask: dict[str, Any], streams: Tensor, ids: Tensor) -> Tensor:
+def copied_alone(nn: Any, question: CopyingQuestion, streams: Tensor, ids: Tensor) -> Tensor:
     """Whether each head, looking at each token alone, predicts it [token, layer, head]."""
     found: list[Tensor] = []
-    with nn.trace(input_ids=ids[:, None], use_cache=False, **ask["options"]):
+    alone = PromptBatch(ids[:, None], torch.ones_like(ids, dtype=torch.bool)[:, None])
+    with nn.trace(**inputs(alone, question.options)):
         with torch.no_grad():
-            for layer in range(len(ask["before"])):
-                live = read(nn, ask["before"][layer], 1)
-                write(nn, ask["before"][layer], streams[:, None].to(live))
-                z = read(nn, ask["z"][layer], 1)[:, 0]
-                heads = contributions(nn, ask, layer, z)
-                found.append(torch.stack([predicts(nn, ask, one, ids) for one in heads], 1))
+            for layer, where in enumerate(question.before):
+                live = read(nn, where, 1)
+                write(nn, where, streams[:, None].to(live))
+                z = read(nn, question.z[layer], 1)[:, 0]
+                heads = contributions(nn, question, layer, z)
+                found.append(torch.stack([predicts(nn, question, one, ids) for one in heads], 1))
     return torch.stack([one.cpu() for one in found], 1)
 
 
-def contributions(nn: Any, ask: dict[str, Any], layer: int, z: Tensor) -> list[Tensor]:
+def contributions(nn: Any, question: CopyingQuestion, layer: int, z: Tensor) -> list[Tensor]:
     """What each head adds to the residual stream [token, d_model], inside a trace."""
-    path = ask["z"][layer][0]
+    path, heads = question.z[layer][0], question.heads
     with torch.autocast(z.device.type, enabled=False):
         weight, _ = linear_map(nn.get(path), z.shape[-1], z[:, None])
-        parts = zip(z.float().chunk(ask["heads"], -1), weight.chunk(ask["heads"]), strict=True)
+        parts = zip(z.float().chunk(heads, -1), weight.chunk(heads), strict=True)
         outputs = [(part @ matrix).to(z.dtype) for part, matrix in parts]
-    norm = ask["norms"][layer]
+    norm = question.norms[layer]
     return outputs if norm is None else [nn.get(norm)(one) for one in outputs]
 
 
-def predicts(nn: Any, ask: dict[str, Any], output: Tensor, ids: Tensor) -> Tensor:
+def predicts(nn: Any, question: CopyingQuestion, output: Tensor, ids: Tensor) -> Tensor:
     """Whether the tokens are among the first k that this output alone would predict [token]."""
-    turned = ask["sign"] * output[:, None]
-    normed = turned if ask["norm"] is None else nn.get(ask["norm"])(turned)
-    logits = nn.get(ask["unembed"])(normed)[:, 0] * ask["logit_sign"]
+    signed = question.sign * output[:, None]
+    normed = signed if question.norm is None else nn.get(question.norm)(signed)
+    logits = nn.get(question.unembed)(normed)[:, 0] * question.logit_sign
     own = logits.gather(-1, ids.to(logits.device)[:, None])
-    return ((logits > own).sum(-1) < ask["top_k"]).float()
+    return ((logits > own).sum(-1) < question.top_k).float()
 
 
 def last_looks(
-    nn: Any, ask: dict[str, Any], prompts: PromptBatch, wanted: Tensor
-) -> tuple[list[Tensor], Any]:
-    """Each layer's attention from the last position to the wanted keys [example, head]."""
+    nn: Any, prompts: PromptBatch, paths: list[list[str]], looked_at: Tensor, options: Any
+) -> Tensor:
+    """The attention from the last position to some keys [example, layer, head].
+
+    Args:
+        nn: the nnsight model.
+        prompts: what is run.
+        paths: see `nnattr.model.patterns.attention_paths`.
+        looked_at: the keys [example, key_pos].
+        options: further arguments of the pass.
+    """
 
     def reduce(pattern: Tensor) -> Tensor:
         """One layer's."""
-        return (pattern[:, :, -1].float() * wanted[:, None].to(pattern.device)).sum(-1)
+        return (pattern[:, :, -1].float() * looked_at[:, None].to(pattern.device)).sum(-1)
 
-    return patterns(nn, prompts, ask["paths"], None, ask["options"], reduce)
+    found = patterns(nn, prompts, paths, None, options, reduce)
+    return torch.stack([one.cpu() for one in found], 1)
 
 
 def _payload(
@@ -230,24 +280,26 @@ def _payload(
     normed = spec.attn_out.path != spec.attn_proj
     layers = [f"{spec.layers}.{layer}" for layer in range(model.n_layers)]
     scale = getattr(model.config, spec.logit_scale) if spec.logit_scale else 1.0
-    held = at.shape[1] * model.config.vocab_size
+    logits = at.shape[1] * model.config.vocab_size
     return {
         "prompts": tokens.tensors,
         "columns": at,
-        "after": model.places("resid_post")[0],
-        "before": model.places("resid_pre"),
-        "z": model.places("z"),
-        "norms": [f"{path}.{spec.attn_out.path}" if normed else None for path in layers],
-        "norm": spec.final_norm,
-        "unembed": spec.unembed,
-        "sign": -1.0 if negative else 1.0,
-        "logit_sign": -1.0 if scale < 0 else 1.0,
-        "heads": model.n_heads,
-        "top_k": top_k,
-        "paths": attention_paths(model),
         "looked_at": None,
-        "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
-        "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
+        "paths": attention_paths(model),
+        "question": {
+            "after": model.places("resid_post")[0],
+            "before": model.places("resid_pre"),
+            "z": model.places("z"),
+            "heads": model.n_heads,
+            "norms": [f"{path}.{spec.attn_out.path}" if normed else None for path in layers],
+            "norm": spec.final_norm,
+            "unembed": spec.unembed,
+            "sign": -1.0 if negative else 1.0,
+            "logit_sign": -1.0 if scale < 0 else 1.0,
+            "top_k": top_k,
+            "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
+        },
+        "portions": model.portions(width, floats=2 * logits),
     }
 
 

@@ -25,15 +25,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from nnattr.arguments import Positive, checked
-from nnattr.errors import ArchError, TaskError
+from nnattr.errors import TaskError
 from nnattr.graph import Part, parse
 from nnattr.jobs.record import as_task, record, untold
 from nnattr.methods.attention.decompose_attention_job import attention_parts_job
-from nnattr.model.attention_form import layer_form, require
+from nnattr.model.attention_form import layer_form
 from nnattr.model.components import Plan, bias, components
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
@@ -76,20 +75,20 @@ def decompose_attention(
     kept = pairs if isinstance(pairs, int) else [_known(pair, names) for pair in pairs]
     texts, tokens = asked(model, prompts)
     payload = {
-        "prompts": [torch.tensor([row]) for row in tokens.rows],
-        "form": form,
-        "head": number,
-        "reads": list(plan.reads),
-        "parts": list(plan.parts),
-        "splits": list(plan.splits),
-        "names": names,
+        "prompts": tokens.tensors,
+        "question": {
+            "form": form,
+            "head": number,
+            "reads": list(plan.reads),
+            "parts": list(plan.parts),
+            "splits": list(plan.splits),
+            "names": names,
+        },
         "pairs": kept,
+        "portions": model.portions(tokens.ids.shape[1]),
     }
     outcome = model.run(attention_parts_job, payload, label=f"attention of {name}")
-    values = outcome.values
-    for example in values["examples"]:
-        _proven(model, (layer, number), example["proof"])
-    data = _dataset(values["examples"], names)
+    data = _dataset(outcome.values, names)
     strings = tuple(tuple(row) for row in tokens.strings)
     given = {"head": (layer, number), "pairs": kept, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
@@ -120,61 +119,28 @@ def _known(pair: Any, names: Sequence[str]) -> tuple[str, str]:
     return str(pair[0]), str(pair[1])
 
 
-def _proven(model: Model, head: tuple[int, int], proof: dict[str, Any]) -> None:
-    """Refuse parts that do not add up to what the head really does."""
-    if proof["alibi"]:
-        raise ArchError(
-            f"{model.name} ({model.architecture}) adds a bias for the distance of query and key to "
-            "its scores (ALiBi), which comes from no component; the scores are more than the sum "
-            "of these pairs."
-        )
-    require(model, proof)
-    tolerance = max(1e-3, 16 * proof["eps"])
-    if not max(proof["sum"], proof["stream"]) <= tolerance:
-        raise ArchError(
-            f"The parts that nnattr finds in {model.name} ({model.architecture}) do not add up: "
-            f"the residual stream differs by {proof['stream']:.1e} of its size and what "
-            f"{Part('head', *head)} puts out by {proof['sum']:.1e}, and at most {tolerance:.0e} is "
-            "allowed."
-        )
-
-
-def _dataset(examples: Sequence[dict[str, Any]], names: Sequence[str]) -> xr.Dataset:
-    """The examples' tensors side by side, filled up with NaN where a prompt is shorter."""
-    longest = max(one["total"].shape[0] for one in examples)
-    places = np.arange(longest)
-    strongest = examples[0]["pairs"]
-    labels = [f"{names[i]} → {names[j]}" for i, j in strongest]
-    data: dict[str, Any] = {
-        name: (("example", "component", "pos"), _stacked(examples, name, 1, longest))
-        for name in ("query", "key")
-    }
-    data["spread"] = (
-        ("example", "query_component", "key_component"),
-        np.stack([one["spread"].numpy() for one in examples]),
-    )
+def _dataset(values: dict[str, Any], names: Sequence[str]) -> xr.Dataset:
+    """What the job returned, with names."""
     across = ("query_pos", "key_pos")
-    data["scores"] = (("example", "pair", *across), _stacked(examples, "scores", 2, longest))
-    for name in ("total", "pattern"):
-        data[name] = (("example", *across), _stacked(examples, name, 2, longest))
+    dims = {
+        "query": ("component", "pos"),
+        "key": ("component", "pos"),
+        "spread": ("query_component", "key_component"),
+        "scores": ("pair", *across),
+        "total": across,
+        "pattern": across,
+    }
+    data = {name: (("example", *own), values[name].numpy()) for name, own in dims.items()}
+    examples, longest = values["total"].shape[:2]
+    places = np.arange(longest)
     coords = {
-        "example": np.arange(len(examples)),
+        "example": np.arange(examples),
         "component": list(names),
         "query_component": list(names),
         "key_component": list(names),
-        "pair": labels,
+        "pair": [f"{names[query]} → {names[key]}" for query, key in values["pairs"]],
         "pos": places,
         "query_pos": places,
         "key_pos": places,
     }
     return xr.Dataset(data, coords)
-
-
-def _stacked(examples: Sequence[dict[str, Any]], name: str, axes: int, longest: int) -> np.ndarray:
-    """One tensor of every example, its last ``axes`` filled up to ``longest``."""
-    found = []
-    for one in examples:
-        value = one[name].float()
-        missing = longest - value.shape[-1]
-        found.append(torch.nn.functional.pad(value, (0, missing) * axes, value=float("nan")))
-    return torch.stack(found).numpy()

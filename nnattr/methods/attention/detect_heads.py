@@ -35,12 +35,12 @@ from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
 from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths
+from nnattr.model.patterns import attention_paths
 from nnattr.model.prompts import Prompts, Run, asked
 from nnattr.results import HeadScores
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
-from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.runs.portions import Portions
 from nnattr.tokens import Tokens, pad_id, token_strings
 
 THRESHOLDS = {
@@ -50,7 +50,6 @@ THRESHOLDS = {
     "duplicate": 0.5,
     "induction": 0.5,
 }
-FLOATS = 2**26  # numbers of a layer's patterns, or logits, that one chunk may hold at a time
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a tokenizer's fallback for what it cannot write
 
 
@@ -99,16 +98,15 @@ def detect_heads(
     else:
         (texts, tokens), second = asked(model, prompts, run), None
     width = tokens.ids.shape[1]
-    held = max(model.n_heads * width**2, width * model.config.vocab_size)
+    pattern, vocab = model.n_heads * width**2, model.config.vocab_size
     payload = {
         "prompts": tokens.tensors,
         "paths": attention_paths(model),
         "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
-        "kinds": KINDS,
-        "rows": max(1, min(TOKENS_PER_FORWARD // width, FLOATS // held)),
+        "portions": model.portions(width, floats=max(pattern, 3 * width * vocab)),
     }
     outcome = model.run(detection_job, payload, label="head detection")
-    values = accepted(model, outcome.values)
+    values = outcome.values
     dims = ("example", "kind", "layer", "head")
     known = values["scores"].permute(0, 2, 1, 3).numpy()
     coords = {
@@ -128,30 +126,30 @@ def detect_heads(
 
 def detection_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """``scores`` [example, layer, kind, head] and ``loss`` [example, pos] of every prompt."""
-    kinds, losses = [], []
     every = PromptBatch(**payload["prompts"])
-    total, rows = len(every), payload["rows"]
-    for start in range(0, total, rows):
-        prompts = every.take(slice(start, start + rows))
-        found, problem = by_kind(nn, prompts, payload)
-        if problem is not None:
-            return {"refused": problem}
-        kinds.append(torch.stack([one.cpu() for one in found], 1))
-        losses.append(token_losses(nn, prompts))
-        tick(min(start + rows, total), total)
-    return {"scores": torch.cat(kinds), "loss": torch.cat(losses)}
+    portions = Portions(nn, tick, total=len(every), **payload["portions"])
+    for some in portions:
+        with portions.attempt():
+            prompts = every.take(some)
+            found = by_kind(nn, prompts, payload["paths"], payload["options"])
+            by_head = torch.stack([one.cpu() for one in found], 1)
+            portions.keep({"scores": by_head, "loss": token_losses(nn, prompts)})
+            portions.tick(1, 1)
+    return portions.joined()
 
 
-def by_kind(nn: Any, prompts: PromptBatch, ask: dict[str, Any]) -> tuple[list[Tensor], Any]:
-    """Each layer's scores [example, kind, head], or why there are none."""
-    wanted = keys(prompts.ids, prompts.mask)
+def by_kind(
+    nn: Any, prompts: PromptBatch, paths: list[list[str]], options: dict[str, Any]
+) -> list[Tensor]:
+    """Each layer's scores [example, kind, head]; kinds as in `nnattr.headkinds.KINDS`."""
+    attended = keys(prompts.ids, prompts.mask)
 
     def reduce(pattern: Tensor) -> Tensor:
         """One layer's pattern to its scores."""
-        each = [scores(pattern, wanted[kind].to(pattern.device)) for kind in ask["kinds"]]
+        each = [scores(pattern, attended[kind].to(pattern.device)) for kind in KINDS]
         return torch.stack(each, 1)
 
-    return patterns(nn, prompts, ask["paths"], None, ask["options"], reduce)
+    return patterns(nn, prompts, paths, None, options, reduce)
 
 
 def token_losses(nn: Any, prompts: PromptBatch) -> Tensor:

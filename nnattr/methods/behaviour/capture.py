@@ -12,7 +12,6 @@ from the eager implementation (`nnattr.runs.patterns`). For anything else go dow
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, overload
 
@@ -24,17 +23,12 @@ from torch import Tensor
 from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.jobs.record import as_task, record, untold
+from nnattr.methods.behaviour.capture_job import capture_job
 from nnattr.model.model import Model
-from nnattr.model.patterns import accepted, attention_paths
+from nnattr.model.patterns import attention_paths
 from nnattr.model.prompts import Prompts, Run, aligned, asked
-from nnattr.model.sites import FORWARD_ORDER, SITES, SiteName
+from nnattr.model.sites import FORWARD_ORDER, SITES
 from nnattr.results import Activations
-from nnattr.runs.inputs import PromptBatch, inputs
-from nnattr.runs.logits import take
-from nnattr.runs.patterns import patterns
-from nnattr.runs.places import read
-from nnattr.runs.portions import TOKENS_PER_FORWARD
-from nnattr.runs.rotated import rotated
 from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens
 
@@ -43,7 +37,8 @@ Reduce: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 #: Sites that no module returns, read in passes of their own.
 INSIDE = {"rot_q": "head", "rot_k": "kv_head"}
-FLOATS = 2**27  # numbers that one chunk of prompts may hold at a time
+#: Into how many heads a site's last axis is split, and which of them are wanted.
+Units: TypeAlias = tuple[int, list[int]]
 
 
 @overload
@@ -128,13 +123,27 @@ def capture(
     texts, tokens = asked(model, prompts, run)
     at, present = aligned(prompts, texts, tokens, positions)
     chosen = _numbers("layer", layers, model.n_layers)
-    payload = _payload(model, names, tokens, at, present, chosen, heads)
-    payload["reduce"] = reduce
+    units, width = _units(model, heads), tokens.ids.shape[1]
+    wanted = _wanted(model, names, chosen, units)
+    floats = (len(wanted["reads"]) + len(chosen)) * at.shape[1] * 4 * model.n_heads * model.d_head
+    if "pattern" in names:
+        floats += len(chosen) * len(units["head"][1]) * width**2
+    payload = {
+        "prompts": tokens.tensors,
+        "columns": {"at": at, "present": present},
+        "wanted": wanted,
+        "reduce": reduce,
+        "portions": model.portions(width, floats=floats),
+    }
     outcome = model.run(capture_job, payload, label="capture")
-    values = accepted(model, outcome.values)["values"]
+    values = {
+        name.removeprefix("value "): value
+        for name, value in outcome.values.items()
+        if name.startswith("value ")
+    }
     if reduce is None:
         found = {
-            name: _labelled(model, name, values[name], payload, tokens, at, present)
+            name: _labelled(name, values[name], chosen, units, tokens, at, present)
             for name in names
         }
         given = {"sites": names, "positions": positions, "run": run}
@@ -149,75 +158,6 @@ def capture(
                 " its first axis must be the prompts, as in what it is given."
             )
     return values
-
-
-def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """``values``: by site [example, layer, ...], or what ``reduce`` makes of them."""
-    parts = []
-    total, rows = payload["columns"].shape[0], payload["rows"]
-    for start in range(0, total, rows):
-        some = slice(start, start + rows)
-        prompts = PromptBatch(**payload["prompts"]).take(some)
-        at, present = payload["columns"][some], payload["present"][some]
-        found = activations(nn, payload, prompts, at, present) if payload["reads"] else {}
-        if payload["pattern"] is not None:
-            every, problem = patterns(
-                nn, prompts, payload["paths"], payload["pattern"], payload["options"]
-            )
-            if problem is not None:
-                return {"refused": problem}
-            found["pattern"] = queries(every, prompts.mask, at, present)
-        if payload["rotated"]:
-            pairs, problem = rotated(nn, prompts, payload["inside"], payload["options"])
-            if problem is not None:
-                return {"refused": problem}
-            for name, number, wanted in payload["rotated"]:
-                found[name] = meeting([pair[number] for pair in pairs], wanted, at, present)
-        if payload["reduce"] is not None:
-            found = payload["reduce"](found)
-        parts.append({key: value.detach().cpu() for key, value in found.items()})
-        tick(min(start + rows, total), total)
-    return {"values": {key: torch.cat([part[key] for part in parts]) for key in parts[0]}}
-
-
-def activations(
-    nn: Any, ask: dict[str, Any], prompts: PromptBatch, at: Tensor, present: Tensor
-) -> dict[str, Tensor]:
-    """By site [example, layer, pos, ...] of one chunk, by a plain pass."""
-    seen: dict[str, list[Tensor]] = {}
-    width = prompts.width
-    with nn.trace(**inputs(prompts, ask["options"])):
-        with torch.no_grad():
-            for name, where, parts, wanted in ask["reads"]:
-                value = read(nn, where, width)
-                value = take(value.expand(len(at), -1, -1), at).float()
-                value = value * present[..., None].to(value.device)
-                if parts:
-                    value = value.unflatten(-1, (parts, -1))[:, :, wanted]
-                seen.setdefault(name, []).append(value)
-    home = seen[ask["reads"][0][0]][0].device
-    return {name: torch.stack([one.to(home) for one in each], 1) for name, each in seen.items()}
-
-
-def meeting(every: list[Tensor], heads: list[int], at: Tensor, present: Tensor) -> Tensor:
-    """Chosen heads and positions [example, layer, pos, head, d_head] of each layer's q or k."""
-    home = every[0].device
-    whole = torch.stack([one[:, heads].float().to(home) for one in every], 1).transpose(2, 3)
-    rows = at.to(home)[:, None, :, None, None].expand(-1, whole.shape[1], -1, *whole.shape[3:])
-    return whole.gather(2, rows) * present.to(home)[:, None, :, None, None]
-
-
-def queries(every: list[Tensor], mask: Tensor, at: Tensor, present: Tensor) -> Tensor:
-    """The rows of chosen queries [example, layer, head, query_pos, key_pos].
-
-    Key 0 is each prompt's first token; behind its last token there are zeros.
-    """
-    home = every[0].device
-    whole = torch.stack([one.float().to(home) for one in every], 1)
-    rows = at.to(home)[:, None, None, :, None].expand(*whole.shape[:3], -1, whole.shape[-1])
-    chosen = whole.gather(3, rows) * present.to(home)[:, None, None, :, None]
-    shifts = (~mask).sum(1).tolist()
-    return torch.stack([one.roll(-shift, -1) for one, shift in zip(chosen, shifts, strict=True)])
 
 
 def _names(sites: str | Sequence[str]) -> list[str]:
@@ -250,63 +190,54 @@ def _numbers(what: str, given: int | Sequence[int] | None, count: int) -> list[i
     return sorted(set(found))
 
 
-def _payload(
-    model: Model,
-    names: list[str],
-    tokens: Tokens,
-    at: Tensor,
-    present: Tensor,
-    layers: list[int],
-    heads: int | Sequence[int] | None,
-) -> dict[str, Any]:
-    """What travels."""
+def _units(model: Model, heads: int | Sequence[int] | None) -> dict[str | None, Units]:
+    """Into what a site's last axis is split: how many there are, and which are wanted.
+
+    Raises:
+        ArchError: the model has no such head.
+    """
     wanted = _numbers("head", heads, model.n_heads)
     shared = model.n_heads // model.n_kv_heads
-    parts = {
+    return {
         None: (0, []),
         "head": (model.n_heads, wanted),
         "kv_head": (model.n_kv_heads, sorted({head // shared for head in wanted})),
     }
-    order = FORWARD_ORDER.items()
-    units: dict[SiteName, str | None] = {name: unit for name, unit in order if name in names}
-    places = {name: model.places(name) for name in units}
-    reads = [
-        (name, places[name][layer], *parts[unit])
-        for layer in layers
-        for name, unit in units.items()
-    ]
-    width = tokens.ids.shape[1]
-    size = (len(reads) + len(layers)) * at.shape[1] * 4 * model.n_heads * model.d_head
-    if "pattern" in names:
-        size += len(layers) * len(wanted) * width**2
+
+
+def _wanted(
+    model: Model, names: list[str], layers: list[int], units: dict[str | None, Units]
+) -> dict[str, Any]:
+    """What the job reads, see `nnattr.methods.behaviour.capture_job.Wanted`."""
+    places = {
+        name: (model.places(name), unit) for name, unit in FORWARD_ORDER.items() if name in names
+    }
+    heads, paths = units["head"][1], attention_paths(model)
     return {
-        "prompts": tokens.tensors,
-        "columns": at,
-        "present": present,
-        "reads": reads,
-        "pattern": [wanted if layer in layers else [] for layer in range(model.n_layers)]
+        "reads": [
+            (name, own[layer], *units[unit])
+            for layer in layers
+            for name, (own, unit) in places.items()
+        ],
+        "patterns": [heads if layer in layers else [] for layer in range(model.n_layers)]
         if "pattern" in names
         else None,
-        "paths": attention_paths(model),
         "rotated": [
-            (name, number, parts[unit][1])
+            (name, number, units[unit][1])
             for number, (name, unit) in enumerate(INSIDE.items())
             if name in names
         ],
-        "inside": [attention_paths(model)[layer] for layer in layers],
+        "pattern_paths": paths,
+        "rotated_paths": [paths[layer] for layer in layers],
         "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
-        "rows": max(1, min(TOKENS_PER_FORWARD // width, math.ceil(FLOATS / size))),
-        "layers": layers,
-        "heads": wanted,
-        "kv_heads": parts["kv_head"][1],
     }
 
 
 def _labelled(
-    model: Model,
     name: str,
     values: Tensor,
-    ask: dict[str, Any],
+    layers: list[int],
+    units: dict[str | None, Units],
     tokens: Tokens,
     at: Tensor,
     present: Tensor,
@@ -320,7 +251,7 @@ def _labelled(
     pos = "query_pos" if name == "pattern" else "pos"
     coords: dict[str, Any] = {
         "example": np.arange(len(tokens)),
-        "layer": ask["layers"],
+        "layer": layers,
         "position": (("example", pos), own),
         "token": (("example", pos), np.array(strings, dtype=object)),
     }
@@ -330,12 +261,12 @@ def _labelled(
         keys = torch.arange(values.shape[-1]) < lengths[:, None]
         known = (present[:, :, None] & keys[:, None])[:, None, None]
         dims: tuple[str, ...] = ("example", "layer", "head", pos, "key_pos")
-        coords["head"] = ask["heads"]
+        coords["head"] = units["head"][1]
         return xr.DataArray(values.masked_fill(~known, nan).numpy(), dims=dims, coords=coords)
     unit = {**FORWARD_ORDER, **INSIDE}[name]
     last = ("neuron",) if name == "neuron" else ("d_model",)
     dims = ("example", "layer", pos, *((unit, "d_head") if unit else last))
     if unit:
-        coords[unit] = ask["heads" if unit == "head" else "kv_heads"]
+        coords[unit] = units[unit][1]
     known = present[:, None, :].reshape(len(at), 1, -1, *[1] * (values.ndim - 3))
     return xr.DataArray(values.masked_fill(~known, nan).numpy(), dims=dims, coords=coords)

@@ -26,13 +26,12 @@ from nnattr.jobs.record import as_task, record
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked, columns
 from nnattr.results import Comparison
-from nnattr.runs.logits import joined, model_inputs, take
-from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import take
+from nnattr.runs.portions import Portions
 from nnattr.tokens import Tokens, pad_id
 
 Strings: TypeAlias = tuple[str, ...]
-
-FLOATS = 2**26  # logits of each side that one chunk of pairs may hold at a time
 
 
 @checked
@@ -70,17 +69,19 @@ def compare_runs(
     if positions == "each":
         _aligned(left, both.strings[:n], both.strings[n:])
     at, present = columns([*left, *right], [*left, *right], both, positions)
-    held = at.shape[1] * model.config.vocab_size
+    logits = at.shape[1] * model.config.vocab_size
     payload = {
         "a": {"ids": both.ids[:n], "mask": both.mask[:n]},
         "b": {"ids": both.ids[n:], "mask": both.mask[n:]},
         "columns": at[:n],
         "top_k": top_k,
-        "rows": max(1, min(TOKENS_PER_FORWARD // both.ids.shape[1], FLOATS // held)),
+        "portions": model.portions(both.ids.shape[1], floats=6 * logits),  # of both sides
     }
     outcome = model.run(compare_job, payload, label="comparing runs")
-    values = outcome.values
-    shown = {key: found.masked_fill(~present[:n], float("nan")) for key, found in values.items()}
+    shown = {
+        name: outcome.values[name].masked_fill(~present[:n], float("nan"))
+        for name in ("norm", "kl", "overlap")
+    }
     data = xr.Dataset(
         {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
         {"example": np.arange(n), "pos": np.arange(at.shape[1])},
@@ -94,23 +95,20 @@ def compare_runs(
 
 def compare_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The distances [example, pos]."""
-    parts = []
-    total, rows = len(payload["columns"]), payload["rows"]
-    for start in range(0, total, rows):
-        chunk = slice(start, start + rows)
-        at = payload["columns"][chunk]
-        a, b = (
-            logits_at(nn, {key: value[chunk] for key, value in payload[name].items()}, at)
-            for name in ("a", "b")
-        )
-        parts.append(distances(a, b, payload["top_k"]))
-        tick(min(start + rows, total), total)
-    return joined(parts)
+    both = [PromptBatch(**payload[side]) for side in ("a", "b")]
+    columns = payload["columns"]
+    portions = Portions(nn, tick, total=len(columns), **payload["portions"])
+    for some in portions:
+        with portions.attempt():
+            a, b = (logits_at(nn, side.take(some), columns[some]) for side in both)
+            portions.keep(distances(a, b, payload["top_k"]))
+            portions.tick(1, 1)
+    return portions.joined()
 
 
-def logits_at(nn: Any, prompts: dict[str, Tensor], columns: Tensor) -> Tensor:
+def logits_at(nn: Any, prompts: PromptBatch, columns: Tensor) -> Tensor:
     """The logits [example, pos, d_vocab] at the columns, in float32."""
-    with nn.trace(model_inputs(prompts)):
+    with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             logits = take(nn.output.logits, columns).float()
     return logits

@@ -10,7 +10,8 @@ from torch import Tensor
 from nnattr.arguments import Between, Positive, Seed, checked
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked
-from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.portions import Portions
 
 #: Beyond a million times the usual one all tokens are equally likely.
 Temperature: TypeAlias = Annotated[float, Between(0, 1e6)]
@@ -55,28 +56,31 @@ def generate(
         "prompts": tokens.tensors,
         "options": {**options, "pad_token_id": model.tokenizer.pad_token_id},
         "seed": seed,
-        "rows": max(1, TOKENS_PER_FORWARD // (tokens.ids.shape[1] + max_new_tokens)),
+        "portions": model.portions(tokens.ids.shape[1] + max_new_tokens),
     }
     found = model.run(generate_job, payload, label="generating").values["ids"]
-    return [model.tokenizer.decode(row, skip_special_tokens=True) for row in found]
+    rows = [[token for token in row if token >= 0] for row in found.tolist()]
+    return [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
 def generate_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """The new tokens of every prompt, as lists."""
-    rows, ids = payload["rows"], payload["prompts"]["ids"]
-    found: list[list[int]] = []
+    """``ids`` [example, new token], -1 behind where all prompts of a portion have ended."""
+    every, options = PromptBatch(**payload["prompts"]), payload["options"]
+    portions = Portions(nn, tick, total=len(every), **payload["portions"])
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
         torch.manual_seed(payload["seed"])
-        for start in range(0, len(ids), rows):
-            chunk = {key: value[start : start + rows] for key, value in payload["prompts"].items()}
-            found += continued(nn, chunk, payload["options"])
-            tick(min(start + rows, len(ids)), len(ids))
-    return {"ids": found}
+        for some in portions:
+            with portions.attempt():
+                found = continued(nn, every.take(some), options)
+                missing = options["max_new_tokens"] - found.shape[1]
+                portions.keep({"ids": torch.nn.functional.pad(found, (0, missing), value=-1)})
+                portions.tick(1, 1)
+    return portions.joined()
 
 
-def continued(nn: Any, prompts: dict[str, Tensor], options: dict[str, Any]) -> list[list[int]]:
-    """The same for one chunk of prompts."""
-    given = {"input_ids": prompts["ids"], "attention_mask": prompts["mask"].long()}
+def continued(nn: Any, prompts: PromptBatch, options: dict[str, Any]) -> Tensor:
+    """The new tokens of each prompt [example, new token]."""
+    given = {"input_ids": prompts.ids, "attention_mask": prompts.mask.long()}
     with nn.generate(given, **options) as tracer:
         text = tracer.result.cpu()
-    return text[:, prompts["ids"].shape[1] :].tolist()
+    return text[:, prompts.width :]

@@ -20,7 +20,8 @@ from nnattr.jobs.record import as_task, record, untold
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked
 from nnattr.results import Inspection
-from nnattr.runs.logits import model_inputs, top_tokens
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import top_tokens
 from nnattr.tasks import Task
 from nnattr.tokens import prompt_ids
 
@@ -73,8 +74,8 @@ def inspect_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The reduced distribution at each token that is followed by one of the answer."""
     ids = payload["ids"]
     count = 1 if payload["answer"] is None else len(payload["answer"])
-    prompts = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
-    with nn.trace(model_inputs(prompts)):
+    prompts = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+    with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             logits = nn.output.logits[0, payload["start"] : payload["start"] + count]
             found = top_tokens(logits, payload["top_k"], payload["answer"])

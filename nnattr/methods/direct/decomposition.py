@@ -14,11 +14,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nnattr.errors import ArchError, MetricError
 from nnattr.model.components import Plan, Unit, bias, logit_constants
 from nnattr.model.model import Model
 from nnattr.results.dataset import ordered
-from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens
@@ -26,7 +24,6 @@ from nnattr.tokens import Tokens
 Norm = Literal["frozen", "each"]
 Run = Literal["clean", "corrupted"]
 Labelled = tuple[xr.DataArray, xr.DataArray | None]
-FLOATS = 2**26  # numbers that one chunk of examples may hold at a time
 
 
 def decomposition(
@@ -59,48 +56,24 @@ def decomposition(
     return {
         "run": _prompts(here),
         "other": _prompts(there),
-        "tokens": words[0],
-        "weights": words[1],
-        "spots": chosen,
-        "reads": list(plan.reads),
-        "parts": list(plan.parts),
-        "splits": list(plan.splits),
-        "heads": model.n_heads if unit == "head" else 0,
-        "norm": model.spec.final_norm,
-        "unembed": model.spec.unembed,
-        "multiplier": multiplier,
-        "capped": cap is not None,
-        "whole": unit != "accumulated",
-        "each": norm == "each",
-        "keeps": model.accepts("logits_to_keep"),
-        "rows": max(1, min(TOKENS_PER_FORWARD // task.width, FLOATS // held)),
+        "direction": {"tokens": words[0], "weights": words[1], "cells": chosen},
+        "parts": {
+            "reads": list(plan.reads),
+            "parts": list(plan.parts),
+            "splits": list(plan.splits),
+            "heads": model.n_heads if unit == "head" else 0,
+            "end": {
+                "norm": model.spec.final_norm,
+                "unembed": model.spec.unembed,
+                "multiplier": multiplier,
+                "capped": cap is not None,
+            },
+            "whole": unit != "accumulated",
+            "each": norm == "each",
+            "keeps": model.accepts("logits_to_keep"),
+        },
+        "portions": model.portions(task.width, floats=2 * held),  # the sums are as large again
     }
-
-
-def proven(model: Model, metric: str, values: dict[str, Any]) -> None:
-    """Refuse what is not finite, and a model that is not the sum it was taken for.
-
-    Raises:
-        MetricError: infinite values, or none.
-        ArchError: parts that do not add up, with what was measured.
-    """
-    gaps = dict(values["gaps"])
-    tolerance = max(1e-4, 16 * gaps.pop("eps"))
-    for key in ("run", "other", "linear"):
-        if key in values and not torch.isfinite(values[key]).all():
-            raise MetricError(
-                f"{metric} is not finite on every example ({key} run). Check the model's "
-                f"weights for NaN or overflow (`nnattr doctor {model.name}`), or use "
-                "dtype='float32'."
-            )
-    for what, size in gaps.items():
-        if not size <= tolerance:
-            raise ArchError(
-                f"{model.name} ({model.architecture}) is not the sum of its parts as nnattr reads "
-                f"it: the {what} differ by {size:.1e} of their size, and at most "
-                f"{tolerance:.0e} is allowed. Its norm, unembedding or MLP is of a kind that "
-                "direct logit attribution does not know; activation_patching needs none of them."
-            )
 
 
 def shares(

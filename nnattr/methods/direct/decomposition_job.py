@@ -2,12 +2,14 @@
 
 Everything here travels to where the model is: torch and plain values only. The weights are used
 through the model, inside the trace, and what is assumed about them is measured in the same run:
-``gaps`` are the largest errors, relative to the largest values, of
+the largest errors, relative to the largest values, of
 
 - ``residual stream``: its last state against the sum of its parts,
 - ``norms``: the norms against the linear maps that stand for them,
 - ``logits``: the model's own against those of the linear map,
 - ``units``: attention (or MLP) against the sum of its heads (or neurons) and the bias.
+
+A model that is further off than rounding explains is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +19,94 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.maps.linear import linear_map
-from nnattr.maps.norm import Frozen, apply, frozen, per_unit, pull
-from nnattr.runs.logits import model_inputs
+from nnattr.maps.norm import apply, per_unit, transpose
+from nnattr.maps.parts import Split, by_head, output_map
+from nnattr.methods.direct.direction import Direction, Head, View, final_view
+from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
+from nnattr.runs.portions import Portions, RefusedError
+from nnattr.runs.tolerance import weights_tolerance
 
-WORDS = ("tokens", "weights")
+
+class Parts:
+    """What the residual stream is taken apart into.
+
+    Attributes:
+        reads: (name, path, side) of all that is read, in forward order; the last is the final
+            residual stream.
+        parts: (name, factor) of what it is the sum of.
+        splits: the parts that fall apart further.
+        heads: into how many heads; 0 means neurons.
+        end: what stands behind it.
+        whole: whether the parts add up to the final residual stream.
+        each: whether every part is normed by itself.
+        keeps: whether the model can leave out logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        reads: list[tuple[str, str, str]],
+        parts: list[tuple[str, float]],
+        splits: list[dict[str, Any]],
+        heads: int,
+        end: dict[str, Any],
+        whole: bool,
+        each: bool,
+        keeps: bool,
+    ) -> None:
+        self.reads = reads
+        self.parts = parts
+        self.splits = [Split(**one) for one in splits]
+        self.heads = heads
+        self.end = Head(**end)
+        self.whole = whole
+        self.each = each
+        self.keeps = keeps
+
+    @property
+    def final(self) -> str:
+        """The name of the final residual stream."""
+        return self.reads[-1][0]
+
+    def options(self, last: int) -> dict[str, Any]:
+        """Arguments of a pass whose logits are wanted at the ``last`` positions alone.
+
+        A number, not the positions: given a tensor, nnsight forgets to count from the mask.
+        """
+        return {"logits_to_keep": last} if self.keeps else {}
+
+
+class Gaps:
+    """What was measured of the assumptions; the one value here that changes while a pass runs.
+
+    Attributes:
+        present: the entries that count [example, pos].
+        largest: the largest error of each assumption, relative to the largest value.
+    """
+
+    def __init__(self, present: Tensor) -> None:
+        self.present = present
+        self.largest: dict[str, float] = {}
+
+    def saw(self, what: str, errors: Tensor) -> None:
+        """Relative errors [example, pos] of an assumption."""
+        self._keep(what, float(errors[self.present].max()))
+
+    def compare(
+        self, what: str, found: Tensor, expected: Tensor, size: Tensor | None = None
+    ) -> None:
+        """Two values that should be one, relative to ``size``.
+
+        ``size`` is what was expected, unless that may be near zero by itself.
+        """
+        error = (found - expected)[self.present].abs().max()
+        largest_value = (expected if size is None else size)[self.present].abs().max()
+        self._keep(what, float(error / largest_value.clamp_min(1e-30)))
+
+    def _keep(self, what: str, gap: float) -> None:
+        both = (gap, self.largest.get(what, 0.0))
+        self.largest[what] = next((one for one in both if one != one), max(both))
 
 
 def decompose_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -31,209 +115,157 @@ def decompose_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     Args:
         nn: the nnsight model.
         tick: progress.
-        **payload: ``run`` and ``other``, prompts (``ids`` and ``mask``) or None; ``tokens`` and
-            ``weights`` [example, pos, word], the direction, the same at all positions where pos
-            is 1; ``spots`` [cell, example, pos]; ``reads``,
-            (key, path, side) in forward order, the last being the final residual stream;
-            ``parts``, (key, factor); ``splits``, see `split`; ``heads``, or 0 for neurons;
-            ``norm``, ``unembed``, ``multiplier``, ``capped``; ``whole``, whether the parts add up;
-            ``each``, whether each part is normed by itself; ``keeps``, whether the model can leave
-            out logits; ``rows``, examples at a time.
+        **payload: ``run`` and ``other``, prompts or None; ``direction`` and ``parts``, see
+            `Direction` and `Parts`; ``portions``.
 
     Returns:
         ``parts`` [example, part, cell]; ``units ...`` and ``bias ...`` of each split; ``bias``,
         ``linear`` and ``whole`` [example, 1, cell], the direction's constant, what it reads in the
-        final residual stream, and in the logits; ``run`` and ``other`` [example]; ``gaps``.
+        final residual stream, and in the logits; ``run`` and ``other`` [example].
     """
-    found: list[dict[str, Any]] = []
-    gaps: dict[str, float] = {}
-    total, rows = payload["run"]["ids"].shape[0], payload["rows"]
-    for start in range(0, total, rows):
-        ask = dict(payload, spots=payload["spots"][:, start : start + rows])
-        for name in ("run", "other"):
-            if payload[name] is not None:
-                ask[name] = {
-                    key: value[start : start + rows] for key, value in payload[name].items()
-                }
-        for name in WORDS:
-            ask[name] = payload[name][start : start + rows]
-        values, errors = examples(nn, ask)
-        found.append(values)
-        gaps = {key: max(gap, gaps.get(key, 0.0)) for key, gap in errors.items()}
-        tick(min(start + rows, total), total)
-    joined = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
-    return {**joined, "gaps": gaps}
+    run = PromptBatch(**payload["run"])
+    other = None if payload["other"] is None else PromptBatch(**payload["other"])
+    direction, parts = Direction(**payload["direction"]), Parts(**payload["parts"])
+    portions = Portions(nn, tick, total=len(run), **payload["portions"])
+    for some in portions:
+        with portions.attempt():
+            found = decomposed(nn, parts, run.take(some), direction.take(some))
+            if other is not None:
+                found["other"] = metric_at_end(nn, parts, other.take(some), direction.take(some))
+                require_finite("other", found["other"])
+            portions.keep(found)
+            portions.tick(1, 1)
+    return portions.joined()
 
 
-def examples(nn: Any, ask: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The same for one chunk of examples."""
-    there = ask["spots"].any(0).any(0)
-    there[-1] = True  # the metric is read at the last position
-    columns = there.nonzero()[:, 0]
-    # a number, not the columns: given a tensor, nnsight forgets to count positions from the mask
-    kept = len(there) - int(columns[0])
-    options: dict[str, Any] = {"logits_to_keep": kept} if ask["keeps"] else {}
-    with nn.trace(model_inputs(ask["run"]), **options):
+def decomposed(
+    nn: Any, parts: Parts, prompts: PromptBatch, direction: Direction
+) -> dict[str, Tensor]:
+    """The same for some of the examples, without the other run."""
+    with nn.trace(**inputs(prompts, parts.options(-int(direction.from_end[0])))):
         with torch.no_grad():
-            seen = look(nn, ask, columns)
-            logits = nn.output.logits[:, columns - len(there)]
-            values, gaps = weigh_parts(nn, ask, seen, picked(ask, logits, columns), columns)
-    if ask["other"] is not None:
-        values["other"] = metric_at_end(nn, ask)
-    return values, gaps
-
-
-def metric_at_end(nn: Any, ask: dict[str, Any]) -> Tensor:
-    """The metric of the other run [example]."""
-    options = {"logits_to_keep": 1} if ask["keeps"] else {}
-    with nn.trace(model_inputs(ask["other"]), **options):
-        with torch.no_grad():
-            found = picked(ask, nn.output.logits[:, -1:], slice(-1, None))[:, 0]
+            seen = read_parts(nn, parts, prompts, direction.columns)
+            whole = direction.of(nn.output.logits[:, direction.from_end], direction.columns)
+            found, gaps = weighed_parts(nn, parts, seen, whole, direction)
+    found["run"] = whole[:, -1]
+    require_finite("run", found["run"])
+    require_finite("linear", found["linear"])
+    require_sum(gaps, seen[parts.final].dtype)
     return found
 
 
-def look(nn: Any, ask: dict[str, Any], columns: Tensor) -> dict[str, Tensor]:
-    """Everything that is read, [example, pos, width], at the columns alone."""
-    n, pos = ask["run"]["ids"].shape
+def metric_at_end(nn: Any, parts: Parts, prompts: PromptBatch, direction: Direction) -> Tensor:
+    """The metric of the other run [example]."""
+    with nn.trace(**inputs(prompts, parts.options(1))):
+        with torch.no_grad():
+            found = direction.of(nn.output.logits[:, -1:], slice(-1, None))[:, 0]
+    return found
+
+
+def read_parts(nn: Any, parts: Parts, prompts: PromptBatch, columns: Tensor) -> dict[str, Tensor]:
+    """Everything that is read, by name [example, column, width], inside the trace."""
     seen = {}
-    for key, path, side in ask["reads"]:
-        value = read(nn, (path, side, None), pos)
-        seen[key] = value[:, columns.to(value.device)].expand(n, -1, -1)
+    for name, path, side in parts.reads:
+        value = read(nn, (path, side, None), prompts.width)
+        seen[name] = value[:, columns.to(value.device)].expand(len(prompts), -1, -1)
     if "pos_embed" in seen:
         seen["embed"] = seen["embed"] - seen["pos_embed"]
-    device = seen[ask["reads"][-1][0]].device
-    return {key: value.to(device) for key, value in seen.items()}
+    device = seen[parts.final].device
+    return {name: value.to(device) for name, value in seen.items()}
 
 
-def words(ask: dict[str, Any], columns: Any, device: Any) -> tuple[Tensor, Tensor]:
-    """The direction's tokens and their weights [example, pos, word]; pos may be 1, for all."""
-    found = [ask[name] if ask[name].shape[1] == 1 else ask[name][:, columns] for name in WORDS]
-    return found[0].to(device), found[1].to(device)
-
-
-def picked(ask: dict[str, Any], logits: Tensor, columns: Any) -> Tensor:
-    """The direction's weighted sum of logits [example, pos]."""
-    tokens, weights = words(ask, columns, logits.device)
-    chosen = logits.gather(-1, tokens.expand(-1, logits.shape[1], -1))
-    return (chosen.float() * weights).sum(-1)
-
-
-def weigh_parts(
-    nn: Any, ask: dict[str, Any], seen: dict[str, Tensor], whole: Tensor, columns: Tensor
+def weighed_parts(
+    nn: Any, parts: Parts, seen: dict[str, Tensor], whole: Tensor, direction: Direction
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Each part's share of the direction, inside the trace."""
-    final = seen[ask["reads"][-1][0]]
-    valid = ask["spots"].any(0)[:, columns].to(final.device)
+    """Each part's share of the direction by cell, and what was measured, inside the trace."""
+    final = seen[parts.final]
+    gaps = Gaps(direction.present(final.device))
     with torch.autocast(final.device.type, enabled=False):  # servers cast products down otherwise
-        view = final_view(nn, ask, final, columns)
-        parts = torch.stack([weigh(view, f * seen[key].float()) for key, f in ask["parts"]], -1)
-        linear = (view["direction"] * final.float()).sum(-1) + view["bias"]
-        found = {"parts": parts, "linear": linear[..., None], "whole": whole.to(final)[..., None]}
-        found["bias"] = view["bias"][..., None]
-        gaps = {"eps": torch.finfo(final.dtype).eps, "norms": largest(view["norm"]["gap"], valid)}
-        if ask["whole"]:
-            total = torch.zeros_like(final, dtype=torch.float32)
-            for key, factor in ask["parts"]:
-                total += factor * seen[key].float()
-            gaps["residual stream"] = gap(total, final.float(), valid)
-        if not ask["capped"]:
-            size = (view["direction"] * final.float()).abs().sum(-1)
-            gaps["logits"] = gap(whole.to(linear), linear, valid, size)
-        for one in ask["splits"]:
-            units, bias, errors = split(nn, ask["heads"], view, seen, one)
-            found[f"units {one['part']}"] = units
-            found[f"bias {one['part']}"] = bias[..., None]
-            found_units, expected, size = errors["units"]
-            gaps["units"] = max(gaps.get("units", 0.0), gap(found_units, expected, valid, size))
-            gaps["norms"] = max(gaps["norms"], largest(errors["norm"], valid))
-        reduced = {key: over_cells(ask, value, valid, columns) for key, value in found.items()}
-    reduced["run"] = whole[:, -1]
-    return reduced, gaps
+        view = final_view(nn, parts.end, final, direction)
+        gaps.saw("norms", view.norm.gap)
+        shares = [view.weigh(f * seen[name].float(), parts.each) for name, f in parts.parts]
+        linear = (view.direction * final.float()).sum(-1) + view.bias
+        compare_sums(parts, seen, view, whole, linear, gaps)
+        found = {
+            "parts": torch.stack(shares, -1),
+            "linear": linear[..., None],
+            "whole": whole.to(final)[..., None],
+            "bias": view.bias[..., None],
+        }
+        for one in parts.splits:
+            units, bias = units_of(nn, parts, view, seen, one, gaps)
+            found[f"units {one.part}"] = units
+            found[f"bias {one.part}"] = bias[..., None]
+        by_cell = {name: direction.over_cells(value) for name, value in found.items()}
+    return by_cell, gaps.largest
 
 
-def final_view(nn: Any, ask: dict[str, Any], final: Tensor, columns: Tensor) -> dict[str, Any]:
-    """How the residual stream is read: ``direction`` [example, pos, d_model], ``bias``, ..."""
-    tokens, weights = words(ask, columns, final.device)
-    tokens, which = tokens.unique(return_inverse=True)
-    matrix, own = linear_map(nn.get(ask["unembed"]), final.shape[-1], final, tokens)
-    behind = (matrix.T[which] * weights[..., None]).sum(-2) * ask["multiplier"]
-    module = None if ask["norm"] is None else nn.get(ask["norm"])
-    norm = frozen(module, final)
-    bias = (behind * norm["bias"]).sum(-1) + (own[which] * weights).sum(-1) * ask["multiplier"]
-    direction = pull(norm, behind)
-    return {
-        "direction": direction,
-        "bias": bias.expand(direction.shape[:2]),
-        "behind": behind,
-        "norm": norm,
-        "module": module,
-        "dtype": final.dtype,
-        "each": ask["each"],
-    }
+def compare_sums(
+    parts: Parts,
+    seen: dict[str, Tensor],
+    view: View,
+    whole: Tensor,
+    linear: Tensor,
+    gaps: Gaps,
+) -> None:
+    """Hold the parts against the residual stream, and what is read in it against the logits."""
+    final = seen[parts.final]
+    if parts.whole:
+        total = torch.zeros_like(final, dtype=torch.float32)
+        for name, factor in parts.parts:
+            total += factor * seen[name].float()
+        gaps.compare("residual stream", total, final.float())
+    if not parts.end.capped:
+        size = (view.direction * final.float()).abs().sum(-1)
+        gaps.compare("logits", whole.to(linear), linear, size)
 
 
-def weigh(view: dict[str, Any], vectors: Tensor) -> Tensor:
-    """What the direction reads in ``vectors`` [example, pos, ..., d_model]."""
-    units = vectors.ndim == 4
-    if not view["each"]:
-        direction = view["direction"]
-        return (vectors * (direction[:, :, None] if units else direction)).sum(-1)
-    normed = vectors
-    if view["module"] is not None:
-        normed = view["module"](vectors.to(view["dtype"])).float() - view["norm"]["bias"]
-    behind = view["behind"]
-    return (normed * (behind[:, :, None] if units else behind)).sum(-1)
-
-
-def split(
-    nn: Any, heads: int, view: dict[str, Any], seen: dict[str, Tensor], one: dict[str, Any]
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """One layer's attention by heads, or MLP by neurons: shares [example, pos, unit], and the bias.
+def units_of(
+    nn: Any, parts: Parts, view: View, seen: dict[str, Tensor], split: Split, gaps: Gaps
+) -> tuple[Tensor, Tensor]:
+    """A layer's attention by heads, or MLP by neurons: shares [example, pos, unit], and the bias.
 
     Args:
         nn: the nnsight model.
-        heads: into how many heads the projection's input is split; 0 means neurons.
-        view: as `final_view` gives it.
+        parts: what it is one of.
+        view: how it is read.
         seen: what was read.
-        one: ``inner`` and ``projected``, the keys of the projection's input and output;
-            ``projection``, its path; ``post``, the path of the norm behind it or None; ``factor``;
-            ``part``, the key of what all this adds up to.
+        split: the layer.
+        gaps: gets the errors.
     """
-    inner, projected = seen[one["inner"]].float(), seen[one["projected"]]
-    weight, own = linear_map(nn.get(one["projection"]), inner.shape[-1], projected)
-    post: Frozen = frozen(nn.get(one["post"]) if one["post"] else None, projected)
-    offset = one["factor"] * (apply(post, own) + post["bias"])
-    bias = weigh(view, offset)
-    if heads:
-        results = torch.einsum(
-            "ephd,hdm->ephm", inner.unflatten(-1, (heads, -1)), weight.unflatten(0, (heads, -1))
+    inner, projected = seen[split.inner].float(), seen[split.projected]
+    weight, own, post = output_map(nn, split, inner.shape[-1], projected)
+    bias = view.weigh(split.factor * (apply(post, own) + post.bias), parts.each)
+    gaps.saw("norms", post.gap)
+    if parts.heads:
+        results = by_head(inner, weight, parts.heads)
+        gaps.compare("units", results.sum(2) + own, projected.float())
+        return view.weigh(split.factor * apply(per_unit(post), results), parts.each), bias
+    units = inner * (transpose(post, view.direction) @ weight.T) * split.factor
+    target = view.weigh(split.factor * seen[split.part].float(), parts.each)
+    gaps.compare("units", units.sum(-1) + bias, target, units.abs().sum(-1))
+    return units, bias
+
+
+def require_finite(run: str, values: Tensor) -> None:
+    """Refuse a metric that is not a number."""
+    if not torch.isfinite(values).all():
+        raise RefusedError(
+            "metric",
+            f"the metric is not finite on every example ({run} run). Check the model's weights for "
+            "NaN or overflow (`nnattr doctor`), or use dtype='float32'.",
         )
-        errors = {"units": (results.sum(2) + own, projected.float(), None), "norm": post["gap"]}
-        return weigh(view, one["factor"] * apply(per_unit(post), results)), bias, errors
-    units = inner * (pull(post, view["direction"]) @ weight.T) * one["factor"]
-    target = weigh(view, one["factor"] * seen[one["part"]].float())
-    sums = (units.sum(-1) + bias, target, units.abs().sum(-1))
-    return units, bias, {"units": sums, "norm": post["gap"]}
 
 
-def over_cells(ask: dict[str, Any], values: Tensor, valid: Tensor, columns: Tensor) -> Tensor:
-    """The mean over each cell's positions: [example, pos, part] to [example, part, cell]."""
-    chosen = ask["spots"][:, :, columns].to(values.device).float()
-    shares = chosen / chosen.sum(-1, keepdim=True).clamp_min(1)
-    values = values.masked_fill(~valid[..., None], 0)
-    return torch.einsum("epu,cep->euc", values, shares)
-
-
-def gap(found: Tensor, expected: Tensor, valid: Tensor, size: Tensor | None = None) -> float:
-    """The largest difference where ``valid``, relative to the largest of ``size``.
-
-    ``size`` is what was expected, unless that may be near zero by itself.
-    """
-    error = (found - expected)[valid].abs().max()
-    largest_value = (expected if size is None else size)[valid].abs().max()
-    return float(error / largest_value.clamp_min(1e-30))
-
-
-def largest(values: Tensor, valid: Tensor) -> float:
-    """The largest value where ``valid``."""
-    return float(values[valid].max())
+def require_sum(gaps: dict[str, float], dtype: torch.dtype) -> None:
+    """Refuse a model that is not the sum of what was read."""
+    limit = weights_tolerance(dtype)
+    for what, gap in gaps.items():
+        if not gap <= limit:
+            raise RefusedError(
+                "arch",
+                "the model is not the sum of its parts as nnattr reads it: the "
+                f"{what} differ by {gap:.1e} of their size, and at most {limit:.0e} is allowed. "
+                "Its norm, unembedding or MLP is of a kind that direct logit attribution does not "
+                "know; activation_patching needs none of them.",
+            )

@@ -34,7 +34,7 @@ from nnattr.arguments import checked
 from nnattr.backend import Outcome
 from nnattr.errors import TaskError
 from nnattr.jobs.record import record
-from nnattr.methods.direct.decomposition import Norm, Run, decomposition, placed, proven, shares
+from nnattr.methods.direct.decomposition import Norm, Run, decomposition, placed, shares
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.metrics import LogitDiff, Metric, describe, direction
 from nnattr.model.components import Unit, chosen_layers, components, points
@@ -100,8 +100,8 @@ def direct_logit_attribution(
     plan = points(model) if unit == "accumulated" else components(model, unit, wanted)
     chosen = spots(task, positions)
     payload = decomposition(model, task, plan, chosen, _words(weights), unit, norm, run)
-    outcome = model.run(decompose_job, payload, label="direct logit attribution")
-    proven(model, describe(metric), outcome.values)
+    said = f"{describe(metric)} on {model.name} ({model.architecture})"
+    outcome = model.run(decompose_job, payload, label="direct logit attribution", said=said)
     arguments = {
         "unit": unit,
         "positions": positions,

@@ -35,14 +35,13 @@ from nnattr.model.components import logit_constants
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked, columns
 from nnattr.results import Lens
-from nnattr.runs.logits import joined, model_inputs, take, top_tokens
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import take, top_tokens
 from nnattr.runs.places import read
-from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.runs.portions import Portions
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens, continuation_id
-
-FLOATS = 2**27  # logits that one chunk of examples may hold at a time
 
 
 @checked
@@ -77,17 +76,21 @@ def logit_lens(
     words, ids = _answers(model, prompts, texts, answers)
     at, present = columns(prompts, texts, tokens, positions)
     places = [*model.places("resid_pre"), model.places("resid_post")[-1]]
-    held = at.shape[1] * model.config.vocab_size
+    multiplier, cap = logit_constants(model)
+    logits = at.shape[1] * model.config.vocab_size
     payload = {
         "prompts": tokens.tensors,
         "columns": at,
         "answers": torch.tensor(ids) if ids else None,
-        "places": places,
-        "norm": model.spec.final_norm,
-        "unembed": model.spec.unembed,
-        "constants": logit_constants(model),
-        "top_k": top_k,
-        "rows": max(1, min(TOKENS_PER_FORWARD // tokens.ids.shape[1], FLOATS // held)),
+        "question": {
+            "places": places,
+            "norm": model.spec.final_norm,
+            "unembed": model.spec.unembed,
+            "multiplier": multiplier,
+            "cap": cap,
+            "top_k": top_k,
+        },
+        "portions": model.portions(tokens.ids.shape[1], floats=4 * logits),
     }
     outcome = model.run(lens_job, payload, label="logit lens")
     points = [*(Part("pre", layer) for layer in range(model.n_layers)), Part("final")]
@@ -99,43 +102,74 @@ def logit_lens(
     return Lens(data, made, texts, words)
 
 
+class LensQuestion:
+    """What is asked at each point of the residual stream.
+
+    Attributes:
+        places: where the points are.
+        norm, unembed: the paths of the final norm (or None) and of the unembedding.
+        multiplier, cap: what logits are multiplied with, and how they are capped (or None).
+        top_k: how many tokens are wanted.
+    """
+
+    def __init__(
+        self,
+        places: list[tuple[Any, ...]],
+        norm: str | None,
+        unembed: str,
+        multiplier: float,
+        cap: float | None,
+        top_k: int,
+    ) -> None:
+        self.places = places
+        self.norm = norm
+        self.unembed = unembed
+        self.multiplier = multiplier
+        self.cap = cap
+        self.top_k = top_k
+
+
 def lens_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Every point's reduced distributions [example, point, pos, ...]."""
-    parts = []
-    total, rows = payload["columns"].shape[0], payload["rows"]
-    for start in range(0, total, rows):
-        chunk = slice(start, start + rows)
-        prompts = {key: value[chunk] for key, value in payload["prompts"].items()}
-        answers = None if payload["answers"] is None else payload["answers"][chunk]
-        parts.append(points(nn, payload, prompts, payload["columns"][chunk], answers))
-        tick(min(start + rows, total), total)
-    return joined(parts)
+    every, columns = PromptBatch(**payload["prompts"]), payload["columns"]
+    question, answers = LensQuestion(**payload["question"]), payload["answers"]
+    portions = Portions(nn, tick, total=len(every), **payload["portions"])
+    for some in portions:
+        with portions.attempt():
+            at = columns[some]
+            wanted = None if answers is None else answers[some][:, None].expand(at.shape)
+            portions.keep(by_point(nn, question, every.take(some), at, wanted))
+            portions.tick(1, 1)
+    return portions.joined()
 
 
-def points(
-    nn: Any,
-    ask: dict[str, Any],
-    prompts: dict[str, Tensor],
-    at: Tensor,
-    answers: Tensor | None,
+def by_point(
+    nn: Any, question: LensQuestion, prompts: PromptBatch, at: Tensor, answers: Tensor | None
 ) -> dict[str, Tensor]:
-    """The same for one chunk of examples."""
-    width = prompts["ids"].shape[1]
-    wanted = None if answers is None else answers[:, None].expand(at.shape)
-    with nn.trace(model_inputs(prompts)):
+    """What `top_tokens` gives, at each point of some of the prompts.
+
+    Args:
+        nn: the nnsight model.
+        question: what is asked.
+        prompts: what is run.
+        at: the positions read [example, pos].
+        answers: the token whose standing is wanted there [example, pos], or None.
+    """
+    with nn.trace(**inputs(prompts)):
         with torch.no_grad():
-            stream = [take(read(nn, where, width), at) for where in ask["places"]]
-            seen = [top_tokens(unembedded(nn, ask, x), ask["top_k"], wanted) for x in stream]
+            stream = [take(read(nn, where, prompts.width), at) for where in question.places]
+            seen = [
+                top_tokens(unembedded(nn, question, x), question.top_k, answers) for x in stream
+            ]
             cpu = [{key: value.cpu() for key, value in one.items()} for one in seen]
     return {key: torch.stack([one[key] for one in cpu], 1) for key in cpu[0]}
 
 
-def unembedded(nn: Any, ask: dict[str, Any], x: Tensor) -> Tensor:
+def unembedded(nn: Any, question: LensQuestion, x: Tensor) -> Tensor:
     """The logits of a residual stream [example, pos, d_model], made as at the model's end."""
-    normed = x if ask["norm"] is None else nn.get(ask["norm"])(x)
-    multiplier, cap = ask["constants"]
-    logits = nn.get(ask["unembed"])(normed) * multiplier
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    normed = x if question.norm is None else nn.get(question.norm)(x)
+    logits = nn.get(question.unembed)(normed) * question.multiplier
+    return logits if question.cap is None else question.cap * torch.tanh(logits / question.cap)
 
 
 def _answers(

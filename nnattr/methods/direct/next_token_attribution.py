@@ -31,7 +31,7 @@ from torch import Tensor
 from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, record, untold
-from nnattr.methods.direct.decomposition import decomposition, placed, proven, shares
+from nnattr.methods.direct.decomposition import decomposition, placed, shares
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.model.components import chosen_layers, components
 from nnattr.model.model import Model
@@ -78,8 +78,8 @@ def next_token_attribution(
     chosen = _positions(task)
     payload = decomposition(model, task, plan, chosen, _next(task), unit)
     payload["other"] = None
-    outcome = model.run(decompose_job, payload, label="next-token attribution")
-    proven(model, METRIC, outcome.values)
+    said = f"{METRIC} on {model.name} ({model.architecture})"
+    outcome = model.run(decompose_job, payload, label="next-token attribution", said=said)
     made = record(
         model,
         task,

@@ -171,7 +171,8 @@ def ablate_together(
     else:
         cells = _cells(study, parts)
         payload |= {"ablated": _ablated(study, cells, keep), "pos_embed": None}
-    outcome = model.run(together_job, payload, label="ablation of several parts")
+    label = "ablation of several parts"
+    outcome = model.run(together_job, payload, label=label, said=study.frame().said)
     extra = {"parts": "pos_embed" if whole else _plain(study, cells), "keep": keep}
     return _of_clean_run(_one_number(study, extra, outcome))
 

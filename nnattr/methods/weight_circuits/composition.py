@@ -35,11 +35,12 @@ from nnattr.errors import ArchError
 from nnattr.graph import Part
 from nnattr.jobs.record import record
 from nnattr.linalg import product_norm, triangle
-from nnattr.maps.attention import look
-from nnattr.methods.weight_circuits.weight_circuit_job import attentions
-from nnattr.model.attention_form import layer_form, require, short_prompt
+from nnattr.maps.attention import read_attention
+from nnattr.maps.heads import WeightsQuestion, head_matrices
+from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.model import Model
 from nnattr.results import Composition
+from nnattr.runs.portions import answered
 
 Kind = Literal["Q", "K", "V"]
 #: What each kind multiplies the earlier head's output by, and what it is multiplied by then.
@@ -72,16 +73,11 @@ def composition(
     forms = {layer: layer_form(model, layer, scores=kind != "V") for layer in layers}
     payload = {
         "ids": short_prompt(model),
-        "layers": forms,
-        "norm": model.spec.final_norm,
-        "fold": fold_norm,
-        "distance": 0,
-        "scaled": False,
+        "weights": {"forms": forms, "norm": model.spec.final_norm, "fold": fold_norm},
         "factors": FACTORS[kind],
     }
     outcome = model.run(composition_job, payload, label=f"{kind}-composition")
     found = outcome.values
-    require(model, found["proof"])
     names = [str(Part("head", layer, head)) for layer in layers for head in range(model.n_heads)]
     scores = found["scores"].reshape(len(names), len(names)).numpy()
     values = xr.DataArray(
@@ -110,16 +106,25 @@ def random_composition(
 
 
 def composition_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """Every pair's score [layer, head, layer, head], NaN where the first is not the earlier."""
-    with nn.trace(input_ids=payload["ids"], use_cache=False):
+    """``scores`` [layer, head, layer, head] of every pair, NaN where the first is not earlier."""
+    question = WeightsQuestion(**payload["weights"])
+    return answered(composed, nn, tick, question, payload["ids"], payload["factors"])
+
+
+def composed(
+    nn: Any, tick: Any, question: WeightsQuestion, ids: Tensor, factors: tuple[str, str]
+) -> dict[str, Any]:
+    """The same; ``factors`` are the two matrices of the later head, see `FACTORS`."""
+    with nn.trace(input_ids=ids, use_cache=False):
         with torch.no_grad():
-            seen = look(nn, list(payload["layers"].values()))
-            with torch.autocast(seen[0]["z"].device.type, enabled=False):
-                attention, proof = attentions(nn, payload, seen)
-    layers = [attention[layer] for layer in payload["layers"]]
+            seen = read_attention(nn, list(question.forms.values()))
+            with torch.autocast(seen[0].z.device.type, enabled=False):
+                matrices, proof = head_matrices(nn, question, seen)
+    proof.require()
+    layers = list(matrices.values())
     n, heads = len(layers), len(layers[0]["o"])
     scores = torch.full((n, heads, n, heads), float("nan"))
-    near, far = payload["factors"]
+    near, far = factors
     with torch.no_grad():
         with torch.autocast(layers[0]["o"].device.type, enabled=False):
             for later in range(1, n):
@@ -132,7 +137,7 @@ def composition_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
                         first["v"], first["o"], reads.to(there), then.to(there)
                     ).cpu()
                 tick(later, n - 1)
-    return {"scores": scores, "proof": proof}
+    return {"scores": scores}
 
 
 def pairs(v: Tensor, o: Tensor, reads: Tensor, then: Tensor) -> Tensor:

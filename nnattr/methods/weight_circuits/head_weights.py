@@ -6,20 +6,18 @@ from typing import Any
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.jobs.record import record
-from nnattr.maps.attention import look
-from nnattr.methods.weight_circuits.weight_circuit_job import attentions
-from nnattr.model.attention_form import (
-    layer_form,
-    require,
-    short_prompt,
-)
+from nnattr.maps.attention import read_attention
+from nnattr.maps.heads import WeightsQuestion, head_matrices
+from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
 from nnattr.results import HeadWeights
+from nnattr.runs.portions import answered
 
 
 @checked
@@ -42,16 +40,15 @@ def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
     name = Part("head", layer, number)
     payload = {
         "ids": short_prompt(model),
-        "layers": {layer: layer_form(model, layer, scores=True)},
-        "norm": model.spec.final_norm,
-        "fold": fold_norm,
-        "distance": 0,
-        "scaled": False,
+        "weights": {
+            "forms": {layer: layer_form(model, layer, scores=True)},
+            "norm": model.spec.final_norm,
+            "fold": fold_norm,
+        },
         "head": number,
     }
     outcome = model.run(head_weights_job, payload, label=f"weights of {name}")
     found = outcome.values
-    require(model, found["proof"])
     arrays = {f"W_{side.upper()}": (("d_model", "d_head"), found[side].numpy()) for side in "qkv"}
     arrays["W_O"] = (("d_head", "d_model"), found["o"].numpy())
     arrays |= {f"b_{side.upper()}": (("d_head",), found[f"{side} bias"].numpy()) for side in "qkv"}
@@ -61,13 +58,19 @@ def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
 
 
 def head_weights_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """The matrices and biases of one head, by the names of `attention_weights.layer_weights`."""
-    with nn.trace(input_ids=payload["ids"], use_cache=False):
+    """The matrices and biases of one head, as `nnattr.maps.attention.layer_weights` names them."""
+    question = WeightsQuestion(**payload["weights"])
+    return answered(matrices_of, nn, question, payload["ids"], payload["head"])
+
+
+def matrices_of(nn: Any, question: WeightsQuestion, ids: Tensor, head: int) -> dict[str, Any]:
+    """The same; ``head`` is its number in the one layer that is asked about."""
+    with nn.trace(input_ids=ids, use_cache=False):
         with torch.no_grad():
-            seen = look(nn, list(payload["layers"].values()))
-            with torch.autocast(seen[0]["z"].device.type, enabled=False):
-                attention, proof = attentions(nn, payload, seen)
-    (weights,) = attention.values()
+            seen = read_attention(nn, list(question.forms.values()))
+            with torch.autocast(seen[0].z.device.type, enabled=False):
+                matrices, proof = head_matrices(nn, question, seen)
+    proof.require()
+    (weights,) = matrices.values()
     names = ("q", "k", "v", "o", "q bias", "k bias", "v bias")
-    one = {name: weights[name][payload["head"]].clone().cpu() for name in names}
-    return {**one, "proof": proof}
+    return {name: weights[name][head].clone().cpu() for name in names}

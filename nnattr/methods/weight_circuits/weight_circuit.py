@@ -12,11 +12,10 @@ import xarray as xr
 
 from nnattr.arguments import Positive, checked
 from nnattr.backend import Outcome
-from nnattr.errors import ArchError, ResultError
-from nnattr.graph import Part
+from nnattr.errors import ResultError
 from nnattr.jobs.record import record
 from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
-from nnattr.model.attention_form import layer_form, require, short_prompt
+from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
@@ -167,12 +166,9 @@ class WeightCircuit:
 
     def _run(self, question: str, arguments: dict[str, Any], *, scaled: bool = False) -> Outcome:
         """One job with one question."""
-        outcome = self.model.run(
+        return self.model.run(
             circuit_job, self._payload({question: arguments}, scaled), label=self.name
         )
-        require(self.model, outcome.values["proof"])
-        _refuse(self, outcome.values["proof"])
-        return outcome
 
     def _arguments(self) -> dict[str, Any]:
         """What the circuit is made of, as a provenance keeps it."""
@@ -182,33 +178,38 @@ class WeightCircuit:
         told = {"heads": [list(head) for head in own], **via}
         return {**told, "distance": self.distance, "fold_norm": self.fold_norm}
 
-    def _payload(self, ask: dict[str, Any], scaled: bool) -> dict[str, Any]:
+    def _payload(self, questions: dict[str, Any], scaled: bool) -> dict[str, Any]:
         """What travels to the job."""
         model, sides = self.model, (self.left, self.right)
         heads = [head for side in sides for head in (*side.through, *side.end[1])]
         scores = {layer for side in sides for layer, _ in side.end[1] if side.end[0] in ("q", "k")}
         layers = sorted({layer for layer, _ in heads})
+        forms = {layer: layer_form(model, layer, scores=layer in scores) for layer in layers}
         table = position_table(model)
         module = None if table is None else model.module.get_submodule(table)
         multiplier, cap = logit_constants(model)
         return {
             "ids": short_prompt(model),
-            "layers": {layer: layer_form(model, layer, scores=layer in scores) for layer in layers},
+            "weights": {
+                "forms": forms,
+                "norm": model.spec.final_norm,
+                "fold": self.fold_norm,
+                "distance": self.distance,
+                "scaled": scaled,
+            },
+            "ends": {
+                "embed": model.spec.embed,
+                "positions": table,
+                "offset": getattr(module, "offset", 0),
+                "unembed": model.spec.unembed,
+                "multiplier": multiplier,
+                "capped": cap is not None,
+                "size": model.config.vocab_size,
+                "context": model.context_length or 0,
+            },
             "left": self.left._asdict(),
             "right": self.right._asdict(),
-            "distance": self.distance,
-            "scaled": scaled,
-            "fold": self.fold_norm,
-            "embed": model.spec.embed,
-            "positions": table,
-            "offset": getattr(module, "offset", 0),
-            "unembed": model.spec.unembed,
-            "norm": model.spec.final_norm,
-            "multiplier": multiplier,
-            "capped": cap is not None,
-            "size": model.config.vocab_size,
-            "context": model.context_length or 0,
-            "ask": ask,
+            "questions": questions,
         }
 
     def _label(self, number: int, side: str) -> str:
@@ -224,20 +225,3 @@ class WeightCircuit:
         if not 0 <= token < size:
             raise ResultError(f"{self.name} has no row or column {token}; it has 0 to {size - 1}.")
         return token
-
-
-def _refuse(circuit: WeightCircuit, proof: dict[str, Any]) -> None:
-    """Refuse scores that weights alone do not make, and a distance that means nothing."""
-    model = circuit.model
-    if proof["alibi"]:
-        raise ArchError(
-            f"{model.name} ({model.architecture}) adds a bias for the distance of query and key to "
-            "its scores (ALiBi), which no weight holds: a QK circuit would miss what often decides "
-            "where a head looks. OV circuits and composition exist."
-        )
-    if circuit.distance and "none" in proof["kinds"]:
-        head = Part("head", *circuit.left.end[1][0])
-        raise ArchError(
-            f"distance is {circuit.distance}, and {head} of {model.name} is not turned by position "
-            "(it is not rotary): its QK circuit is the same at every distance. Leave distance out."
-        )

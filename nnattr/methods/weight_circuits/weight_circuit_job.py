@@ -13,20 +13,152 @@ import torch
 from torch import Tensor
 
 from nnattr.linalg import product_eigenvalues, product_norm, product_svd
-from nnattr.maps.attention import (
-    chosen,
-    fitted,
-    layer_weights,
-    look,
-    norm_in_front,
-    rotations,
-    turned,
-    value_gap,
-)
+from nnattr.maps.attention import read_attention
+from nnattr.maps.heads import Proof, WeightsQuestion, final_norm, head_matrices
 from nnattr.maps.linear import linear_map
-from nnattr.maps.norm import frozen
+from nnattr.runs.portions import RefusedError, answered
 
-FLOATS = 2**25  # numbers of a chunk of the circuit's rows
+#: Numbers of the vocabulary's rows, or of the circuit's, that are made at once.
+NUMBERS_AT_ONCE = 2**25
+
+
+class Ends:
+    """Where a circuit begins and ends: the embeddings and the unembedding.
+
+    Attributes:
+        embed, unembed: their paths.
+        positions: the path of the table of position embeddings, or None.
+        offset: which of its rows belongs to the first position.
+        multiplier: what logits are multiplied with.
+        capped: whether they are capped after that.
+        size: of the vocabulary.
+        context: how many positions there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed: str,
+        unembed: str,
+        positions: str | None,
+        offset: int,
+        multiplier: float,
+        capped: bool,
+        size: int,
+        context: int,
+    ) -> None:
+        self.embed = embed
+        self.unembed = unembed
+        self.positions = positions
+        self.offset = offset
+        self.multiplier = multiplier
+        self.capped = capped
+        self.size = size
+        self.context = context
+
+
+class SideRecipe:
+    """What one side of a circuit is made of.
+
+    Attributes:
+        rows: ``"embed"``, ``"positions"`` or ``"unembed"``.
+        through: the heads (layer, head) whose outputs are read instead of the embedding, first to
+            last.
+        end: the matrix (q, k, v or o), and the heads that it is of, side by side.
+    """
+
+    def __init__(
+        self,
+        rows: str,
+        through: tuple[tuple[int, int], ...],
+        end: tuple[str, tuple[tuple[int, int], ...]],
+    ) -> None:
+        self.rows = rows
+        self.through = through
+        self.end = end
+
+
+class Sides:
+    """What both sides are made from; inside a trace.
+
+    Attributes:
+        nn: the nnsight model.
+        ends: where the circuit begins and ends.
+        norm: the final norm's path, or None; ``fold`` says whether norms' weights are put in.
+        fold: see ``norm``.
+        matrices: of each layer's heads, see `nnattr.maps.heads.head_matrices`.
+        like: a tensor of the residual stream's dtype and device.
+    """
+
+    def __init__(
+        self,
+        nn: Any,
+        ends: Ends,
+        question: WeightsQuestion,
+        matrices: dict[int, dict[str, Tensor]],
+        like: Tensor,
+    ) -> None:
+        self.nn = nn
+        self.ends = ends
+        self.norm = question.norm
+        self.fold = question.fold
+        self.matrices = matrices
+        self.like = like
+
+    def made(self, recipe: SideRecipe) -> Tensor:
+        """One side [row, rank]."""
+        name, heads = recipe.end
+        if name == "o":
+            return self.unembedded(torch.cat([self.matrix(name, *head) for head in heads]))
+        matrix = torch.cat([self.matrix(name, *head) for head in heads], -1)
+        for head in reversed(recipe.through):
+            matrix = self.matrix("v", *head) @ (self.matrix("o", *head) @ matrix)
+        return self.embedded(recipe.rows, matrix)
+
+    def matrix(self, name: str, layer: int, head: int) -> Tensor:
+        """One head's q, k, v or o."""
+        return self.matrices[layer][name][head].to(self.like.device)
+
+    def embedded(self, rows: str, matrix: Tensor) -> Tensor:
+        """``W_E @ matrix`` or ``W_pos @ matrix`` [row, rank], the table asked for in chunks."""
+        if rows == "positions":
+            return self.centred(self.position_rows().float()) @ matrix
+        parts = []
+        step = max(1, NUMBERS_AT_ONCE // matrix.shape[0])
+        device = self.like.device
+        for ids in torch.arange(self.ends.size, device=device).split(step):
+            table = self.nn.get(self.ends.embed)(ids[None])[0].to(device).float()
+            parts.append(self.centred(table) @ matrix)
+        return torch.cat(parts)
+
+    def position_rows(self) -> Tensor:
+        """The table of position embeddings [pos, d_model], those that positions 0, 1, ... get."""
+        module = self.nn.get(self.ends.positions)
+        first = self.ends.offset  # OPT leaves the first rows unused
+        last = first + self.ends.context
+        if module.weight.is_meta:
+            return module(torch.arange(first, last, device=self.like.device)[None])[0]
+        return module.weight[first:last].to(self.like.device)
+
+    def centred(self, table: Tensor) -> Tensor:
+        """The rows without their mean, where norms are folded and take it away anyway."""
+        if not (self.fold and final_norm(self.nn, self.norm, self.like).centred):
+            return table
+        return table - table.mean(-1, keepdim=True)
+
+    def unembedded(self, rows: Tensor) -> Tensor:
+        """``(rows @ W_U).T`` [d_vocab, rank], a chunk of the vocabulary at a time."""
+        if self.fold:
+            norm = final_norm(self.nn, self.norm, self.like)
+            rows = norm.gain * (rows - rows.mean(-1, keepdim=True) if norm.centred else rows)
+        module, size = self.nn.get(self.ends.unembed), self.ends.size
+        step = size if module.weight.is_meta else max(1, NUMBERS_AT_ONCE // rows.shape[-1])
+        parts = []
+        for ids in torch.arange(size, device=self.like.device).split(step):
+            matrix, _ = linear_map(module, rows.shape[-1], self.like, ids)
+            parts.append((rows @ matrix).T)
+        found = self.ends.multiplier * torch.cat(parts)
+        return found - found.mean(0) if self.fold and not self.ends.capped else found
 
 
 def circuit_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -35,167 +167,62 @@ def circuit_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     Args:
         nn: the nnsight model.
         tick: progress.
-        **payload: ``ids`` [1, pos], a short prompt to prove the weights on; ``layers``, for each
-            layer's number its form; ``left`` and ``right``, the sides, see `side`; ``distance``;
-            ``scaled``, whether entries are to be attention scores as the model makes them (with
-            ``fold`` at the prompt's mean scale of the norm); ``fold``; ``embed``,
-            ``positions``, ``unembed``, ``norm``, paths; ``capped``; ``size`` of the vocabulary and
-            ``context``; ``ask``, the questions by name with their arguments, see `answer`.
+        **payload: ``ids`` [1, pos], a short prompt to prove the weights on; ``weights``, see
+            `WeightsQuestion`; ``ends``, see `Ends`; ``left`` and ``right``, see `SideRecipe`;
+            ``questions`` by name with their arguments, see `answer`.
 
     Returns:
-        the answers by name, and ``proof``, what was measured about the weights.
+        the answers by name.
     """
-    with nn.trace(input_ids=payload["ids"], use_cache=False):
+    question, ends = WeightsQuestion(**payload["weights"]), Ends(**payload["ends"])
+    recipes = [SideRecipe(**payload[side]) for side in ("left", "right")]
+    ids, questions = payload["ids"], payload["questions"]
+    return answered(answers, nn, tick, ids, question, ends, recipes, questions)
+
+
+def answers(
+    nn: Any,
+    tick: Any,
+    ids: Tensor,
+    question: WeightsQuestion,
+    ends: Ends,
+    recipes: list[SideRecipe],
+    questions: dict[str, Any],
+) -> dict[str, Any]:
+    """The same, of what a payload holds."""
+    with nn.trace(input_ids=ids, use_cache=False):
         with torch.no_grad():
-            seen = look(nn, list(payload["layers"].values()))
-            with torch.autocast(seen[0]["z"].device.type, enabled=False):
-                attention, proof = attentions(nn, payload, seen)
-                left = side(nn, payload, attention, payload["left"], seen[0]["stream"])
-                right = side(nn, payload, attention, payload["right"], seen[0]["stream"])
+            seen = read_attention(nn, list(question.forms.values()))
+            with torch.autocast(seen[0].z.device.type, enabled=False):
+                matrices, proof = head_matrices(nn, question, seen)
+                sides = Sides(nn, ends, question, matrices, seen[0].stream)
+                left, right = [sides.made(recipe) for recipe in recipes]
+    require_weights_alone(proof, question.distance)
     with torch.no_grad():
         with torch.autocast(left.device.type, enabled=False):
             found = {
                 name: answer(name, left, right, arguments, tick)
-                for name, arguments in payload["ask"].items()
+                for name, arguments in questions.items()
             }
-    return {**found, "proof": proof}
+    return found
 
 
-def attentions(
-    nn: Any, ask: dict[str, Any], seen: list[dict[str, Tensor]]
-) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
-    """Each layer's matrices, folded and turned as asked, and what proves them."""
-    found = {}
-    proof = {"z": 0.0, "norms": 0.0, "alibi": 0.0, "kinds": []}
-    proof["eps"] = torch.finfo(seen[0]["z"].dtype).eps
-    for (layer, form), one in zip(ask["layers"].items(), seen, strict=True):
-        weights = layer_weights(nn, form, one["entering"])
-        if "q" in form["needs"]:
-            how = fitted(nn, form, one, weights)
-            proof["z"] = max(proof["z"], how["gap"])
-            proof["alibi"] = max(proof["alibi"], how["alibi"])
-            proof["kinds"].append(how["kind"])
-            turn_apart(nn, form, one, weights, how, ask["distance"])
-            weights["q"] = weights["q"] * (how["scale"] if ask["scaled"] else 1.0)
-        else:
-            proof["z"] = max(proof["z"], value_gap(one, weights))
-        if ask["fold"]:
-            proof["norms"] = max(proof["norms"], fold_layer(nn, ask, form, one, weights))
-        found[layer] = weights
-    return found, proof
-
-
-def turn_apart(
-    nn: Any,
-    form: dict[str, Any],
-    seen: dict[str, Tensor],
-    weights: dict[str, Tensor],
-    how: dict[str, Any],
-    distance: int,
-) -> None:
-    """Turn the queries by ``distance`` positions against the keys."""
-    if how["kind"] == "none" or distance == 0:
-        return
-    for name, position in (("q", distance), ("k", 0)):
-        turns = rotations(nn, form, torch.tensor([position]), seen["entering"])
-        weights[name] = turned(weights[name], chosen(how["kind"], turns))
-
-
-def fold_layer(
-    nn: Any,
-    ask: dict[str, Any],
-    form: dict[str, Any],
-    seen: dict[str, Tensor],
-    weights: dict[str, Tensor],
-) -> float:
-    """Put the norms' weights into the matrices, and centre what a LayerNorm will centre."""
-    norm, gap = norm_in_front(nn, form, seen)
-    typical = norm["scale"].mean() if ask["scaled"] else 1.0
-    for name in form["needs"]:
-        folded = typical * norm["gain"][:, None] * weights[name]
-        weights[name] = folded - folded.mean(-2, keepdim=True) if norm["centred"] else folded
-    if form["behind"] is not None:
-        weights["o"] = weights["o"] * frozen(nn.get(form["behind"]), seen["stream"])["gain"]
-    if final_norm(nn, ask, seen["stream"])["centred"]:
-        weights["o"] = weights["o"] - weights["o"].mean(-1, keepdim=True)
-    return gap
-
-
-def final_norm(nn: Any, ask: dict[str, Any], like: Tensor) -> dict[str, Any]:
-    """The norm in front of the unembedding as a linear map."""
-    return frozen(None if ask["norm"] is None else nn.get(ask["norm"]), like)
-
-
-def side(
-    nn: Any,
-    ask: dict[str, Any],
-    attention: dict[int, dict[str, Tensor]],
-    recipe: dict[str, Any],
-    like: Tensor,
-) -> Tensor:
-    """One side of the circuit [row, rank].
-
-    Args:
-        nn: the nnsight model.
-        ask: the job's payload.
-        attention: the layers' matrices.
-        recipe: ``end``, the matrix (q, k, v or o) and the heads that it is of, side by side;
-            ``through``, the heads whose outputs are read instead of the embedding, first to last;
-            ``rows``, ``"embed"``, ``"positions"`` or ``"unembed"``.
-        like: a tensor of the residual stream's dtype and device.
-    """
-    name, heads = recipe["end"]
-    if name == "o":
-        rows = torch.cat([attention[layer]["o"][head].to(like.device) for layer, head in heads])
-        return unembedded(nn, ask, rows, like)
-    matrix = torch.cat([attention[layer][name][head].to(like.device) for layer, head in heads], -1)
-    for layer, head in reversed(recipe["through"]):
-        v, o = (attention[layer][key][head].to(like.device) for key in "vo")
-        matrix = v @ (o @ matrix)
-    return embedded(nn, ask, recipe["rows"], matrix, like)
-
-
-def embedded(nn: Any, ask: dict[str, Any], rows: str, matrix: Tensor, like: Tensor) -> Tensor:
-    """``W_E @ matrix`` or ``W_pos @ matrix`` [row, rank], the table asked for in chunks."""
-    if rows == "positions":
-        table = position_rows(nn, ask, like).float()
-        return centred(nn, ask, table, like) @ matrix
-    parts = []
-    step = max(1, FLOATS // matrix.shape[0])
-    for ids in torch.arange(ask["size"], device=like.device).split(step):
-        table = nn.get(ask["embed"])(ids[None])[0].to(like.device).float()
-        parts.append(centred(nn, ask, table, like) @ matrix)
-    return torch.cat(parts)
-
-
-def position_rows(nn: Any, ask: dict[str, Any], like: Tensor) -> Tensor:
-    """The table of position embeddings [pos, d_model], those that positions 0, 1, ... get."""
-    module, first = nn.get(ask["positions"]), ask["offset"]  # OPT leaves the first rows unused
-    if module.weight.is_meta:
-        return module(torch.arange(first, first + ask["context"], device=like.device)[None])[0]
-    return module.weight[first : first + ask["context"]].to(like.device)
-
-
-def centred(nn: Any, ask: dict[str, Any], table: Tensor, like: Tensor) -> Tensor:
-    """The rows without their mean, where norms are folded and take it away anyway."""
-    if not (ask["fold"] and final_norm(nn, ask, like)["centred"]):
-        return table
-    return table - table.mean(-1, keepdim=True)
-
-
-def unembedded(nn: Any, ask: dict[str, Any], rows: Tensor, like: Tensor) -> Tensor:
-    """``(rows @ W_U).T`` [d_vocab, rank], a chunk of the vocabulary at a time."""
-    if ask["fold"]:
-        norm = final_norm(nn, ask, like)
-        rows = norm["gain"] * (rows - rows.mean(-1, keepdim=True) if norm["centred"] else rows)
-    module = nn.get(ask["unembed"])
-    step = ask["size"] if module.weight.is_meta else max(1, FLOATS // rows.shape[-1])
-    parts = []
-    for ids in torch.arange(ask["size"], device=like.device).split(step):
-        matrix, _ = linear_map(module, rows.shape[-1], like, ids)
-        parts.append((rows @ matrix).T)
-    found = ask["multiplier"] * torch.cat(parts)
-    return found - found.mean(0) if ask["fold"] and not ask["capped"] else found
+def require_weights_alone(proof: Proof, distance: int) -> None:
+    """Refuse scores that weights alone do not make, and a distance that means nothing."""
+    proof.require()
+    if proof.alibi:
+        raise RefusedError(
+            "arch",
+            "the model adds a bias for the distance of query and key to its scores (ALiBi), which "
+            "no weight holds: a QK circuit would miss what often decides where a head looks. OV "
+            "circuits and composition exist.",
+        )
+    if distance and any(scoring.kind == "none" for scoring in proof.scorings):
+        raise RefusedError(
+            "arch",
+            f"distance is {distance}, and the head is not turned by position (it is not rotary): "
+            "its QK circuit is the same at every distance. Leave distance out.",
+        )
 
 
 def answer(name: str, left: Tensor, right: Tensor, arguments: Any, tick: Any) -> Any:
@@ -221,7 +248,7 @@ def copying(left: Tensor, right: Tensor, top_k: int, by: str, tick: Any) -> floa
         left, right = right, left
     hits, total = 0, len(left)
     numbers = torch.arange(total, device=left.device)
-    for ids in numbers.split(max(1, FLOATS // total)):
+    for ids in numbers.split(max(1, NUMBERS_AT_ONCE // total)):
         values = left[ids] @ right.T
         own = values.gather(1, ids[:, None])
         hits += int(((values > own).sum(1) < top_k).sum())

@@ -93,7 +93,7 @@ def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(
     here = attention_patterns(tiny("llama"), PROMPTS, ["2.1", "0.3"])
     there = attention_patterns(tiny_model("llama", backend="simulated"), PROMPTS, ["2.1", "0.3"])
     assert here.values.equals(there.values)
-    monkeypatch.setattr("nnattr.methods.attention.attention_patterns.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.model.model.TOKENS_PER_FORWARD", 1)
     chunked = attention_patterns(tiny("llama"), PROMPTS, ["2.1", "0.3"])
     np.testing.assert_allclose(chunked.values, here.values, rtol=0, atol=1e-6)
 

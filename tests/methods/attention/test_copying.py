@@ -129,7 +129,7 @@ def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(
     here = name_mover_score(tiny("llama"), task, top_k=K)
     there = name_mover_score(tiny_model("llama", backend="simulated"), task, top_k=K)
     assert here.scores.equals(there.scores)
-    monkeypatch.setattr("nnattr.methods.attention.copying.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.model.model.TOKENS_PER_FORWARD", 1)
     chunked = name_mover_score(tiny("llama"), task, top_k=K)
     np.testing.assert_allclose(chunked.scores, here.scores, atol=1e-6)
     every = copying_score(tiny("llama"), task, top_k=K)

@@ -144,7 +144,7 @@ def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(
     assert here.loss is not None
     assert there.loss is not None
     assert here.loss.equals(there.loss)
-    monkeypatch.setattr("nnattr.methods.attention.detect_heads.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.model.model.TOKENS_PER_FORWARD", 1)
     chunked = detect_heads(tiny("gpt2"), n=3, length=8)
     np.testing.assert_allclose(chunked.scores, here.scores, rtol=0, atol=1e-6)
     np.testing.assert_allclose(chunked.loss, here.loss, rtol=1e-5)

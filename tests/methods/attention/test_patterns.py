@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from nnattr import ArchError, BackendError, Model
-from nnattr.model.patterns import accepted, attention_paths
+from nnattr.model.patterns import attention_paths
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import flaw, go_back, go_eager, patterns
 from nnattr.runs.places import read
+from nnattr.runs.portions import answered
 from nnattr.tokens import encode
 from tests.methods.common import raw_module, tiny
 from tests.oracles import attention
@@ -23,8 +24,12 @@ PROMPTS = ["w3 w4 w5 w6 w7 w8 w9", "w33 w34 w35", "w40 w41 w42 w43 w44 w45"]
 
 def job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     prompts = PromptBatch(**payload["prompts"])
-    found, problem = patterns(nn, prompts, payload["paths"], payload["heads"])
-    return {"refused": problem} if problem else {"patterns": [one.cpu() for one in found]}
+    return answered(wanted, nn, prompts, payload)
+
+
+def wanted(nn: Any, prompts: PromptBatch, payload: dict[str, Any]) -> dict[str, Any]:
+    found = patterns(nn, prompts, payload["paths"], payload["heads"])
+    return {"patterns": [one.cpu() for one in found]}
 
 
 def ask(model: Model, prompts: list[str], **changes: Any) -> list[torch.Tensor]:
@@ -35,7 +40,7 @@ def ask(model: Model, prompts: list[str], **changes: Any) -> list[torch.Tensor]:
         "heads": None,
         **changes,
     }
-    return accepted(model, model.run(job, payload, label="patterns").values)["patterns"]
+    return model.run(job, payload, label="patterns").values["patterns"]
 
 
 #: Their eager attention is another model (see `nnattr.runs.patterns`).
@@ -165,22 +170,20 @@ def test_a_module_that_returns_none_is_named() -> None:
     wrong = [[path[0].replace("self_attn", "mlp")] for path in attention_paths(model)]
     with pytest.raises(BackendError, match=r"layers\.0\.mlp returned no attention probabilities"):
         ask(model, PROMPTS, paths=wrong)
-    with pytest.raises(ArchError, match="a reason"):
-        accepted(model, {"refused": ("arch", "a reason")})
     assert len(wrong) == LAYERS
 
 
 def both_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Patterns, and v and z of a pass of the model as it is."""
     prompts = PromptBatch(**payload["prompts"])
-    found, problem = patterns(nn, prompts, payload["paths"])
+    found = patterns(nn, prompts, payload["paths"])
     v, z = [], []
     with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             for values, heads in zip(payload["v"], payload["z"], strict=True):
                 v.append(read(nn, values, prompts.width).clone())
                 z.append(read(nn, heads, prompts.width).clone())
-    return {"refused": problem} if problem else {"patterns": found, "v": v, "z": z}
+    return {"patterns": found, "v": v, "z": z}
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in UNEQUAL])

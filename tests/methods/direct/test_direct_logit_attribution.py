@@ -24,7 +24,7 @@ from nnattr import (
     direct_logit_attribution,
 )
 from nnattr.maps.linear import by_probing, linear_map
-from nnattr.maps.norm import apply, frozen, pull
+from nnattr.maps.norm import apply, frozen
 from tests.methods.common import (
     TEACHING,
     assert_far,
@@ -147,7 +147,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gpt2")
     task = ragged_tiny(model)
     at_once = direct_logit_attribution(model, task, unit="head")
-    monkeypatch.setattr("nnattr.methods.direct.decomposition.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.model.model.TOKENS_PER_FORWARD", 1)
     np.testing.assert_allclose(
         direct_logit_attribution(model, task, unit="head").raw, at_once.raw, atol=1e-6
     )
@@ -350,15 +350,13 @@ def test_a_frozen_norm_is_the_norm(
         x, u = size * torch.randn(2, 5, width) + offset, torch.randn(width)
         part = torch.randn_like(x)
         view = frozen(norm, x)
-        assert view["centred"] == (kind != 1)
-        assert float(view["gap"].max()) < 1e-4
+        assert view.centred == (kind != 1)
+        assert float(view.gap.max()) < 1e-4
         scale = float(norm(x).abs().max())
-        torch.testing.assert_close(
-            apply(view, x) + view["bias"], norm(x), rtol=0, atol=1e-4 * scale
-        )
+        torch.testing.assert_close(apply(view, x) + view.bias, norm(x), rtol=0, atol=1e-4 * scale)
         summed = apply(view, part) + apply(view, x - part)
         torch.testing.assert_close(summed, apply(view, x), rtol=0, atol=1e-3 * scale)
-        pulled = (pull(view, u) * part).sum(-1)
+        pulled = (transpose(view, u) * part).sum(-1)
         expected = (u * apply(view, part)).sum(-1)
         torch.testing.assert_close(pulled, expected, rtol=1e-3, atol=1e-3)
 
@@ -367,7 +365,7 @@ def test_no_norm_is_the_identity() -> None:
     x = torch.randn(2, 3, 8)
     view = frozen(None, x)
     torch.testing.assert_close(apply(view, x), x)
-    torch.testing.assert_close(pull(view, x[0, 0]).expand_as(x), x[0, 0].expand_as(x))
+    torch.testing.assert_close(transpose(view, x[0, 0]).expand_as(x), x[0, 0].expand_as(x))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "phi"])

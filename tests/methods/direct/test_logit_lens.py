@@ -82,7 +82,7 @@ def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(
     here = logit_lens(tiny("gemma2"), PROMPTS, **arguments).to_dataframe()
     there = logit_lens(tiny_model("gemma2", backend="simulated"), PROMPTS, **arguments)
     assert here.equals(there.to_dataframe())
-    monkeypatch.setattr("nnattr.methods.direct.logit_lens.TOKENS_PER_FORWARD", 1)
+    monkeypatch.setattr("nnattr.model.model.TOKENS_PER_FORWARD", 1)
     chunked = logit_lens(tiny("gemma2"), PROMPTS, **arguments).to_dataframe()
     np.testing.assert_allclose(chunked["probability"], here["probability"], atol=1e-6)
 

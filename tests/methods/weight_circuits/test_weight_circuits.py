@@ -233,7 +233,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     circuits = [weights.ov(model, (1, 2)), weights.qk(model, (1, 2), key_via=(0, 1))]
     at_once = [(one.copying_accuracy(3), one.norm()) for one in circuits]
-    monkeypatch.setattr(weight_circuit_job, "FLOATS", 300)
+    monkeypatch.setattr(weight_circuit_job, "NUMBERS_AT_ONCE", 300)
     for one, (share, norm) in zip(circuits, at_once, strict=True):
         assert one.copying_accuracy(3) == share
         assert one.norm() == pytest.approx(norm, rel=1e-5)

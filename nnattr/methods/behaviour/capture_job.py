@@ -1,0 +1,135 @@
+"""The job behind `nnattr.capture`: activations at some sites, or what is made of them.
+
+Everything here travels to where the model is: torch and plain values only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import take
+from nnattr.runs.patterns import patterns
+from nnattr.runs.places import read
+from nnattr.runs.portions import Portions
+from nnattr.runs.rotated import rotated
+
+
+class Columns:
+    """Which positions are wanted of each prompt.
+
+    Attributes:
+        at: their columns in the padded batch [example, pos].
+        present: which of these a prompt really has [example, pos].
+    """
+
+    def __init__(self, at: Tensor, present: Tensor) -> None:
+        self.at = at
+        self.present = present
+
+    def take(self, some: slice) -> Columns:
+        """Those of some of the examples."""
+        return Columns(self.at[some], self.present[some])
+
+
+class Wanted:
+    """What is read.
+
+    Attributes:
+        reads: (site, place, groups, numbers) in forward order: into how many heads its last axis is
+            split (0: it is not), and which of these are wanted.
+        patterns: the heads of each layer whose patterns are wanted, or None.
+        rotated: (site, 0 for queries or 1 for keys, numbers of heads) of those read as they meet.
+        pattern_paths: where each layer's pattern is, see `nnattr.model.patterns.attention_paths`.
+        rotated_paths: the same of the layers of ``rotated`` alone.
+        options: further arguments of a pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        reads: list[tuple[str, tuple[Any, ...], int, list[int]]],
+        patterns: list[list[int] | None] | None,
+        rotated: list[tuple[str, int, list[int]]],
+        pattern_paths: list[list[str]],
+        rotated_paths: list[list[str]],
+        options: dict[str, Any],
+    ) -> None:
+        self.reads = reads
+        self.patterns = patterns
+        self.rotated = rotated
+        self.pattern_paths = pattern_paths
+        self.rotated_paths = rotated_paths
+        self.options = options
+
+
+def capture_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+    """``value ...``: by site [example, layer, ...], or what ``reduce`` makes of them."""
+    every, columns = PromptBatch(**payload["prompts"]), Columns(**payload["columns"])
+    wanted, reduce = Wanted(**payload["wanted"]), payload["reduce"]
+    portions = Portions(nn, tick, total=len(every), **payload["portions"])
+    for some in portions:
+        with portions.attempt():
+            found = captured(nn, wanted, every.take(some), columns.take(some))
+            found = found if reduce is None else reduce(found)
+            portions.keep({f"value {name}": one.detach().cpu() for name, one in found.items()})
+            portions.tick(1, 1)
+    return portions.joined()
+
+
+def captured(nn: Any, wanted: Wanted, prompts: PromptBatch, columns: Columns) -> dict[str, Tensor]:
+    """By site [example, layer, ...] of some of the prompts."""
+    found = activations(nn, wanted, prompts, columns) if wanted.reads else {}
+    if wanted.patterns is not None:
+        paths, heads = wanted.pattern_paths, wanted.patterns
+        every = patterns(nn, prompts, paths, heads, wanted.options)
+        found["pattern"] = query_rows(every, prompts.mask, columns)
+    if wanted.rotated:
+        pairs = rotated(nn, prompts, wanted.rotated_paths, wanted.options)
+        for name, which, heads in wanted.rotated:
+            found[name] = chosen_heads([pair[which] for pair in pairs], heads, columns)
+    return found
+
+
+def activations(
+    nn: Any, wanted: Wanted, prompts: PromptBatch, columns: Columns
+) -> dict[str, Tensor]:
+    """By site [example, layer, pos, ...] of what modules return, by a plain pass."""
+    seen: dict[str, list[Tensor]] = {}
+    with nn.trace(**inputs(prompts, wanted.options)):
+        with torch.no_grad():
+            for name, where, groups, numbers in wanted.reads:
+                value = read(nn, where, prompts.width)
+                value = take(value.expand(len(prompts), -1, -1), columns.at).float()
+                value = value * columns.present[..., None].to(value.device)
+                if groups:
+                    value = value.unflatten(-1, (groups, -1))[:, :, numbers]
+                seen.setdefault(name, []).append(value)
+    home = seen[wanted.reads[0][0]][0].device
+    return {name: torch.stack([one.to(home) for one in each], 1) for name, each in seen.items()}
+
+
+def chosen_heads(every: list[Tensor], heads: list[int], columns: Columns) -> Tensor:
+    """Chosen heads and positions [example, layer, pos, head, d_head] of each layer's q or k."""
+    home = every[0].device
+    whole = torch.stack([one[:, heads].float().to(home) for one in every], 1).transpose(2, 3)
+    rows = columns.at.to(home)[:, None, :, None, None]
+    rows = rows.expand(-1, whole.shape[1], -1, *whole.shape[3:])
+    return whole.gather(2, rows) * columns.present.to(home)[:, None, :, None, None]
+
+
+def query_rows(every: list[Tensor], mask: Tensor, columns: Columns) -> Tensor:
+    """The rows of chosen queries [example, layer, head, query_pos, key_pos].
+
+    Key 0 is each prompt's first token; behind its last token there are zeros.
+    """
+    home = every[0].device
+    whole = torch.stack([one.float().to(home) for one in every], 1)
+    rows = columns.at.to(home)[:, None, None, :, None]
+    rows = rows.expand(*whole.shape[:3], -1, whole.shape[-1])
+    chosen = whole.gather(3, rows) * columns.present.to(home)[:, None, None, :, None]
+    shifts = (~mask).sum(1).tolist()
+    return torch.stack([one.roll(-shift, -1) for one, shift in zip(chosen, shifts, strict=True)])
