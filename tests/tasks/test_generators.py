@@ -138,7 +138,7 @@ def test_a_tokenizer_without_the_words_is_told_which(name):
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_no_examples_are_refused(tokenizer, name):
-    with pytest.raises(ArgumentError, match="n is 0 .*at least 1"):
+    with pytest.raises(ArgumentError, match=r"n is 0 .*at least 1"):
         make(name, tokenizer, n=0)
 
 
