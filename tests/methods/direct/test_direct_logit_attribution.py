@@ -24,7 +24,7 @@ from nnattr import (
     direct_logit_attribution,
 )
 from nnattr.maps.linear import by_probing, linear_map
-from nnattr.maps.norm import apply, frozen
+from nnattr.maps.norm import apply, frozen, transpose
 from tests.methods.common import (
     TEACHING,
     assert_far,
