@@ -12,7 +12,7 @@ import inspect
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,10 +20,8 @@ from nnattr import storage
 from nnattr.backend import Cost
 from nnattr.errors import BackendError, ResultError
 from nnattr.jobs.frame import Frame
+from nnattr.jobs.study import Study
 from nnattr.metrics import describe
-
-if TYPE_CHECKING:
-    from nnattr.jobs.study import Study
 
 #: What a part holds besides plain values.
 TENSORS = ("change", "base", "source")

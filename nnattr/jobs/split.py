@@ -8,7 +8,7 @@ job for its size, splits it by layers, never by cell. With a checkpoint every fi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -16,9 +16,8 @@ from nnattr.backend import Cost
 from nnattr.errors import ResultError, TooLargeError
 from nnattr.jobs.checkpoint import Part, Store
 from nnattr.jobs.frame import Frame
-
-if TYPE_CHECKING:
-    from nnattr.jobs.study import Study
+from nnattr.jobs.study import Study
+from nnattr.results import Scores
 
 Values: TypeAlias = dict[str, Any]
 
@@ -26,7 +25,22 @@ Values: TypeAlias = dict[str, Any]
 SAME = 0.02
 
 
-def in_chunks(study: Study, frame: Frame, checkpoint: str | Path | None) -> tuple[Values, Cost]:
+def run(study: Study, checkpoint: str | Path | None = None) -> Scores:
+    """The answer to a study, computed where its model's backend says.
+
+    Args:
+        study: what is asked.
+        checkpoint: a folder that keeps finished parts.
+
+    Raises:
+        BackendError, ResultError: see `in_parts`.
+        MetricError, TaskError: see `nnattr.jobs.frame.Frame.scores`.
+    """
+    frame = study.frame()
+    return frame.scores(*in_parts(study, frame, checkpoint))
+
+
+def in_parts(study: Study, frame: Frame, checkpoint: str | Path | None) -> tuple[Values, Cost]:
     """The values of all layers, and what they cost now and when they were kept.
 
     Raises:

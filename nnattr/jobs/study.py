@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
@@ -17,11 +16,10 @@ from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
 from nnattr.jobs.record import provenance_of
 from nnattr.jobs.replacement import Fill
-from nnattr.jobs.split import in_chunks
 from nnattr.metrics import Metric, answer_fields, check, describe, read_tokens
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits
-from nnattr.results import Provenance, Scores
+from nnattr.results import Provenance
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, spots
@@ -54,11 +52,6 @@ class Study:
     def __post_init__(self) -> None:
         fits(self.model, self.task)
         check(self.metric, self.task)
-
-    def run(self, checkpoint: str | Path | None = None) -> Scores:
-        """Compute the answer where the model's backend says."""
-        frame = self.frame()
-        return frame.scores(*in_chunks(self, frame, checkpoint))
 
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """What travels to the job, for these layers: tensors, plain values and the metric."""

@@ -28,6 +28,7 @@ from nnattr.arguments import Folder, Positive, Seed, checked
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
+from nnattr.jobs import split
 from nnattr.jobs.layout import units
 from nnattr.jobs.replacement import Fill, Replacement, chosen
 from nnattr.jobs.study import Study
@@ -105,7 +106,7 @@ def ablate(
     study = _study(
         ablation_job, "ablate", model, task, metric, site, positions, fill, engine, max_memory
     )
-    return _of_clean_run(study.run(checkpoint))
+    return _of_clean_run(split.run(study, checkpoint))
 
 
 @checked

@@ -19,6 +19,7 @@ from typing import Literal
 
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import patching_job
+from nnattr.jobs import split
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
@@ -91,4 +92,4 @@ def activation_patching(
         engine,
         max_memory=max_memory,
     )
-    return study.run(checkpoint)
+    return split.run(study, checkpoint)

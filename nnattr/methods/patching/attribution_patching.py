@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import attribution_job
+from nnattr.jobs import split
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
@@ -65,4 +66,4 @@ def attribution_patching(
         normalized,
         max_memory=max_memory,
     )
-    return study.run(checkpoint)
+    return split.run(study, checkpoint)
