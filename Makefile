@@ -4,6 +4,8 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 RUN = .venv/bin/python -m
 # families of tiny models that the dear tests run over: core, or all (as CI does)
 FAMILIES ?= core
+# calls with random wrong values, fewer here than in CI
+FUZZ ?= 500
 
 .PHONY: demo quick test test-ndif check conformance bench format docs figures methods notebooks
 
@@ -16,7 +18,7 @@ quick: .venv/installed-dev
 
 # a process for each processor, each with one thread
 test: .venv/installed-dev
-	$(RUN) pytest tests -n logical --maxprocesses 8 --dist worksteal --families=$(FAMILIES)
+	$(RUN) pytest tests -n logical --maxprocesses 8 --dist worksteal --families=$(FAMILIES) --fuzz=$(FUZZ)
 
 # a real NDIF server on this machine; says what is missing (Python >= 3.12, redis-server) and fails
 test-ndif: .venv/installed-dev

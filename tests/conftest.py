@@ -1,7 +1,8 @@
 """What every test starts from: one thread, no network host of the user's, the local backend.
 
 ``--families=all`` runs every family of tiny models where a test runs over families; without it a
-dear one takes those of `tests.support.families.CORE`.
+dear one takes those of `tests.support.families.CORE`. ``--fuzz=10000`` makes so many calls with
+random wrong values (`tests.test_fuzz`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 def pytest_addoption(parser: pytest.Parser) -> None:
     said = "families of tiny models that the dear tests run over"
     parser.addoption("--families", choices=("core", "all"), default="core", help=said)
+    parser.addoption("--fuzz", type=int, default=500, help="calls with random wrong values")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker

@@ -30,29 +30,19 @@ class Rows:
         unit: which unit of the site is patched.
         start: the first position that changes.
         layer: in which layer of the model.
+        table: all of these in this order [5, row].
     """
 
-    def __init__(
-        self, example: Tensor, spot: Tensor, unit: Tensor, start: Tensor, layer: Tensor
-    ) -> None:
-        self.example = example
-        self.spot = spot
-        self.unit = unit
-        self.start = start
-        self.layer = layer
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self.example, self.spot, self.unit, self.start, self.layer = table.unbind()
 
     def __len__(self) -> int:
         return len(self.example)
 
     def take(self, which: Any) -> Rows:
         """Some of them: a slice, a mask, or indices."""
-        return Rows(
-            self.example[which],
-            self.spot[which],
-            self.unit[which],
-            self.start[which],
-            self.layer[which],
-        )
+        return Rows(self.table[:, which])
 
     def by_layer(self) -> list[Rows]:
         """The rows of each layer."""
@@ -65,13 +55,7 @@ class Rows:
 
 def joined(parts: list[Rows]) -> Rows:
     """The rows of all parts."""
-    return Rows(
-        torch.cat([part.example for part in parts]),
-        torch.cat([part.spot for part in parts]),
-        torch.cat([part.unit for part in parts]),
-        torch.cat([part.start for part in parts]),
-        torch.cat([part.layer for part in parts]),
-    )
+    return Rows(torch.cat([part.table for part in parts], 1))
 
 
 def plan(question: Question, own: dict[int, Tensor], other: dict[int, Tensor], start: int) -> Rows:
@@ -99,7 +83,8 @@ def plan_layer(question: Question, layer: int, change: Tensor, start: int) -> Ro
         example, unit = touched.any(1).nonzero(as_tuple=True)
         first = touched.byte().argmax(1)[example, unit] + start
         same = torch.full_like
-        found.append(Rows(example, same(unit, spot), unit, first, same(unit, layer)))
+        columns = example, same(unit, spot), unit, first, same(unit, layer)
+        found.append(Rows(torch.stack(columns)))
     return joined(found)
 
 
