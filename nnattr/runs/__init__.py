@@ -1,14 +1,15 @@
 """What every job builds on, inside the job: plain runs, what goes into them and what is read.
 
-===========  ====================================================================================
-`inputs`     prompts as a model's arguments
-`places`     modules found, and activations read and replaced, inside a trace
-`logits`     next-token distributions, reduced where the model is
-`patterns`   attention patterns of the model as it runs, proven in the job
-`rotated`    queries and keys as they meet, after any rotary turn
-`portions`   the way through examples: as many as fit, half where memory runs out; refusals
-`tolerance`  how near two computations of the same numbers must be
-===========  ====================================================================================
+============  ===================================================================================
+`inputs`      prompts as a model's arguments
+`places`      modules found, and activations read and replaced, inside a trace
+`logits`      next-token distributions, reduced where the model is
+`patterns`    attention patterns of the model as it runs, proven in the job
+`head_kinds`  the keys that heads of a kind look at, and a pattern's score
+`rotated`     queries and keys as they meet, after any rotary turn
+`portions`    the way through examples: as many as fit, half where memory runs out; refusals
+`tolerance`   how near two computations of the same numbers must be
+============  ===================================================================================
 
 All of it travels: torch and plain values only (see docs/architecture.md).
 """

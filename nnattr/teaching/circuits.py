@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from nnattr import headkinds
 from nnattr.graph import Part
+from nnattr.runs import head_kinds
 from nnattr.teaching.batches import ordinary_ids
 
 Head = tuple[int, int]
@@ -29,8 +29,8 @@ def attention_scores(
 ) -> dict[str, float | str]:
     """The best induction head and the best previous-token head, by mean attention.
 
-    What these are says `nnattr.headkinds`: an induction head looks, from a token of the second
-    copy, at what followed it in the first; a previous-token head looks one token back.
+    What these are says `nnattr.runs.head_kinds`: an induction head looks, from a token of the
+    second copy, at what followed it in the first; a previous-token head looks one token back.
     """
     length, opening = 30, tokenizer("").input_ids
     sequences = [rng.sample(ordinary_ids(tokenizer), length) for _ in range(16)]
@@ -39,9 +39,9 @@ def attention_scores(
     model.set_attn_implementation("eager")
     attentions = torch.stack(model(input_ids=ids, output_attentions=True).attentions)
     model.set_attn_implementation(implementation)
-    wanted = headkinds.keys(ids, torch.ones_like(ids, dtype=torch.bool))
+    wanted = head_kinds.keys(ids, torch.ones_like(ids, dtype=torch.bool))
     induction, previous = (
-        torch.stack([headkinds.scores(layer, wanted[kind]).mean(0) for layer in attentions])
+        torch.stack([head_kinds.scores(layer, wanted[kind]).mean(0) for layer in attentions])
         for kind in ("induction", "previous")
     )
     return {

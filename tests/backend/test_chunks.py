@@ -328,7 +328,7 @@ def test_parts_of_a_model_that_has_changed_are_not_joined(tmp_path: Path) -> Non
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultError, match="no writable folder"):
+    with pytest.raises(ResultError, match="is not a writable folder"):
         exact(Watched(), checkpoint=tmp_path / "file")
 
 

@@ -31,7 +31,7 @@ from nnattr.arguments import Natural, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part, parse
 from nnattr.jobs.record import as_task, provenance_of, untold
-from nnattr.methods.attention.decompose_attention_job import attention_parts_job
+from nnattr.methods.attention.decompose_attention_job import decompose_attention_job
 from nnattr.model.attention_form import layer_form
 from nnattr.model.components import Plan, bias, components
 from nnattr.model.heads import Head, chosen
@@ -87,7 +87,7 @@ def decompose_attention(
         "pairs": kept,
         "portions": model.portions(tokens.ids.shape[1]),
     }
-    outcome = model.run(attention_parts_job, payload, label=f"attention of {name}")
+    outcome = model.run(decompose_attention_job, payload, label=f"attention of {name}")
     data = _dataset(outcome.values, names)
     strings = tuple(tuple(row) for row in tokens.strings)
     given = {"head": (layer, number), "pairs": kept, **untold(prompts)}

@@ -93,7 +93,7 @@ class Sums:
         return self.q[query] @ self.k[key].T * self.scale
 
 
-def attention_parts_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+def decompose_attention_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """One head's scores, taken apart, for every prompt.
 
     Args:

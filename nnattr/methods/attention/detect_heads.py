@@ -1,7 +1,7 @@
 r"""Which heads look at the previous token, at the first, or at what came next before?
 
-For each kind of head (`nnattr.headkinds`) the score of head h is the attention that it pays to the
-keys of that kind, averaged over the queries that have any:
+For each kind of head (`nnattr.runs.head_kinds`) the score of head h is the attention that it pays
+to the keys of that kind, averaged over the queries that have any:
 
 .. math:: s_h = \frac{1}{|Q|} \sum_{i \in Q} \sum_{j \in K(i)} A_{h,ij}
 
@@ -32,12 +32,12 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
-from nnattr.headkinds import KINDS, keys, scores
 from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
 from nnattr.model.prompts import Prompts, Run, texts_and_tokens
 from nnattr.results import HeadScores
+from nnattr.runs.head_kinds import KINDS, keys, scores
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
 from nnattr.runs.portions import Portions
@@ -141,7 +141,7 @@ def detection_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
 def by_kind(
     nn: Any, prompts: PromptBatch, paths: list[list[str]], options: dict[str, Any]
 ) -> list[Tensor]:
-    """Each layer's scores [example, kind, head]; kinds as in `nnattr.headkinds.KINDS`."""
+    """Each layer's scores [example, kind, head]; kinds as in `nnattr.runs.head_kinds.KINDS`."""
     attended = keys(prompts.ids, prompts.mask)
 
     def reduce(pattern: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def decomposition(
     norm: Norm = "frozen",
     run: Run = "clean",
 ) -> dict[str, Any]:
-    """What travels to `decompose_job`: tensors and plain values.
+    """What travels to `decomposition_job`: tensors and plain values.
 
     Args:
         model: as `nnattr.load` gives it.

@@ -109,7 +109,7 @@ class Gaps:
         self.largest[what] = next((one for one in both if one != one), max(both))
 
 
-def decompose_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+def decomposition_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Every part's share of the direction, and the metric of both runs.
 
     Args:

@@ -35,7 +35,7 @@ from nnattr.backend import Outcome
 from nnattr.errors import TaskError
 from nnattr.jobs.record import provenance_of
 from nnattr.methods.direct.decomposition import Norm, Run, decomposition, placed, shares
-from nnattr.methods.direct.decomposition_job import decompose_job
+from nnattr.methods.direct.decomposition_job import decomposition_job
 from nnattr.metrics import LogitDiff, Metric, describe, direction
 from nnattr.model.components import Unit, chosen_layers, components, points
 from nnattr.model.model import Model
@@ -101,7 +101,7 @@ def direct_logit_attribution(
     chosen = spots(task, positions)
     payload = decomposition(model, task, plan, chosen, _words(weights), unit, norm, run)
     said = f"{describe(metric)} on {model.name} ({model.architecture})"
-    outcome = model.run(decompose_job, payload, label="direct logit attribution", said=said)
+    outcome = model.run(decomposition_job, payload, label="direct logit attribution", said=said)
     arguments = {
         "unit": unit,
         "positions": positions,

@@ -32,7 +32,7 @@ from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.methods.direct.decomposition import decomposition, placed, shares
-from nnattr.methods.direct.decomposition_job import decompose_job
+from nnattr.methods.direct.decomposition_job import decomposition_job
 from nnattr.model.components import chosen_layers, components
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
@@ -79,7 +79,7 @@ def next_token_attribution(
     payload = decomposition(model, task, plan, chosen, _next(task), unit)
     payload["other"] = None
     said = f"{METRIC} on {model.name} ({model.architecture})"
-    outcome = model.run(decompose_job, payload, label="next-token attribution", said=said)
+    outcome = model.run(decomposition_job, payload, label="next-token attribution", said=said)
     made = provenance_of(
         model,
         task,

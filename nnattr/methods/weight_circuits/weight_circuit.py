@@ -14,7 +14,7 @@ from nnattr.arguments import Positive, checked
 from nnattr.backend import Outcome
 from nnattr.errors import ResultError
 from nnattr.jobs.record import provenance_of
-from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
+from nnattr.methods.weight_circuits.weight_circuit_job import weight_circuit_job
 from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
@@ -167,7 +167,7 @@ class WeightCircuit:
     def _run(self, question: str, arguments: dict[str, Any], *, scaled: bool = False) -> Outcome:
         """One job with one question."""
         return self.model.run(
-            circuit_job, self._payload({question: arguments}, scaled), label=self.name
+            weight_circuit_job, self._payload({question: arguments}, scaled), label=self.name
         )
 
     def _arguments(self) -> dict[str, Any]:

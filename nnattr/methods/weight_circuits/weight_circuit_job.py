@@ -161,7 +161,7 @@ class Sides:
         return found - found.mean(0) if self.fold and not self.ends.capped else found
 
 
-def circuit_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
+def weight_circuit_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Answer questions about one circuit.
 
     Args:

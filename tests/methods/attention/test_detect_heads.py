@@ -19,9 +19,9 @@ from nnattr import (
     capture,
     detect_heads,
 )
-from nnattr.headkinds import KINDS
 from nnattr.methods.attention.detect_heads import THRESHOLDS, repeated_tokens
 from nnattr.results import HeadScores
+from nnattr.runs.head_kinds import KINDS
 from tests.methods.common import TEACHING, raw_module, stories, teaching, tiny
 from tests.oracles import attention
 from tests.support.paths import needs_stories
