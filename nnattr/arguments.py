@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
+from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import (
     Annotated,
@@ -27,7 +28,6 @@ from typing import (
     TypeAlias,
     TypeVar,
     Union,
-    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -59,10 +59,28 @@ class Between:
     low: float
     high: float = math.inf
 
+    def holds(self, value: Any) -> bool:
+        """Whether the number is in it."""
+        return self.low <= value <= self.high
+
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"at least {self.low}"
         return f"from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Writable:
+    """A path that can be there: without zero bytes, and a file's with a name."""
+
+    file: bool
+
+    def holds(self, value: Any) -> bool:
+        """Whether the path can be one."""
+        return "\0" not in str(value) and (not self.file or bool(Path(value).name))
+
+    def __str__(self) -> str:
+        return f"that can name a {'file' if self.file else 'folder'}"
 
 
 #: How many there are to be, at least one.
@@ -73,6 +91,9 @@ Natural: TypeAlias = Annotated[int, Between(0)]
 Share: TypeAlias = Annotated[float, Between(0, 1)]
 #: What random numbers start from.
 Seed: TypeAlias = Annotated[int, Between(0, 2**63 - 1)]
+#: Where to write.
+File: TypeAlias = Annotated[str | Path, Writable(file=True)]
+Folder: TypeAlias = Annotated[str | Path, Writable(file=False)]
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -168,8 +189,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if _is_callable(hint):
         return callable(value)
-    if isinstance(value, str) and issubclass(_class(hint), Sequence) and _class(hint) is not str:
+    kind = _class(hint)
+    if isinstance(value, str | bytes) and kind is not str and issubclass(kind, Sequence):
         return False
+    if getattr(hint, "_is_protocol", False):
+        return isinstance(value, hint) and not isinstance(value, type)
     if not _mentions_bool(hint) and _holds_bool(value):
         return False
     try:
@@ -181,8 +205,8 @@ def _fits(value: Any, hint: Any) -> bool:
         )
     except TypeCheckError:
         return False
-    ranges = [one for one in get_args(hint) if isinstance(one, Between)]
-    return all(one.low <= cast(float, value) <= one.high for one in ranges)
+    ranges = [one for one in get_args(hint) if isinstance(one, Between | Writable)]
+    return all(one.holds(value) for one in ranges)
 
 
 def _own(value: Any) -> Any:

@@ -293,7 +293,9 @@ def answer_fields(task: Any) -> dict[str, Tensor]:
     return packed
 
 
-def wanted(metric: Metric, fields: dict[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+def read_tokens(
+    metric: Metric, fields: dict[str, Tensor]
+) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The tokens whose logits a metric reads, and the answer fields with ids that index these.
 
     None, and the fields as they are, for a metric that reads them all.

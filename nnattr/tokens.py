@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -25,6 +25,7 @@ from nnattr.axes import Ids, Mask
 from nnattr.errors import TaskError
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What of a Hugging Face tokenizer tells it from other things."""
 

@@ -10,7 +10,6 @@ import torch
 
 from nnattr import (
     KL,
-    GroupLogitDiff,
     GroupLogProbDiff,
     GroupProbDiff,
     LogitDiff,
@@ -19,7 +18,7 @@ from nnattr import (
     Prob,
     SequenceLogProb,
 )
-from nnattr.metrics import METRICS, answer_fields, describe, wanted
+from nnattr.metrics import METRICS, answer_fields, describe, read_tokens
 
 # two examples, one position, three words; probabilities 0.5, 0.25, 0.25 and 0.1, 0.2, 0.7
 LOGITS = torch.tensor([[[0.5, 0.25, 0.25]], [[0.1, 0.2, 0.7]]]).log()
@@ -47,7 +46,6 @@ def test_probability_and_its_logarithm_of_words_and_groups():
 
 
 def test_groups_are_compared_by_logits_odds_and_probabilities():
-    assert GroupLogitDiff is LogitDiff
     odds = torch.tensor([0.5 / 0.25, 0.9 / 0.1]).log()
     torch.testing.assert_close(GroupLogProbDiff()(LOGITS, batch()), odds)
     torch.testing.assert_close(GroupProbDiff()(LOGITS, batch()), torch.tensor([0.25, 0.8]))
@@ -110,7 +108,7 @@ def test_a_metric_that_names_what_it_reads_reads_nothing_else(metric):
         answer_ids=((4, 9), (7,)), wrong_answer_ids=((2,), (4, 10, 3)), sequence_ids=()
     )
     fields = answer_fields(task)
-    tokens, renumbered = wanted(metric, fields)
+    tokens, renumbered = read_tokens(metric, fields)
     assert tokens is not None
     assert tokens.tolist() == [2, 3, 4, 7, 9, 10]
     few = metric(logits[..., tokens], SimpleNamespace(**renumbered))
@@ -122,4 +120,4 @@ def test_a_metric_that_reads_every_logit_gets_every_logit():
         SimpleNamespace(answer_ids=((4,),), wrong_answer_ids=((5,),), sequence_ids=())
     )
     for name in ("LogProb", "Prob", "KL", "Loss", "GroupProbDiff"):
-        assert wanted(METRICS[name](), fields) == (None, fields)
+        assert read_tokens(METRICS[name](), fields) == (None, fields)

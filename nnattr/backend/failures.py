@@ -38,7 +38,7 @@ def too_large(text: str) -> bool:
     return any(mark in text.lower() for mark in TOO_LARGE)
 
 
-def untaken(error: Exception, sent: Sent) -> bool:
+def not_accepted(error: Exception, sent: Sent) -> bool:
     """Whether the job was never accepted, so that sending it again is safe.
 
     It is where nothing was posted yet and the connection failed, where no connection was made for
@@ -63,7 +63,7 @@ def interrupted(error: Exception, sent: Sent) -> bool:
     return isinstance(error, ConnectionError | httpx.TransportError) or _status(error) in (429, 503)
 
 
-def shown(error: Exception, sent: Sent) -> Exception | None:
+def without_key(error: Exception, sent: Sent) -> Exception | None:
     """The error as the cause of ours, unless it or one of its own causes repeats the key."""
     key = sent.api_key
     return None if key and any(key in f"{one}{one!r}" for one in _causes(error)) else error
@@ -112,7 +112,7 @@ def _refused(error: Exception, text: str, sent: Sent) -> str:
         return f"{host} refused the request, with HTTP status {status}"
     if not sent.posted and not isinstance(error, OSError | WebSocketException):
         return "the job could not be packed; a metric may use plain values and torch only"
-    if sent.posted and not untaken(error, sent):
+    if sent.posted and not not_accepted(error, sent):
         return f"the connection to {host} broke while the job was sent, and it may be running there"
     return (
         f"no NDIF server answered at {host}. Check the address and that the server is up, or use "

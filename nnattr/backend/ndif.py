@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from nnattr.backend.client import client, print_tick
-from nnattr.backend.failures import interrupted, shown, translate, untaken
+from nnattr.backend.failures import interrupted, not_accepted, translate, without_key
 from nnattr.backend.progress import ProgressBar
 from nnattr.backend.seam import JobFunction, Outcome, session, silent
 from nnattr.errors import BackendError, NnattrError
@@ -125,7 +125,7 @@ class NDIF:
         def send(made: Any) -> Any:
             return session(nn, job, payload, tick, made)
 
-        return _tried(make, send, untaken, bar.label)
+        return _tried(make, send, not_accepted, bar.label)
 
     def _client(self, key: str, bar: ProgressBar, host: str | None, **options: Any) -> Any:
         given = {"host": host, "api_key": self.api_key, "timeout": self.timeout}
@@ -149,7 +149,7 @@ def _tried(
             failure = error
         if attempt == RETRIES or not harmless(failure, made):
             # outside the handler: the error would stay with ours as its context otherwise
-            raise translate(failure, made, label) from shown(failure, made)
+            raise translate(failure, made, label) from without_key(failure, made)
         made.display.bar.say(f"no answer, try {attempt + 2} of {RETRIES + 1}")
         time.sleep(PAUSE * 2**attempt)
     raise AssertionError("counting does not end")

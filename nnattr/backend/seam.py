@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 JobFunction: TypeAlias = Callable[..., dict[str, Any]]
 Tick: TypeAlias = Callable[[int, int], None]
@@ -50,6 +50,7 @@ class Outcome:
     cost: Cost
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A place that can run jobs."""
 

@@ -1,8 +1,8 @@
 """A call of a method as data: which methods there are, and a call that waits on a server.
 
-====================  ==========================================================================
-`nnattr.calls.registry`   one row per method: who it is, what it asks, how its numbers read
-`nnattr.calls.again`      the call that made a result, as a file and as Python code
-`nnattr.calls.submit`     a call that was sent, its ticket, and the result later
-====================  ==========================================================================
+==========  ======================================================================================
+`registry`  one row per method: who it is, what it asks, how its numbers read
+`again`     the call that made a result, as a file and as Python code
+`submit`    a call that was sent, its ticket, and the result later
+==========  ======================================================================================
 """

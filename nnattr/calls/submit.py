@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nnattr.arguments import checked
+from nnattr.arguments import File, checked
 from nnattr.backend import NDIF, JobFunction, Outcome
 from nnattr.backend.ndif import Ticket
 from nnattr.calls.registry import named, row_of
@@ -144,7 +144,7 @@ class Job:
         )
 
     @checked
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: File) -> Path:
         """Write the ticket and the call to a file, for `load` in another process.
 
         Raises:

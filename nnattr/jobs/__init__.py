@@ -7,6 +7,7 @@
 `split`        as few jobs as the backend's limits allow
 `checkpoint`   finished parts on disk
 `frame`        what the numbers of an answer mean: axes, normalisation, refusals
+`plain`        arguments as values of JSON, and back
 `record`       the provenance of a result, in one way for every method
 =============  ==================================================================================
 """

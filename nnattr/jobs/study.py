@@ -18,7 +18,7 @@ from nnattr.jobs.layout import PatchSite, layout, units
 from nnattr.jobs.record import record
 from nnattr.jobs.replacement import Fill
 from nnattr.jobs.split import in_chunks
-from nnattr.metrics import Metric, answer_fields, check, describe, wanted
+from nnattr.metrics import Metric, answer_fields, check, describe, read_tokens
 from nnattr.model.model import Model
 from nnattr.model.prompts import fits
 from nnattr.results import Provenance, Scores
@@ -68,7 +68,7 @@ class Study:
         last_only = bool(getattr(self.metric, "last_only", False))
         keeps = last_only and self.model.accepts("logits_to_keep")
         layers = list(range(self.model.n_layers)) if layers is None else list(layers)
-        tokens, answers = wanted(self.metric, answer_fields(self.task))
+        tokens, answers = read_tokens(self.metric, answer_fields(self.task))
         return {
             "base": runs[order[0]].tensors,
             "source": runs[order[1]].tensors,

@@ -16,7 +16,7 @@ direct: what does each part write straight toward the next token?
 `direct_logit_attribution`  toward the answer
 `next_token_attribution`    toward the token that really follows, at every position
 `logit_lens`                what the model would say if it ended at a layer
-`decomposition`, `shares`   how a decomposition of the residual stream is sent, and read back
+`decomposition`             a decomposition of the residual stream: what is sent, and read back
 ==========================  ====================================================================
 
 attention: where do heads look, what do they make of it, and why do they look there?

@@ -16,6 +16,7 @@ from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
+from nnattr.tokens import Tokenizer
 
 #: Values of ``device`` by which transformers spreads a model over devices itself.
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -25,7 +26,7 @@ SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 def load(
     model: str | Path | Any,
     *,
-    tokenizer: Any = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     backend: str | Backend | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -72,7 +73,7 @@ def load(
             f"A loaded module cannot run on {where.name}: the server uses its own weights, not "
             "yours. Pass the model's id instead, or use backend='local'."
         )
-    tokenizer = _tokenizer(tokenizer or source, name, revision, kwargs)
+    tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
     if where.holds_weights and module is None:
         module = _weights(str(source), name, device, dtype, revision, kwargs)
     nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
@@ -115,7 +116,7 @@ def _weights(
     from transformers.utils import logging
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _known(device, dtype)
+    _require_known(device, dtype)
     logging.disable_progress_bar()
     try:
         module = AutoModelForCausalLM.from_pretrained(
@@ -128,8 +129,8 @@ def _weights(
     return module.requires_grad_(False)
 
 
-def _known(device: str, dtype: str | None) -> None:
-    """Refuse a device or dtype that there is not, before transformers fails on it."""
+def _require_known(device: str, dtype: str | None) -> None:
+    """Refuse an unknown device or dtype, before transformers fails on it."""
     import torch
 
     if device not in SPREAD:

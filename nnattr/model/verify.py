@@ -10,7 +10,7 @@ with the promise it breaks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 
 from nnattr.arch.spec import missing
 from nnattr.arguments import checked
-from nnattr.errors import ArchError, BackendError
+from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model import sites
 from nnattr.model.model import Model
 from nnattr.model.proof import HOW_TO, Check, Proof
@@ -37,18 +37,23 @@ INSIDE = {
 
 
 @checked
-def verify(model: Model, ids: Any = None) -> Proof:
+def verify(model: Model, ids: Sequence[Sequence[int]] | None = None) -> Proof:
     """Prove on the live model that its spec is right.
 
     Args:
         model: as `nnattr.load` gives it.
         ids: token ids [batch, pos] to try on, at least 4 positions; random ones by default.
 
+    Raises:
+        TaskError: ids that are not such a batch of the model's tokens.
+
     Returns:
         The proof, passed or not; ``verify(model).require()`` raises if it did not pass.
 
     Cost: one job with about twelve short forward passes.
     """
+    if ids is not None:
+        _usable(model, ids)
     absent = missing(model.spec, model.module)
     if absent:
         return Proof(model.name, (Check("modules exist", False, f"no module {absent[0]!r}"),))
@@ -66,6 +71,16 @@ def verify(model: Model, ids: Any = None) -> Proof:
     if found["complete"]:
         checks += _edit_checks(found)
     return Proof(model.name, tuple(checks))
+
+
+def _usable(model: Model, ids: Sequence[Sequence[int]]) -> None:
+    """Refuse ids that the model cannot be tried on."""
+    size, widths = model.config.vocab_size, {len(row) for row in ids}
+    limit = model.context_length or math.inf
+    if len(widths) != 1 or not 4 <= max(widths) <= limit:
+        raise TaskError(f"ids has rows of {sorted(widths)} tokens; expected one length from 4.")
+    if any(not 0 <= token < size for row in ids for token in row):
+        raise TaskError(f"ids has tokens that {model.name} does not know; it has 0 to {size - 1}.")
 
 
 def proven(model: Model, specs: Iterable[ArchSpec]) -> Model:

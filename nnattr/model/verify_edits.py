@@ -29,7 +29,7 @@ def identity(nn: Any, rows: Tensor, sites: Places) -> float:
 def edit(
     nn: Any, rows: Tensor, sites: Places, site: str, n_heads: int, scale: float
 ) -> dict[str, float]:
-    """Turn ``site`` round, in row *l* at layer *l*, everywhere but at the last position.
+    """Negate a part of ``site`` in row *l* at layer *l*, everywhere but at the last position.
 
     Returns the least change of the logits over layers; the worst gap of the residual sums inside
     the edited layers; and the least change of z at the last position (for ``resid_pre``: z must
@@ -62,10 +62,10 @@ def edit(
     }
 
 
-def apart(
+def head_mismatches(
     nn: Any, prompt: Tensor, places: list[Any], heads: int, sites: Places, n_heads: int
 ) -> int:
-    """How often an edit of one head of q, k or v does not change just the z that it should.
+    """How many heads of z an edit of one head of q, k or v changes wrongly, or wrongly leaves.
 
     Row *i* has head *i* turned and doubled in every layer, the last row none, and all rows enter
     every layer with the same residual stream. A query head makes one z, a key/value head those of

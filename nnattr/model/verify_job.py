@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.linear import in_out
-from nnattr.model.verify_edits import apart, edit, identity, neurons_gap, padding
+from nnattr.model.verify_edits import edit, identity, neurons_gap, padding
 from nnattr.model.verify_gaps import Places, gap, stream_gaps, worst
 from nnattr.runs.places import raw, read
 from nnattr.runs.tolerance import structure_tolerance
@@ -148,7 +148,7 @@ def measure(
         if name == "neuron":
             found["neurons"] = neurons_gap(nn, prompts, places, sites["mlp_out"])
         else:
-            found["apart"][name] = apart(nn, prompts[:1], places, heads, sites, n_heads)
+            found["apart"][name] = head_mismatches(nn, prompts[:1], places, heads, sites, n_heads)
         tick(3 + len(sites) + done, total)
     found["padding"] = padding(nn, prompts[0], pad)
     tick(total, total)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from nnattr.arguments import checked
 from nnattr.errors import ResultError
 from nnattr.plots import look, words
 from nnattr.plots.matrix import matrix
@@ -28,6 +29,7 @@ DISTANCES = {
 }
 
 
+@checked
 def comparison_figure(
     found: Comparison, what: str = "kl", *, title: str | None = None
 ) -> go.Figure:
@@ -48,6 +50,7 @@ def comparison_figure(
     return bars(values.to_numpy(), labels, texts, ("Pair", unit), head, second)
 
 
+@checked
 def inspection_figure(found: Inspection, step: Step, *, title: str | None = None) -> go.Figure:
     """The likeliest tokens of one step; see `Inspection.plot`."""
     rows = step.rows
@@ -60,6 +63,7 @@ def inspection_figure(found: Inspection, step: Step, *, title: str | None = None
     return bars(values, labels, texts, ("Token", "probability"), head, said, marked)
 
 
+@checked
 def answers_figure(found: AnswerTable, *, title: str | None = None) -> go.Figure:
     """How often each word begins an answer."""
     labels = [words.token_label(one.token) for one in found]
@@ -69,6 +73,7 @@ def answers_figure(found: AnswerTable, *, title: str | None = None) -> go.Figure
     return bars(counts, labels, texts, ("Token", "prompts"), head, "")
 
 
+@checked
 def head_weights_figure(found: HeadWeights, *, title: str | None = None) -> go.Figure:
     """The singular values of what the head writes (OV) and of how it attends (QK)."""
     figure = go.Figure()
@@ -87,11 +92,13 @@ def head_weights_figure(found: HeadWeights, *, title: str | None = None) -> go.F
     )
 
 
+@checked
 def weight_matrix_figure(found: WeightMatrix, **options: Any) -> go.Figure:
     """The entries as a heat map; the options are those of `nnattr.plots.matrix`."""
     return matrix(found.values, **{"subtitle": words.safe(found.model), **options})
 
 
+@checked
 def activations_figure(
     found: Activations, site: str, example: int = 0, *, title: str | None = None
 ) -> go.Figure:

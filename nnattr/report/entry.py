@@ -72,14 +72,12 @@ def answer(entry: Entry[Result], name: str) -> Markup:
         name: an id, unique on the page.
     """
     result = entry.result
-    picture = result.plot(title="")
-    kind = "narrow" if sections.is_narrow(picture) else ""
     about = f"{entry.question} {entry.reading}".strip()
     return html.section(
         entry.title,
         html.paragraph(f"{result.model} · {entry.name}", "soft"),
         *([html.paragraph(about)] if about else []),
-        html.figure(picture, name, "Point at the figure for values.", kind=kind),
+        sections.pictures(result, name),
         *sections.rankings(result, TOP),
     )
 

@@ -50,7 +50,8 @@ def figure(
         name: an id, unique on the page.
         caption: what is seen.
         heading: a line above it, in place of the figure's own title.
-        kind: ``"narrow"`` for a figure that should not fill the page.
+        kind: ``"narrow"`` for a figure that should not fill the page, ``"wide"`` for one that on a
+            narrow page is scrolled rather than squeezed.
     """
     flexible = go.Figure(picture).update_layout(width=None, autosize=True, dragmode=False)
     drawn = flexible.to_html(

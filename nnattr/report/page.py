@@ -11,7 +11,7 @@ from nnattr.model.model import Model
 from nnattr.report import entry as any_result
 from nnattr.report import html, scores, sections
 from nnattr.report.entry import Entry
-from nnattr.results import Result
+from nnattr.results import Result, Scores
 
 Entries = Sequence[Entry[Result]]
 
@@ -73,26 +73,29 @@ def _lead(entries: Entries) -> Markup:
 
 
 def _grouped(entries: Entries) -> list[list[Entry[Result]]]:
-    """The results by what they were measured on, those that read nothing left out."""
+    """The results by what was read; those that read nothing are left out."""
     groups: dict[tuple[str, ...], list[Entry[Result]]] = {}
     for entry in entries:
-        if entry.result.provenance.task:
-            groups.setdefault(entry.subject, []).append(entry)
+        p = entry.result.provenance
+        if p.task:
+            groups.setdefault((p.model, p.dtype, p.task_hash), []).append(entry)
     return list(groups.values())
 
 
 def _question(group: Entries) -> Markup:
-    """The prompts of a task and what the model makes of them."""
-    result = group[0].result
+    """The prompts, and what the model makes of them by each metric."""
+    measured = {e.result.provenance.metric: e.result for e in group if scores.measured(e)}
+    result = next(iter(measured.values()), group[0].result)
     p = result.provenance
-    n = 0 if p.examples is None else len(result.task)
-    if scores.measured(group[0]):
-        n = group[0].result.baselines.sizes["example"]
-    blocks = [html.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}.")]
-    if p.examples is None:
-        said = "The file is of an older nnattr and does not hold the prompts."
-        blocks.append(html.paragraph(said))
-    else:
-        blocks.append(sections.prompts(result.task))
-    baselines = [sections.baselines(one.result) for one in group[:1] if scores.measured(one)]
-    return html.section("The question", *blocks, *baselines)
+    n = result.baselines.sizes["example"] if isinstance(result, Scores) else len(result.task)
+    prompts = (
+        html.paragraph("The file is of an older nnattr and does not hold the prompts.")
+        if p.examples is None
+        else sections.prompts(result.task)
+    )
+    return html.section(
+        "The question" if measured else "The prompts",
+        html.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}."),
+        prompts,
+        *map(sections.baselines, measured.values()),
+    )

@@ -42,19 +42,18 @@ def facts(entry: Entry[Scores]) -> dict[str, str]:
 
 
 def answer(entry: Entry[Scores], name: str, limit: float | None) -> Markup:
-    """One result: its figure and its strongest cells."""
+    """One result: its figure, if it has cells to draw, and its strongest cells."""
     scores = entry.result
-    picture, table = (
-        sections.heat(scores, name, CAPTION, limit=limit),
-        sections.strongest(scores, TOP),
-    )
-    narrow = sections.is_narrow(scores.plot(title=""))
+    found = [sections.strongest(scores, TOP)]
+    if scores.cell_dims:
+        found.insert(0, sections.heat(scores, name, CAPTION, limit=limit))
+    beside = scores.cell_dims and sections.is_narrow(scores.plot(title=""))
     said = unescape(words.subtitle(scores))
     return html.section(
         entry.title,
         html.paragraph(f"{said[:1].upper()}{said[1:]} · {entry.name}", "soft"),
         html.paragraph(f"{entry.question} {_scale(scores)} {entry.reading}".strip()),
-        *([html.side_by_side(picture, table)] if narrow else [picture, table]),
+        *([html.side_by_side(*found)] if beside else found),
     )
 
 

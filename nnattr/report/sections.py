@@ -99,18 +99,38 @@ def is_narrow(picture: go.Figure) -> bool:
     return picture.to_dict()["layout"]["width"] <= NARROW
 
 
+def pictures(result: Result, name: str) -> Markup:
+    """The figure of any result; kinds of heads have one each, beside each other.
+
+    Args:
+        result: what `nnattr.load_result` opens.
+        name: the figure's id on the page.
+    """
+    if isinstance(result, HeadScores) and len(result.kinds) > 1:
+        each = [result.plot(kind, title="") for kind in result.kinds]
+        return html.side_by_side(
+            *(html.figure(one, f"{name}-{i}", "", kind="narrow") for i, one in enumerate(each))
+        )
+    picture = result.plot(title="")
+    kind = "narrow" if is_narrow(picture) else "wide"
+    return html.figure(picture, name, "Point at the figure for values.", kind=kind)
+
+
 def rankings(result: Result, k: int) -> list[Markup]:
-    """The strongest entries of a result that ranks them, as tables: one, or one for each kind."""
+    """The strongest entries of a result that ranks them, as a table."""
     if isinstance(result, HeadScores):
-        found = {f"Strongest heads: {kind}": result.top(kind, k) for kind in result.kinds}
-    elif isinstance(result, AttentionParts | Composition):
-        found = {"The strongest pairs": result.top(k)}
-    else:
-        found = {}
-    return [
-        html.table(name, ("", "value"), [(c.label, measured(c.value, c.stderr)) for c in cells])
-        for name, cells in found.items()
-    ]
+        best = [[_cell(cell) for cell in result.top(kind, k)] for kind in result.kinds]
+        return [
+            html.table("The strongest heads of each kind", result.kinds, zip(*best, strict=True))
+        ]
+    if isinstance(result, AttentionParts | Composition):
+        rows = [(cell.label, measured(cell.value, cell.stderr)) for cell in result.top(k)]
+        return [html.table("The strongest pairs", ("pair", "value"), rows)]
+    return []
+
+
+def _cell(cell: Cell) -> str:
+    return f"{cell.label} {measured(cell.value, cell.stderr)}"
 
 
 def strongest(scores: Scores, k: int) -> Markup:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import xarray as xr
 
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 from nnattr.results.dataset import dataset
@@ -45,6 +46,7 @@ class Activations(Result, Mapping[str, xr.DataArray]):
         told = {site: array.rename(_names(array.dims)) for site, array in arrays.items()}
         return cls(dataset(told), provenance)
 
+    @checked
     def __getitem__(self, site: str) -> xr.DataArray:
         if site not in self.data:
             raise ResultError(f"{site!r} was not captured; there are {', '.join(self)}.")
@@ -61,13 +63,15 @@ class Activations(Result, Mapping[str, xr.DataArray]):
     def __contains__(self, site: object) -> bool:
         return site in self.data.data_vars
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per site and number; large where the activations are."""
         tables = [self[site].rename("value").to_dataframe().reset_index() for site in self]
         return pd.concat(tables, keys=list(self), names=["site", None]).reset_index("site")
 
+    @checked
     def plot(
-        self, site: str | None = None, *, example: int = 0, title: str | None = None
+        self, site: str | None = None, *, example: Natural = 0, title: str | None = None
     ) -> go.Figure:
         """How long the activation is at each layer and position of one prompt.
 

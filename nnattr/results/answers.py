@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nnattr.arguments import checked
 from nnattr.results.base import Result
 
 
@@ -42,6 +43,7 @@ class AnswerTable(Result):
     def __len__(self) -> int:
         return self.data.sizes["answer"]
 
+    @checked
     def __getitem__(self, at: int) -> Answer:
         return list(self)[at]
 

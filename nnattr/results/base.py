@@ -18,7 +18,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from nnattr import drawing, storage, templates
-from nnattr.arguments import checked
+from nnattr.arguments import File, checked
 from nnattr.errors import ResultError
 from nnattr.results import dataset, legacy
 from nnattr.results.provenance import Provenance
@@ -87,7 +87,7 @@ class Result:
         return self._drawn("plot", *args, **options)
 
     @checked
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: File) -> Path:
         """Write one safetensors file (the folder must exist) and return its path.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from nnattr.arguments import checked
 from nnattr.results.base import Result
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Comparison(Result):
     b: tuple[str, ...]
     top_k: int
 
+    @checked
     def plot(self, what: Distance = "kl", *, title: str | None = None) -> go.Figure:
         """One distance: a bar per pair, or a heat map of pairs by positions.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 from nnattr.templates import fill
@@ -69,6 +70,7 @@ class Inspection(Result):
         """The distributions, one for each token of the answer, or the one after the prompt."""
         return tuple(self._step(at) for at in range(self.data.sizes["step"]))
 
+    @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per step and guess; ``is_answer`` says which guess is the answer's token."""
         rows = [
@@ -78,7 +80,8 @@ class Inspection(Result):
         ]
         return pd.DataFrame(rows)
 
-    def plot(self, step: int = 0, *, title: str | None = None) -> go.Figure:
+    @checked
+    def plot(self, step: Natural = 0, *, title: str | None = None) -> go.Figure:
         """The probabilities of one step's tokens as bars, the answer's own marked.
 
         Args:

@@ -84,7 +84,14 @@ def halves(task: Examples, seed: int) -> tuple[list[int], list[int]]:
 def _reason(one: Prediction, keep: Any, task: Examples, i: int) -> str | None:
     """Why the example is dropped, or None."""
     if callable(keep):
-        return None if keep(one) else f"refused by {getattr(keep, '__name__', repr(keep))}"
+        name = getattr(keep, "__name__", repr(keep))
+        try:
+            return None if keep(one) else f"refused by {name}"
+        except Exception as error:
+            raise TaskError(
+                f"keep={name} failed on example {i} ({type(error).__name__}: {error}); expected a "
+                "function of one Prediction that says whether to keep it."
+            ) from error
     best, prob = one.tokens[0], one.probs[0]
     if keep != "correct":
         return None if best == keep else f"predicts {best!r}, not {keep!r}"

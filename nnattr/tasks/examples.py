@@ -121,6 +121,9 @@ class Examples:
         """The examples at ``index``, as a task of their own."""
         chosen = range(len(self))[index] if isinstance(index, slice) else index
         pick = [int(i) for i in chosen]
+        outside = [i for i in pick if not -len(self) <= i < len(self)]
+        if outside:
+            raise TaskError(f"There is no example {outside[0]} in a task with {len(self)}.")
         if not pick:
             raise TaskError(f"No examples are left at {index!r} of a task with {len(self)}.")
         rows = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,6 +36,7 @@ class Predictions:
         return (self.logits - self.log_norm[..., None]).exp()
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """What `Task.filter` needs of a model; `nnattr.Model` is one."""
 

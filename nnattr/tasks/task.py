@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnattr.arguments import Positive, Seed, checked
+from nnattr.arguments import File, Positive, Seed, checked
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
 from nnattr.tasks.description import Description, column_label, described
@@ -49,7 +49,7 @@ class Task(Examples):
         sequences: bool = False,
         unusable: Unusable = "refuse",
         name: str = "pairs",
-        where: Where = "{}[{}]".format,
+        where: Where | None = None,
     ) -> Task:
         """A task from prompts that you have.
 
@@ -76,7 +76,8 @@ class Task(Examples):
             unusable: ``"drop"`` leaves out words that are not single tokens and records them in
                 ``dropped``, ``"refuse"`` raises.
             name: what results call the task.
-            where: how messages call an entry of a list, given the list's name and an index.
+            where: how messages call an entry of a list, given the list's name and an index; by
+                default ``answers[3]``.
 
         Raises:
             TaskError: the lists have different lengths or are empty, a pair's prompts have
@@ -93,7 +94,7 @@ class Task(Examples):
             spans=spans or {},
             sequences=sequences,
             unusable=unusable,
-            where=where,
+            where=where or "{}[{}]".format,
         )
         return cls(**fields, name=name)
 
@@ -179,7 +180,7 @@ class Task(Examples):
         )
 
     @checked
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: File) -> Path:
         """Write the task as one JSON file (the folder must exist) and return its path."""
         return write_task(self, path)
 

@@ -95,12 +95,14 @@ def stream(tokenizer: PreTrainedTokenizerFast, course: Course, seed: int) -> Ite
         yield [repeated(tokenizer, rng, course.tokens, easy=True)]
     while True:
         documents = list(islice(source, 4 * course.documents))
-        for chunk in alike(documents, course.documents, rng):
+        for chunk in of_like_length(documents, course.documents, rng):
             repeats_too = repeated(tokenizer, rng, course.tokens // 2, easy=False)
             yield [repeats_too, structured(tokenizer, chunk)]
 
 
-def alike(documents: list[Document], size: int, rng: random.Random) -> list[list[Document]]:
+def of_like_length(
+    documents: list[Document], size: int, rng: random.Random
+) -> list[list[Document]]:
     """Chunks of documents of like length, so that little padding is computed, in random order."""
     ordered = sorted(documents, key=lambda document: len(document.text))
     chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -86,7 +86,7 @@ def test_the_tree_is_the_one_that_the_linter_holds() -> None:
     assert [floor[name] for name in shown] == sorted(floor[name] for name in shown)
 
 
-@pytest.mark.parametrize("folder", ["graph", "jobs", "maps", "methods", "model", "runs"])
+@pytest.mark.parametrize("folder", ["calls", "graph", "jobs", "maps", "methods", "model", "runs"])
 def test_every_file_of_a_folder_is_named_in_its_docstring(folder: str) -> None:
     """A newcomer finds the file of a question, and of a trick; a job lies beside its question."""
     init = ROOT / "nnattr" / folder / "__init__.py"

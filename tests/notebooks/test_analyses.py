@@ -105,7 +105,7 @@ def test_facts_with_groups_of_answers_from_json(model, tmp_path):
     assert (exact.permutation_pvalue().stack(cell=("layer", "head")) < 0.05).any()
     mean_logits = nnattr.activation_patching(model, report, nnattr.LogitDiff(), normalized=False)
     assert mean_logits.baselines.sel(run="clean").mean() > 0
-    with pytest.raises(nnattr.MetricError, match="GroupLogitDiff"):
+    with pytest.raises(nnattr.MetricError, match="LogitDiff"):
         nnattr.direct_logit_attribution(model, report, nnattr.GroupLogProbDiff())
 
 

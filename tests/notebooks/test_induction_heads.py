@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import HeadScores, Patterns
+from nnattr.results import HeadScores, Patterns
 from tests.methods.common import TEACHING, teaching
 
 LENGTH = 25

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from nnattr import (
     KL,
-    GroupLogitDiff,
     GroupLogProbDiff,
     GroupProbDiff,
     LogitDiff,
@@ -30,7 +29,7 @@ from nnattr import (
 from nnattr.metrics import METRICS, answer_fields, direction
 from tests.tasks.common import PROMPTS, TEACHING, model, tokenizer_of
 
-LINEAR, LOG, PROB = GroupLogitDiff(), GroupLogProbDiff(), GroupProbDiff()
+LINEAR, LOG, PROB = LogitDiff(), GroupLogProbDiff(), GroupProbDiff()
 
 
 def fields(right: list[list[int]], wrong: list[list[int]]) -> SimpleNamespace:
@@ -90,8 +89,8 @@ def test_the_direction_weighs_the_logits_to_the_metric(values, sizes):
 @pytest.mark.parametrize(
     ("metric", "near"),
     [
-        (LOG, "GroupLogitDiff"),
-        (PROB, "GroupLogitDiff"),
+        (LOG, "LogitDiff"),
+        (PROB, "LogitDiff"),
         (LogProb(), "LogitDiff"),
         (Prob(), "LogitDiff"),
         (KL(), "LogitDiff"),

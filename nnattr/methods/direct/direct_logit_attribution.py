@@ -34,9 +34,8 @@ from nnattr.arguments import checked
 from nnattr.backend import Outcome
 from nnattr.errors import TaskError
 from nnattr.jobs.record import record
-from nnattr.methods.direct.decomposition import Norm, Run, decomposition
+from nnattr.methods.direct.decomposition import Norm, Run, decomposition, placed, shares
 from nnattr.methods.direct.decomposition_job import decompose_job
-from nnattr.methods.direct.shares import placed, shares
 from nnattr.metrics import LogitDiff, Metric, describe, direction
 from nnattr.model.components import Unit, chosen_layers, components, points
 from nnattr.model.model import Model

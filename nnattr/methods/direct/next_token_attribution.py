@@ -31,9 +31,8 @@ from torch import Tensor
 from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, record, untold
-from nnattr.methods.direct.decomposition import decomposition
+from nnattr.methods.direct.decomposition import decomposition, placed, shares
 from nnattr.methods.direct.decomposition_job import decompose_job
-from nnattr.methods.direct.shares import placed, shares
 from nnattr.model.components import chosen_layers, components
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, asked

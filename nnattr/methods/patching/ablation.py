@@ -19,13 +19,12 @@ arXiv:2307.15771.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nnattr.arguments import Positive, Seed, checked
+from nnattr.arguments import Folder, Positive, Seed, checked
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
@@ -69,7 +68,7 @@ def ablate(
     dataset: Prompts | None = None,
     seed: Seed = 0,
     engine: Literal["suffix", "full"] = "suffix",
-    checkpoint: str | Path | None = None,
+    checkpoint: Folder | None = None,
     max_memory: Positive | None = None,
 ) -> Scores:
     """The change of the metric without each cell of a site, one cell at a time.

@@ -15,10 +15,9 @@ given the rest, not what is necessary. Effects of cells do not add up. (Vig et a
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from nnattr.arguments import Positive, checked
+from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import patching_job
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
@@ -40,7 +39,7 @@ def activation_patching(
     direction: Direction = "denoising",
     normalized: bool = True,
     engine: Literal["suffix", "full"] = "suffix",
-    checkpoint: str | Path | None = None,
+    checkpoint: Folder | None = None,
     max_memory: Positive | None = None,
 ) -> Scores:
     """The exact effect of patching each cell of a site, one cell at a time.

@@ -17,9 +17,7 @@ the exact effects. Check the cells you rely on with `activation_patching`. (Nand
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from nnattr.arguments import Positive, checked
+from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import attribution_job
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
@@ -40,7 +38,7 @@ def attribution_patching(
     positions: Positions = "all",
     direction: Direction = "denoising",
     normalized: bool = True,
-    checkpoint: str | Path | None = None,
+    checkpoint: Folder | None = None,
     max_memory: Positive | None = None,
 ) -> Scores:
     """A first-order estimate of `activation_patching` for every cell of a site, in one job.

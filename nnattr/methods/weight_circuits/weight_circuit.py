@@ -219,4 +219,9 @@ class WeightCircuit:
     def _id(self, token: str | int) -> int:
         if isinstance(token, str):
             return continuation_id(self.model.tokenizer, "", token)
-        return int(token)
+        size = self.model.config.vocab_size
+        if self.left.rows == "positions":
+            size = self.model.context_length or 0
+        if not 0 <= token < size:
+            raise ResultError(f"{self.name} has no row or column {token}; it has 0 to {size - 1}.")
+        return token

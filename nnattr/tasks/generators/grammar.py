@@ -11,7 +11,7 @@ from nnattr.tasks.generators.template import (
     Example,
     assembled,
     fill,
-    known,
+    in_vocabulary,
     required,
     usable,
 )
@@ -41,7 +41,7 @@ def gendered_pronoun(tokenizer: Tokenizer, *, n: Positive = 8, seed: Seed = 0) -
         required(tokenizer, "gendered_pronoun", f"{gender} names", names)
         for gender, names in (("female", vocabulary.FEMALE_NAMES), ("male", vocabulary.MALE_NAMES))
     ]
-    opening = [known(tokenizer, names, opening=True) for names in inside]
+    opening = [in_vocabulary(tokenizer, names, opening=True) for names in inside]
     sample = {"name": inside[0][0], "place": places[0], "a_thing": article(objects[0])}
     templates = [
         template

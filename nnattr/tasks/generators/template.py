@@ -62,7 +62,7 @@ def assembled(tokenizer: Any, examples: Sequence[Example], name: str, **options:
     )
 
 
-def known(tokenizer: Any, words: Sequence[str], *, opening: bool = False) -> list[str]:
+def in_vocabulary(tokenizer: Any, words: Sequence[str], *, opening: bool = False) -> list[str]:
     """The words that are one known token each, after another word or ``opening`` a text."""
     if opening:
         (before,) = encoded(tokenizer, [""])
@@ -83,7 +83,7 @@ def required(
     Raises:
         TaskError: they are too few; the others are listed.
     """
-    found = known(tokenizer, words)
+    found = in_vocabulary(tokenizer, words)
     if len(found) >= needed:
         return found
     lacking = [word for word in words if word not in found]

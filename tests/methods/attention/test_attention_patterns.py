@@ -14,12 +14,12 @@ import nnattr
 from nnattr import (
     ArchError,
     LogitDiff,
-    Patterns,
     ResultError,
     TaskError,
     attention_patterns,
     attribution_patching,
 )
+from nnattr.results import Patterns
 from tests.methods.common import TEACHING, ragged_ioi, raw_module, teaching, tiny
 from tests.oracles import attention
 from tests.tiny import HEADS, LAYERS, tiny_model

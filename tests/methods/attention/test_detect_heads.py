@@ -11,7 +11,6 @@ import torch
 
 from nnattr import (
     ArchError,
-    HeadScores,
     ResultError,
     Task,
     TaskError,
@@ -21,6 +20,7 @@ from nnattr import (
 )
 from nnattr.headkinds import KINDS
 from nnattr.methods.attention.detect_heads import THRESHOLDS, repeated_tokens
+from nnattr.results import HeadScores
 from tests.methods.common import TEACHING, raw_module, stories, teaching, tiny
 from tests.oracles import attention
 from tests.support.paths import needs_stories

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nnattr import Patterns, ResultError
-from nnattr.results import Provenance
+from nnattr import ResultError
+from nnattr.results import Patterns, Provenance
 from tests.browser import CHROMIUM, Tab, browser
 
 WORDS = ["</script><script>window.hurt=1</script>", "\n", " the", "<b>&amp;"]

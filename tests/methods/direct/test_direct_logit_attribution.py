@@ -21,7 +21,6 @@ from nnattr import (
     Scores,
     Task,
     TaskError,
-    attention_vs_mlp,
     direct_logit_attribution,
 )
 from nnattr.maps.linear import by_probing, linear_map
@@ -207,14 +206,14 @@ def test_attention_against_mlp() -> None:
     model = tiny("gpt2")
     task = ragged_tiny(model)
     scores = direct_logit_attribution(model, task)
-    kinds = attention_vs_mlp(scores)
+    kinds = scores.by_kind()
     assert kinds.raw["component"].values.tolist() == ["embedding", "attention", "mlp", "bias"]
     close(kinds.raw.sum("component"), scores.baselines.sel(run="clean"))
     attention = scores.raw.sel(component=[f"L{i} attn" for i in range(LAYERS)]).sum("component")
     np.testing.assert_allclose(kinds.raw.sel(component="attention"), attention, rtol=1e-5)
     assert kinds.top(1)[0].label in kinds.raw["component"]
     with pytest.raises(ResultError, match="unit='component'"):
-        attention_vs_mlp(direct_logit_attribution(model, task, unit="head"))
+        direct_logit_attribution(model, task, unit="head").by_kind()
 
 
 def test_either_run_can_be_taken_apart() -> None:

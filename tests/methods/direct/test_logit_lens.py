@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import Lens, ResultError, TaskError, logit_lens
+from nnattr import ResultError, TaskError, logit_lens
+from nnattr.results import Lens
 from tests.methods.common import TEACHING, ragged_ioi, teaching, tiny
 from tests.tiny import FAMILIES, LAYERS, tiny_model
 
