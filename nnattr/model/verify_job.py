@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.linear import in_out
-from nnattr.model.verify_edits import edit, identity, neurons_gap, padding
+from nnattr.model.verify_edits import edit, head_mismatches, identity, neurons_gap, padding
 from nnattr.model.verify_gaps import Places, gap, stream_gaps, worst
 from nnattr.runs.places import raw, read
 from nnattr.runs.tolerance import structure_tolerance
