@@ -3,7 +3,9 @@
 ================  ===============================================================================
 `model`           `Model`: an nnsight model, the map of its parts, and where it runs
 `load`            load one, here or on a server
-`verify`          prove its map before anything is computed with it; a job, `verify_job`
+`verify`          prove its map before anything is computed with it; a job, `verify_job`, of which
+                  `verify_edits` is the half that edits, and `verify_gaps` says how far is far
+`proof`           what was proven, and what to do where it was not
 `sites`           names for the activations that a method can read or replace
 `patterns`        where attention patterns are read
 `components`      which activations make up the residual stream, and how they split

@@ -10,9 +10,8 @@ with the promise it breaks.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,7 @@ from nnattr.arguments import checked
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model import sites
 from nnattr.model.model import Model
+from nnattr.model.proof import HOW_TO, Check, Proof
 from nnattr.model.verify_job import verify_job
 
 if TYPE_CHECKING:
@@ -34,64 +34,6 @@ INSIDE = {
     "v": "heads of v stand apart",
     "neuron": "neurons W_out = the MLP's output",
 }
-HOW_TO = (
-    "If you know where this model's parts are, pass them: nnattr.load(..., spec=ArchSpec("
-    "layers=..., attn_proj=..., ...)); nnattr.arch.table has examples, and the spec is proven "
-    "before use. Otherwise this model cannot be analysed with nnattr."
-)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One promise of a spec: its name, whether the model keeps it, and the measured number."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What `verify` measured.
-
-    Attributes:
-        model: the model's name.
-        checks: in the order in which they were made; a spec that fails early is not asked more.
-    """
-
-    model: str
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
-
-    @property
-    def failed(self) -> Check | None:
-        """The first check that failed, or None."""
-        return next((check for check in self.checks if not check.passed), None)
-
-    def require(self) -> None:
-        """Accept the spec, or say why not.
-
-        Raises:
-            ArchError: naming the first check that failed.
-        """
-        if self.failed is not None:
-            raise ArchError(
-                f"The structure of {self.model!r} could not be proven: the check "
-                f"'{self.failed.name}' failed ({self.failed.detail}). {HOW_TO}"
-            )
-
-    def __str__(self) -> str:
-        lines = [f"Proof of the structure of {self.model}"[:80]]
-        for check in self.checks:
-            mark = "ok  " if check.passed else "FAIL"
-            text = textwrap.wrap(check.detail, 38) or [""]
-            lines.append(f"{mark} {check.name:<35.35} {text[0]}".rstrip())
-            lines += [" " * 41 + more for more in text[1:]]
-        return "\n".join(lines)
 
 
 @checked
@@ -207,18 +149,20 @@ def _payload(model: Model, ids: Any) -> dict[str, Any]:
     return {
         "ids": ids.tolist(),
         "pad": int(_first(getattr(config, "pad_token_id", None)) or 0),
-        "sites": {name: model.places(name) for name in _known_sites(model)},
-        "proj": [path for path, *_ in model.places("z")],
-        "head": {
-            "final_norm": spec.final_norm,
-            "unembed": spec.unembed,
+        "claims": {
+            "sites": {name: model.places(name) for name in _known_sites(model)},
+            "projections": [path for path, *_ in model.places("z")],
+            "ending": {
+                "final_norm": spec.final_norm,
+                "unembed": spec.unembed,
+                "logit_scale": constant(spec.logit_scale, 1.0),
+                "logit_divisor": constant(spec.logit_divisor, 1.0),
+                "logit_softcap": constant(spec.logit_softcap, None),
+            },
             "residual_scale": constant(spec.residual_scale, 1.0),
-            "logit_scale": constant(spec.logit_scale, 1.0),
-            "logit_divisor": constant(spec.logit_divisor, 1.0),
-            "logit_softcap": constant(spec.logit_softcap, None),
+            "n_heads": model.n_heads,
+            "inner": _inner(model),
         },
-        "n_heads": model.n_heads,
-        "inner": _inner(model),
     }
 
 

@@ -18,66 +18,133 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.linear import in_out
-from nnattr.runs.places import raw, read, write
+from nnattr.model.verify_edits import edit, head_mismatches, identity, neurons_gap, padding
+from nnattr.model.verify_gaps import Places, gap, stream_gaps, worst
+from nnattr.runs.places import raw, read
+from nnattr.runs.tolerance import structure_tolerance
 
-Places = dict[str, list[tuple[Any, ...]]]
+
+class Ending:
+    """What follows the last layer, as the spec says.
+
+    Attributes:
+        final_norm: the path of the norm, or None.
+        unembed: the path of the unembedding.
+        logit_scale, logit_divisor: what logits are multiplied with and divided by.
+        logit_softcap: what they are capped at, or None.
+    """
+
+    def __init__(
+        self,
+        final_norm: str | None,
+        unembed: str,
+        logit_scale: float,
+        logit_divisor: float,
+        logit_softcap: float | None,
+    ) -> None:
+        self.final_norm = final_norm
+        self.unembed = unembed
+        self.logit_scale = logit_scale
+        self.logit_divisor = logit_divisor
+        self.logit_softcap = logit_softcap
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """What the model does to the unembedding's output: multiply, divide, cap."""
+        logits = logits * self.logit_scale / self.logit_divisor
+        cap = self.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def verify_job(
-    nn: Any,
-    tick: Callable[[int, int], None],
-    ids: list[list[int]],
-    pad: int,
-    sites: Places,
-    proj: list[str],
-    head: dict[str, Any],
-    n_heads: int,
-    inner: dict[str, tuple[int, list[Any]]],
-) -> dict[str, Any]:
+class Claims:
+    """What the spec says of the model.
+
+    Attributes:
+        sites: for each site, in forward order, its place in every layer.
+        projections: the path of every layer's attention output projection.
+        ending: what follows the last layer.
+        residual_scale: what a branch is multiplied with before it is added to the stream.
+        n_heads: how many attention heads there are.
+        inner: of q, k, v and neuron, those that the spec knows: how many heads, and the places.
+    """
+
+    def __init__(
+        self,
+        sites: Places,
+        projections: list[str],
+        ending: dict[str, Any],
+        residual_scale: float,
+        n_heads: int,
+        inner: dict[str, tuple[int, list[Any]]],
+    ) -> None:
+        self.sites = sites
+        self.projections = projections
+        self.ending = Ending(**ending)
+        self.residual_scale = residual_scale
+        self.n_heads = n_heads
+        self.inner = inner
+
+
+class SeenLayer:
+    """What one layer held in a run.
+
+    Attributes:
+        as_read: every site as it was read, which later edits would change.
+        sites: copies of these.
+        projected: what left attention's output projection.
+        entering: what entered the norm behind it, or the same.
+        heads: the sum of what the projection makes of the heads one by one, where that is known by
+            calling it, else None.
+    """
+
+    def __init__(
+        self,
+        as_read: dict[str, Tensor],
+        sites: dict[str, Tensor],
+        projected: Tensor,
+        entering: Tensor,
+        heads: Tensor | None = None,
+    ) -> None:
+        self.as_read = as_read
+        self.sites = sites
+        self.projected = projected
+        self.entering = entering
+        self.heads = heads
+
+
+def verify_job(nn: Any, tick: Callable[[int, int], None], **payload: Any) -> dict[str, Any]:
     """Measure everything that `nnattr.model.verify` judges.
 
     Args:
         nn: the nnsight model.
         tick: progress.
-        ids: prompts of equal length; one is enough.
-        pad: the token to pad with.
-        sites: for each site, in forward order, its place in every layer.
-        proj: the path of every layer's attention output projection.
-        head: paths and constants of everything after the last layer, and ``residual_scale``.
-        n_heads: number of attention heads.
-        inner: of q, k, v and neuron, those that the spec knows: how many heads, and the places.
+        **payload: ``ids``, prompts of equal length, one is enough; ``pad``, the token to pad with;
+            ``claims``, see `Claims`.
     """
     with torch.no_grad():
-        return measure(nn, tick, torch.tensor(ids), pad, sites, proj, head, n_heads, inner)
+        prompts = torch.tensor(payload["ids"])
+        return measure(nn, tick, prompts, payload["pad"], Claims(**payload["claims"]))
 
 
 def measure(
-    nn: Any,
-    tick: Callable[[int, int], None],
-    prompts: Tensor,
-    pad: int,
-    sites: Places,
-    proj: list[str],
-    head: dict[str, Any],
-    n_heads: int,
-    inner: dict[str, tuple[int, list[Any]]],
+    nn: Any, tick: Callable[[int, int], None], prompts: Tensor, pad: int, claims: Claims
 ) -> dict[str, Any]:
     """`verify_job` without gradients: look first, and go on to edit only what looks right."""
-    total = len(sites) + len(inner) + 3
-    found = observe(nn, prompts, sites, proj, head, n_heads)
+    sites, n_heads, scale = claims.sites, claims.n_heads, claims.residual_scale
+    total = len(sites) + len(claims.inner) + 3
+    found = observe(nn, prompts, claims)
     tick(1, total)
     found["complete"] = all(gap <= 10 * found["tolerance"] for gap in found["gaps"].values())
     if not found["complete"]:
         return found
-    rows = prompts[:1].expand(len(proj) + 1, -1)
+    rows = prompts[:1].expand(len(claims.projections) + 1, -1)
     found["identity"] = identity(nn, rows, sites)
     tick(2, total)
     found["edits"] = {}
     for done, site in enumerate(sites):
-        found["edits"][site] = edit(nn, rows, sites, site, n_heads, head["residual_scale"])
+        found["edits"][site] = edit(nn, rows, sites, site, n_heads, scale)
         tick(3 + done, total)
     found["apart"], found["neurons"] = {}, None
-    for done, (name, (heads, places)) in enumerate(inner.items()):
+    for done, (name, (heads, places)) in enumerate(claims.inner.items()):
         if name == "neuron":
             found["neurons"] = neurons_gap(nn, prompts, places, sites["mlp_out"])
         else:
@@ -88,69 +155,70 @@ def measure(
     return found
 
 
-def observe(
-    nn: Any, prompts: Tensor, sites: Places, proj: list[str], head: dict[str, Any], n_heads: int
-) -> dict[str, Any]:
+def observe(nn: Any, prompts: Tensor, claims: Claims) -> dict[str, Any]:
     """One run: what is found at every site, against what the spec says it is."""
     changed = prompts[:1].clone()
     changed[0, -1] = prompts[0, 0]
     batch = torch.cat([prompts, changed])
+    paths, ending, n_heads = claims.projections, claims.ending, claims.n_heads
     with nn.trace(input_ids=batch, use_cache=False, output_hidden_states=True):
         layers = [
-            read_layer(nn, sites, layer, path, batch.shape[1]) for layer, path in enumerate(proj)
+            read_layer(nn, claims.sites, layer, path, batch.shape[1])
+            for layer, path in enumerate(paths)
         ]
-        if nn.get(proj[0]).weight.is_meta:  # in a sandbox: modules can be called all the same
-            for path, seen in zip(proj, layers, strict=True):
-                seen["heads"] = by_calling(nn.get(path), seen["sites"]["z"], n_heads)
+        if nn.get(paths[0]).weight.is_meta:  # in a sandbox: modules can be called all the same
+            for path, seen in zip(paths, layers, strict=True):
+                seen.heads = by_calling(nn.get(path), seen.sites["z"], n_heads)
         output = nn.output
         logits = output.logits.clone()
         hidden = output.hidden_states
-        last = layers[-1]["sites"]["resid_post"]
-        normed = last if head["final_norm"] is None else nn.get(head["final_norm"])(last)
-        expected = finish(nn.get(head["unembed"])(normed), head)
-    heads = (heads_gap(nn, path, seen, n_heads) for path, seen in zip(proj, layers, strict=True))
-    kept = ((seen["raw"], seen["sites"]) for seen in layers)
+        last = layers[-1].sites["resid_post"]
+        normed = last if ending.final_norm is None else nn.get(ending.final_norm)(last)
+        expected = ending.finish(nn.get(ending.unembed)(normed))
+    heads = (heads_gap(nn, path, seen, n_heads) for path, seen in zip(paths, layers, strict=True))
+    sums = (worst(stream_gaps(seen.sites, claims.residual_scale)) for seen in layers)
+    again = (gap(seen.as_read[site], seen.sites[site]) for seen in layers for site in claims.sites)
     gaps = {
         "sum_of_heads": worst(heads),
-        "attn_out": worst(gap(seen["entering"], seen["projected"]) for seen in layers),
-        "sums": worst(worst(sums(seen["sites"], head["residual_scale"])) for seen in layers),
-        "hidden_states": hidden_gap(hidden, layers, normed),
+        "attn_out": worst(gap(seen.entering, seen.projected) for seen in layers),
+        "sums": worst(sums),
+        "hidden_states": hidden_gap(hidden, [seen.sites for seen in layers], normed),
         "logits": gap(expected, logits),
         "causal": gap(logits[-1, :-1], logits[0, :-1]),
-        "overwritten": worst(gap(raw[site], copy[site]) for raw, copy in kept for site in sites),
+        "overwritten": worst(again),
     }
-    eps = torch.finfo(logits.dtype).eps
     return {
         "gaps": gaps,
         "finite": bool(torch.isfinite(logits).all()),
         "dtype": str(logits.dtype).removeprefix("torch."),
-        "tolerance": max(1e-5, 4 * eps),
-        "eps": eps,
-        "z": [list(seen["sites"]["z"].shape) for seen in layers],
+        "tolerance": structure_tolerance(logits.dtype),
+        "eps": torch.finfo(logits.dtype).eps,
+        "z": [list(seen.sites["z"].shape) for seen in layers],
         "batch": list(batch.shape),
     }
 
 
-def read_layer(nn: Any, sites: Places, layer: int, path: str, pos: int) -> dict[str, Any]:
+def read_layer(nn: Any, sites: Places, layer: int, path: str, pos: int) -> SeenLayer:
     """One layer, inside a trace: every site as read, a copy of it, and the projection's output."""
-    raw, kept, projected, entering = {}, {}, None, None
+    as_read, kept = {}, {}
+    projected = entering = torch.empty(0)
     for site, places in sites.items():
         where = places[layer]
         if site == "attn_out":
             projected = entering = nn.get(path).output.clone()
             if where[0] != path:  # behind a norm: what enters it must be the projection's output
                 entering = nn.get(where[0]).input.clone()
-        raw[site] = read(nn, where, pos)
-        kept[site] = raw[site].clone()
-    return {"raw": raw, "sites": kept, "projected": projected, "entering": entering}
+        as_read[site] = read(nn, where, pos)
+        kept[site] = as_read[site].clone()
+    return SeenLayer(as_read, kept, projected, entering)
 
 
-def heads_gap(nn: Any, path: str, seen: dict[str, Any], n_heads: int) -> float:
+def heads_gap(nn: Any, path: str, seen: SeenLayer, n_heads: int) -> float:
     """How far the sum over heads of z W_O, plus the bias, is from the projection's output."""
     projection = nn.get(path)
-    z, target = seen["sites"]["z"].double(), seen["projected"].double()
-    if "heads" in seen:
-        return gap(seen["heads"], target)
+    z, target = seen.sites["z"].double(), seen.projected.double()
+    if seen.heads is not None:
+        return gap(seen.heads, target)
     weight = in_out(projection).detach().double()
     if z.ndim != 3 or z.shape[-1] % n_heads or weight.shape != (z.shape[-1], target.shape[-1]):
         return float("inf")
@@ -173,153 +241,11 @@ def by_calling(projection: Any, z: Tensor, n_heads: int) -> Tensor:
     return total
 
 
-def sums(values: dict[str, Tensor], scale: float) -> dict[str, float]:
-    """The residual stream as a sum: gaps of its equations, by the site each should give."""
-    pre, attn, mlp = values["resid_pre"], values["attn_out"], values["mlp_out"]
-    if "resid_mid" not in values:
-        return {"resid_post": gap(pre + scale * (attn + mlp), values["resid_post"])}
-    mid = values["resid_mid"]
-    return {
-        "resid_mid": gap(pre + scale * attn, mid),
-        "resid_post": gap(mid + scale * mlp, values["resid_post"]),
-    }
-
-
-def hidden_gap(hidden: Any, layers: list[dict[str, Any]], normed: Tensor) -> float:
+def hidden_gap(hidden: Any, stream: list[dict[str, Tensor]], normed: Tensor) -> float:
     """How far the residual sites are from Hugging Face's ``hidden_states`` (the last is normed)."""
-    if hidden is None or len(hidden) != len(layers) + 1:
+    if hidden is None or len(hidden) != len(stream) + 1:
         return float("inf")
-    stream = [seen["sites"] for seen in layers]
     gaps = [gap(values["resid_pre"], hidden[i]) for i, values in enumerate(stream)]
     gaps += [gap(values["resid_post"], hidden[i + 1]) for i, values in enumerate(stream[:-1])]
     last = min(gap(normed, hidden[-1]), gap(stream[-1]["resid_post"], hidden[-1]))
     return worst([*gaps, last])
-
-
-def finish(logits: Tensor, head: dict[str, Any]) -> Tensor:
-    """What the model does to the unembedding's output: multiply, divide, cap."""
-    logits = logits * head["logit_scale"] / head["logit_divisor"]
-    cap = head["logit_softcap"]
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def identity(nn: Any, rows: Tensor, sites: Places) -> float:
-    """The largest change of a logit when every site is set to itself: 0 if writing is exact."""
-    with nn.trace(input_ids=rows, use_cache=False):
-        before = nn.output.logits.clone()
-    with nn.trace(input_ids=rows, use_cache=False):
-        for places in zip(*sites.values(), strict=True):
-            for where in places:
-                write(nn, where, read(nn, where, rows.shape[1]).clone())
-        after = nn.output.logits.clone()
-    return float((after - before).detach().abs().max())
-
-
-def edit(
-    nn: Any, rows: Tensor, sites: Places, site: str, n_heads: int, scale: float
-) -> dict[str, float]:
-    """Negate a part of ``site`` in row *l* at layer *l*, everywhere but at the last position.
-
-    Returns the least change of the logits over layers; the worst gap of the residual sums inside
-    the edited layers; and the least change of z at the last position (for ``resid_pre``: z must
-    gather from earlier positions, or it does not belong to attention).
-    """
-    places = list(zip(*sites.values(), strict=True))
-    kept = []
-    with nn.trace(input_ids=rows, use_cache=False):
-        for layer, found in enumerate(places):
-            values = {}
-            for name, where in zip(sites, found, strict=True):
-                values[name] = read(nn, where, rows.shape[1]).clone()
-                if name == site:
-                    turn(values[name], layer, n_heads if site == "z" else 1)
-                    write(nn, where, values[name].clone())
-            kept.append({name: value[[layer, -1]] for name, value in values.items()})
-        logits = nn.output.logits.clone()
-    gaps = [
-        value
-        for pair in kept
-        for result, value in sums({name: both[0] for name, both in pair.items()}, scale).items()
-        if result != site
-    ]
-    return {
-        "changed": min(gap(logits[layer], logits[-1]) for layer in range(len(places))),
-        "sums": worst(gaps),
-        "gathers": min(gap(pair["z"][0, -1], pair["z"][1, -1]) for pair in kept),
-    }
-
-
-def head_mismatches(
-    nn: Any, prompt: Tensor, places: list[Any], heads: int, sites: Places, n_heads: int
-) -> int:
-    """How many heads of z an edit of one head of q, k or v changes wrongly, or wrongly leaves.
-
-    Row *i* has head *i* turned and doubled in every layer, the last row none, and all rows enter
-    every layer with the same residual stream. A query head makes one z, a key/value head those of
-    its group.
-    """
-    batch, pos = prompt.expand(heads + 1, -1), prompt.shape[1]
-    own = torch.arange(n_heads) * heads // n_heads == torch.arange(heads)[:, None]
-    wrong = []
-    with nn.trace(input_ids=batch, use_cache=False):
-        for where, entry, site in zip(places, sites["resid_pre"], sites["z"], strict=True):
-            stream = read(nn, entry, pos)
-            write(nn, entry, stream[-1:].expand_as(stream).clone())
-            value = read(nn, where, pos).clone()
-            for row, head in enumerate(value.unflatten(-1, (heads, -1)).unbind(-2)[:heads]):
-                head[row].mul_(-2)  # a view
-            write(nn, where, value)
-            z = read(nn, site, pos).detach().float().unflatten(-1, (n_heads, -1))
-            moved = (z[:-1] - z[-1:]).abs().amax((1, 3)) / z.abs().max()
-            changed = moved > 4 * torch.finfo(value.dtype).eps
-            wrong.append(int((changed.cpu() != own).sum()))
-    return sum(wrong)
-
-
-def neurons_gap(nn: Any, prompts: Tensor, places: list[Any], outs: list[Any]) -> float:
-    """How far the projection that the neurons enter is from giving the MLP's contribution."""
-    gaps = []
-    with nn.trace(input_ids=prompts, use_cache=False):
-        for (path, *_), out in zip(places, outs, strict=True):
-            projected = nn.get(path).output.clone()
-            inside = path == out[0] or path.startswith(f"{out[0]}.")
-            entering = read(nn, out, prompts.shape[1]) if inside else nn.get(out[0]).input
-            gaps.append(gap(projected.flatten(), entering.flatten()))
-    return worst(gaps)
-
-
-def turn(value: Tensor, row: int, n_parts: int) -> None:
-    """Negate, in place, the largest of ``n_parts`` slices in ``row``, save at the last position."""
-    parts = value[row, :-1].unflatten(-1, (n_parts, -1))  # a view
-    largest = int(parts.float().norm(dim=(0, 2)).argmax())
-    parts[:, largest].neg_()
-
-
-def padding(nn: Any, prompt: Tensor, pad: int) -> float:
-    """How far two prompts of unequal length, left-padded together, are from their solo runs."""
-    cut = prompt.shape[0] // 2
-    batch = torch.stack([prompt, prompt])
-    batch[1, :cut] = pad
-    mask = torch.ones_like(batch)
-    mask[1, :cut] = 0
-    with nn.trace(input_ids=prompt[None], use_cache=False):
-        long = nn.output.logits[0].clone()
-    with nn.trace(input_ids=prompt[None, cut:], use_cache=False):
-        short = nn.output.logits[0].clone()
-    with nn.trace(input_ids=batch, attention_mask=mask, use_cache=False):
-        both = nn.output.logits.clone()
-    return worst([gap(both[0], long), gap(both[1, cut:], short)])
-
-
-def gap(found: Tensor, expected: Tensor) -> float:
-    """The largest difference relative to the largest expected value; infinite if shapes differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-def worst(gaps: Any) -> float:
-    """The largest gap; not a number if any is (``max`` would drop it)."""
-    values = list(gaps.values() if isinstance(gaps, dict) else gaps)
-    return float(torch.tensor(values, dtype=torch.float64).max()) if values else 0.0

@@ -13,7 +13,8 @@ from nnattr.arch.table import GPT_NEOX, LLAMA
 from nnattr.errors import ArchError
 from nnattr.model.load import load
 from nnattr.model.model import Model
-from nnattr.model.verify import Check, Proof, verify
+from nnattr.model.proof import Check, Proof
+from nnattr.model.verify import verify
 from nnattr.runs.places import read, write
 from tests.tiny import tiny_model, tiny_module, tiny_tokenizer
 
