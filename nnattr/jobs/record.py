@@ -17,7 +17,7 @@ from nnattr.tasks.file import packed
 from nnattr.tokens import Tokens
 
 
-def record(
+def provenance_of(
     model: Model,
     task: Task | None,
     *,

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.tasks import Task
 from nnattr.tokens import Tokens
 
@@ -47,7 +47,7 @@ def chosen(model: Model, task: Task, kind: Replacement, dataset: Prompts | None,
     """
     own, other = task.clean_tokens, task.clean_tokens
     if dataset is not None:
-        other = asked(model, dataset, what="dataset")[1]
+        other = texts_and_tokens(model, dataset, what="dataset")[1]
     lengths = {len(row) for tokens in (own, other) for row in tokens.strings}
     if kind == "mean_positional" and len(lengths) > 1:
         raise TaskError(

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from nnattr.backend import JobFunction
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
-from nnattr.jobs.record import record
+from nnattr.jobs.record import provenance_of
 from nnattr.jobs.replacement import Fill
 from nnattr.jobs.split import in_chunks
 from nnattr.metrics import Metric, answer_fields, check, describe, read_tokens
@@ -113,7 +113,7 @@ class Study:
         return {"direction": self.direction, "normalized": self.normalized}
 
     def _provenance(self) -> Provenance:
-        return record(
+        return provenance_of(
             self.model,
             self.task,
             method=self.method,

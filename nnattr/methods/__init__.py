@@ -16,6 +16,7 @@ direct: what does each part write straight toward the next token?
 `direct_logit_attribution`  toward the answer
 `next_token_attribution`    toward the token that really follows, at every position
 `logit_lens`                what the model would say if it ended at a layer
+`direction`                 the direction that is read, and the final stream along it
 `decomposition`             a decomposition of the residual stream: what is sent, and read back
 ==========================  ====================================================================
 

@@ -20,7 +20,7 @@ Run: TypeAlias = Literal["clean", "corrupted"]
 Prompts: TypeAlias = str | Sequence[str] | Task | Tokens
 
 
-def listed(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
+def as_texts(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
     """One prompt or several as a tuple.
 
     Raises:
@@ -39,11 +39,11 @@ def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
         TaskError: a prompt that cannot be encoded or is too long.
     """
     tokens = encode(model.tokenizer, prompts)
-    _room(model, max(map(len, tokens.strings)), room)
+    _require_room(model, max(map(len, tokens.strings)), room)
     return tokens
 
 
-def asked(
+def texts_and_tokens(
     model: Model, prompts: Prompts, run: Run = "clean", *, what: str = "prompts", room: int = 0
 ) -> tuple[tuple[str, ...], Tokens]:
     """The texts and tokens of prompts, or of one run of a task.
@@ -59,15 +59,15 @@ def asked(
         TaskError: they cannot be used with this model, or the task has no such run.
     """
     if isinstance(prompts, Tokens):
-        _room(model, max(map(len, prompts.strings)), room)
+        _require_room(model, max(map(len, prompts.strings)), room)
         if int(prompts.ids.max()) >= model.config.vocab_size:
             raise TaskError(f"These tokens are not {model.name}'s: it has fewer.")
         return tuple(map("".join, prompts.strings)), prompts
     if not isinstance(prompts, Task):
-        texts = listed(what, prompts)
+        texts = as_texts(what, prompts)
         return texts, prepared(model, texts, room)
     fits(model, prompts)
-    _room(model, prompts.width, room)
+    _require_room(model, prompts.width, room)
     if run == "clean":
         return prompts.clean, prompts.clean_tokens
     return prompts.corrupted, prompts.corrupted_tokens
@@ -93,7 +93,7 @@ def fits(model: Model, task: Task) -> None:
         )
 
 
-def _room(model: Model, longest: int, room: int) -> None:
+def _require_room(model: Model, longest: int, room: int) -> None:
     """Refuse prompts that leave no ``room`` in the model's context."""
     limit = model.context_length
     if limit is not None and longest + room > limit:

@@ -32,12 +32,12 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, checked
 from nnattr.graph import Part
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.maps.linear import linear_map
 from nnattr.model.heads import Heads, chosen
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, Run, asked
+from nnattr.model.prompts import Prompts, Run, texts_and_tokens
 from nnattr.results import Patterns
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
@@ -81,7 +81,7 @@ def attention_patterns(
     Cost: two forward passes, three if weighted. Only the chosen heads' patterns come down: prompts
     x heads x tokens² numbers.
     """
-    texts, tokens = asked(model, prompts, run)
+    texts, tokens = texts_and_tokens(model, prompts, run)
     picked = chosen(model, heads, k)
     width = tokens.ids.shape[1]
     order = sorted(picked)
@@ -101,7 +101,7 @@ def attention_patterns(
     data = _labelled(found, tokens, picked).to_dataset(name="values")
     given = {"heads": picked, "k": k, "weighted": weighted, "run": run, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
-    made = record(model, task, method="attention_patterns", arguments=given, outcome=outcome)
+    made = provenance_of(model, task, method="attention_patterns", arguments=given, outcome=outcome)
     return Patterns(data, made, tuple(map(tuple, tokens.strings)), tuple(texts), weighted)
 
 

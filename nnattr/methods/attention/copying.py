@@ -35,11 +35,11 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, Share, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.maps.linear import linear_map
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, Run, aligned, asked
+from nnattr.model.prompts import Prompts, Run, aligned, texts_and_tokens
 from nnattr.results import HeadScores, Provenance
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
@@ -81,7 +81,7 @@ def copying_score(
         TaskError: prompts or positions that cannot be used.
         BackendError: the job failed where it ran.
     """
-    texts, tokens = asked(model, prompts, run)
+    texts, tokens = texts_and_tokens(model, prompts, run)
     at, present = aligned(prompts, texts, tokens, positions)
     payload = _payload(model, tokens, at, top_k, negative)
     outcome = model.run(copying_job, payload, label="copying score")
@@ -93,7 +93,7 @@ def copying_score(
         "negative": negative,
         "threshold": threshold,
     }
-    made = record(
+    made = provenance_of(
         model,
         as_task(prompts, texts, tokens),
         method="copying_score",
@@ -126,7 +126,7 @@ def name_mover_score(
         ArchError: the model's attention gives no pattern.
         BackendError: where the model runs its attention cannot be switched (a sandboxed server).
     """
-    tokens = asked(model, task)[1]
+    tokens = texts_and_tokens(model, task)[1]
     where = _answers_in(task, tokens)
     last = where.shape[1] - 1 - where.int().flip(1).argmax(1)
     payload = _payload(model, tokens, last[:, None], top_k, negative)
@@ -140,7 +140,7 @@ def name_mover_score(
         "copying": copied,
     }
     given = {"top_k": top_k, "negative": negative, "threshold": threshold}
-    made = record(model, task, method="name_mover_score", arguments=given, outcome=outcome)
+    made = provenance_of(model, task, method="name_mover_score", arguments=given, outcome=outcome)
     return _result(model, tokens, kinds, threshold, made)
 
 

@@ -30,13 +30,13 @@ import xarray as xr
 from nnattr.arguments import Natural, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part, parse
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.methods.attention.decompose_attention_job import attention_parts_job
 from nnattr.model.attention_form import layer_form
 from nnattr.model.components import Plan, bias, components
 from nnattr.model.heads import Head, chosen
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.results import AttentionParts
 
 
@@ -73,7 +73,7 @@ def decompose_attention(
     plan = components(model, "head", range(layer), before=layer)
     names = _names(model, plan)
     kept = pairs if isinstance(pairs, int) else [_known(pair, names) for pair in pairs]
-    texts, tokens = asked(model, prompts)
+    texts, tokens = texts_and_tokens(model, prompts)
     payload = {
         "prompts": tokens.tensors,
         "question": {
@@ -92,7 +92,9 @@ def decompose_attention(
     strings = tuple(tuple(row) for row in tokens.strings)
     given = {"head": (layer, number), "pairs": kept, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
-    made = record(model, task, method="decompose_attention", arguments=given, outcome=outcome)
+    made = provenance_of(
+        model, task, method="decompose_attention", arguments=given, outcome=outcome
+    )
     return AttentionParts(data, made, strings, (layer, number))
 
 

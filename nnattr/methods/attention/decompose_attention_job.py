@@ -86,7 +86,7 @@ class Sums:
 
     def spread(self) -> Tensor:
         """The standard deviation of each pair's scores [query component, key component]."""
-        return torch.stack([spreads(q, self.k, self.scale) for q in self.q])
+        return torch.stack([score_spread(q, self.k, self.scale) for q in self.q])
 
     def of(self, query: int, key: int) -> Tensor:
         """The scores of one pair [query_pos, key_pos]."""
@@ -207,7 +207,7 @@ def components(nn: Any, question: HeadQuestion, parts: dict[str, Tensor], like: 
     return torch.cat([vector.to(like.device) for vector in vectors])
 
 
-def spreads(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def score_spread(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """The standard deviation [key component] of one query part's scores, where keys are seen."""
     scores = torch.einsum("qd,ckd->cqk", q, k) * scale
     seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).tril()

@@ -33,10 +33,10 @@ from torch import Tensor
 from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import TaskError
 from nnattr.headkinds import KINDS, keys, scores
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, Run, asked
+from nnattr.model.prompts import Prompts, Run, texts_and_tokens
 from nnattr.results import HeadScores
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
@@ -96,7 +96,7 @@ def detect_heads(
         tokens, second = repeated_tokens(model, n, length, seed)
         texts = tuple(map("".join, tokens.strings))
     else:
-        (texts, tokens), second = asked(model, prompts, run), None
+        (texts, tokens), second = texts_and_tokens(model, prompts, run), None
     width = tokens.ids.shape[1]
     pattern, vocab = model.n_heads * width**2, model.config.vocab_size
     payload = {
@@ -120,7 +120,7 @@ def detect_heads(
     given = {"n": n, "length": length, "seed": seed, "thresholds": thresholds, "run": run}
     given |= untold(prompts)
     task = as_task(prompts, texts, tokens)
-    made = record(model, task, method="detect_heads", arguments=given, outcome=outcome)
+    made = provenance_of(model, task, method="detect_heads", arguments=given, outcome=outcome)
     return HeadScores.from_arrays(array, limits, tokens, made, loss=loss, second=second)
 
 

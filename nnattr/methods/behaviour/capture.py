@@ -22,11 +22,11 @@ from torch import Tensor
 
 from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.methods.behaviour.capture_job import capture_job
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
-from nnattr.model.prompts import Prompts, Run, aligned, asked
+from nnattr.model.prompts import Prompts, Run, aligned, texts_and_tokens
 from nnattr.model.sites import FORWARD_ORDER, SITES
 from nnattr.results import Activations
 from nnattr.tasks.positions import Positions
@@ -120,7 +120,7 @@ def capture(
     Cost: one forward pass; two more for patterns, and two for ``rot_q`` and ``rot_k``.
     """
     names = _names(sites)
-    texts, tokens = asked(model, prompts, run)
+    texts, tokens = texts_and_tokens(model, prompts, run)
     at, present = aligned(prompts, texts, tokens, positions)
     chosen = _numbers("layer", layers, model.n_layers)
     units, width = _units(model, heads), tokens.ids.shape[1]
@@ -149,7 +149,7 @@ def capture(
         given = {"sites": names, "positions": positions, "run": run}
         given |= {"layers": layers, "heads": heads, **untold(prompts)}
         task = as_task(prompts, texts, tokens)
-        made = record(model, task, method="capture", arguments=given, outcome=outcome)
+        made = provenance_of(model, task, method="capture", arguments=given, outcome=outcome)
         return Activations.from_arrays(found, made)
     for name, value in values.items():
         if value.shape[:1] != (len(tokens),):

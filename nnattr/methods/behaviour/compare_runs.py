@@ -22,9 +22,9 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, provenance_of
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked, columns
+from nnattr.model.prompts import Prompts, columns, texts_and_tokens
 from nnattr.results import Comparison
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
@@ -58,7 +58,10 @@ def compare_runs(
 
     Cost: one forward pass of each side; only the distances come back.
     """
-    (left, one), (right, other) = asked(model, a, what="a"), asked(model, b, what="b")
+    (left, one), (right, other) = (
+        texts_and_tokens(model, a, what="a"),
+        texts_and_tokens(model, b, what="b"),
+    )
     if len(left) != len(right):
         raise TaskError(
             f"a has {len(left)} prompts and b has {len(right)}; they are compared in pairs."
@@ -89,7 +92,7 @@ def compare_runs(
     data = data if positions == "each" else data.isel(pos=0, drop=True)
     given = {"a": a, "b": b, "positions": positions, "top_k": top_k}
     task = as_task(None, [*left, *right], both)
-    made = record(model, task, method="compare_runs", arguments=given, outcome=outcome)
+    made = provenance_of(model, task, method="compare_runs", arguments=given, outcome=outcome)
     return Comparison(data, made, left, right, top_k)
 
 

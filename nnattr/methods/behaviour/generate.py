@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnattr.arguments import Between, Positive, Seed, checked
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.portions import Portions
 
@@ -48,7 +48,7 @@ def generate(
 
     Cost: one forward pass of the prompts and one per new token, in one job.
     """
-    _, tokens = asked(model, prompts, room=max_new_tokens)
+    _, tokens = texts_and_tokens(model, prompts, room=max_new_tokens)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}

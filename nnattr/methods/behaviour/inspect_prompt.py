@@ -16,9 +16,9 @@ import xarray as xr
 
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.results import Inspection
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import top_tokens
@@ -45,14 +45,14 @@ def inspect_prompt(
 
     Cost: one forward pass; only the tables come back.
     """
-    texts, tokens = asked(model, prompt, what="prompt")
+    texts, tokens = texts_and_tokens(model, prompt, what="prompt")
     if len(texts) != 1:
         raise TaskError(f"There are {len(texts)} prompts; one is inspected, such as task[[0]].")
     if answer is None and isinstance(prompt, Task) and not prompt.sequence_ids:
         added = [group[0] for group in prompt.answer_ids]
     else:
         added = _added(model, texts[0], answer)
-    asked(model, tokens, room=len(added))
+    texts_and_tokens(model, tokens, room=len(added))
     ids = torch.cat([tokens.ids, torch.tensor([added], dtype=torch.long)], 1)
     start = tokens.ids.shape[1] - 1
     payload = {
@@ -66,7 +66,7 @@ def inspect_prompt(
     said = tuple(decode([token]) for token in added)
     given = {"answer": answer, "top_k": top_k, **untold(prompt, "prompt")}
     task = as_task(prompt, texts, tokens)
-    made = record(model, task, method="inspect_prompt", arguments=given, outcome=outcome)
+    made = provenance_of(model, task, method="inspect_prompt", arguments=given, outcome=outcome)
     return Inspection(_data(decode, outcome.values, said), made, tuple(tokens.strings[0]), said)
 
 

@@ -14,9 +14,9 @@ import xarray as xr
 
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record
+from nnattr.jobs.record import as_task, provenance_of
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked, listed
+from nnattr.model.prompts import Prompts, as_texts, texts_and_tokens
 from nnattr.results import AnswerTable
 from nnattr.tasks import Task
 from nnattr.tasks.form import Form
@@ -57,10 +57,10 @@ def most_frequent_answers(
             raise TaskError(
                 "A task's prompts, and tokens, are encoded already: no chat, no prefix."
             )
-        texts, tokens = asked(model, prompts)
+        texts, tokens = texts_and_tokens(model, prompts)
     else:
         form = Form(model.tokenizer, chat, system, answer_prefix)
-        texts = form.written(listed("prompts", prompts))
+        texts = form.written(as_texts("prompts", prompts))
         tokens = encode(model.tokenizer, texts, verbatim=chat)
     found = model.predict(tokens, top_k=1)
     probs: dict[int, list[float]] = defaultdict(list)
@@ -78,7 +78,7 @@ def most_frequent_answers(
         "answer_prefix": answer_prefix,
     }
     task = as_task(prompts, texts, tokens)
-    made = record(model, task, method="most_frequent_answers", arguments=given)
+    made = provenance_of(model, task, method="most_frequent_answers", arguments=given)
     return AnswerTable(_data(model, best), made)
 
 

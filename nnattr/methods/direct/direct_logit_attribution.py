@@ -33,7 +33,7 @@ from torch import Tensor
 from nnattr.arguments import checked
 from nnattr.backend import Outcome
 from nnattr.errors import TaskError
-from nnattr.jobs.record import record
+from nnattr.jobs.record import provenance_of
 from nnattr.methods.direct.decomposition import Norm, Run, decomposition, placed, shares
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.metrics import LogitDiff, Metric, describe, direction
@@ -109,7 +109,7 @@ def direct_logit_attribution(
         "layers": layers,
         "run": run,
     }
-    made = record(
+    made = provenance_of(
         model,
         task,
         method="direct_logit_attribution",

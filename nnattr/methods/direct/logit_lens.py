@@ -30,10 +30,10 @@ from torch import Tensor
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.model.components import logit_constants
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked, columns
+from nnattr.model.prompts import Prompts, columns, texts_and_tokens
 from nnattr.results import Lens
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take, top_tokens
@@ -72,7 +72,7 @@ def logit_lens(
 
     Cost: one forward pass; the vocabulary is reduced where the model is.
     """
-    texts, tokens = asked(model, prompts)
+    texts, tokens = texts_and_tokens(model, prompts)
     words, ids = _answers(model, prompts, texts, answers)
     at, present = columns(prompts, texts, tokens, positions)
     places = [*model.places("resid_pre"), model.places("resid_post")[-1]]
@@ -98,7 +98,7 @@ def logit_lens(
     data = _data(model, tokens, names, at, present, outcome.values)
     given = {"top_k": top_k, "positions": positions, "answers": answers, **untold(prompts)}
     task = as_task(prompts, texts, tokens)
-    made = record(model, task, method="logit_lens", arguments=given, outcome=outcome)
+    made = provenance_of(model, task, method="logit_lens", arguments=given, outcome=outcome)
     return Lens(data, made, texts, words)
 
 

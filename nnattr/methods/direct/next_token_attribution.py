@@ -30,12 +30,12 @@ from torch import Tensor
 
 from nnattr.arguments import checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, record, untold
+from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.methods.direct.decomposition import decomposition, placed, shares
 from nnattr.methods.direct.decomposition_job import decompose_job
 from nnattr.model.components import chosen_layers, components
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, asked
+from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import spots
@@ -80,7 +80,7 @@ def next_token_attribution(
     payload["other"] = None
     said = f"{METRIC} on {model.name} ({model.architecture})"
     outcome = model.run(decompose_job, payload, label="next-token attribution", said=said)
-    made = record(
+    made = provenance_of(
         model,
         task,
         method="next_token_attribution",
@@ -104,7 +104,7 @@ def next_token_attribution(
 
 def _task(model: Model, prompts: Prompts) -> Task:
     """The prompts alone: nothing of a corrupted run is looked at, nor named in figures."""
-    task = as_task(prompts, *asked(model, prompts))
+    task = as_task(prompts, *texts_and_tokens(model, prompts))
     return replace(task, corrupted=(), twin_tokens=None)
 
 

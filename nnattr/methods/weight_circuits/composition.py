@@ -33,7 +33,7 @@ from torch import Tensor
 from nnattr.arguments import Positive, Seed, checked
 from nnattr.errors import ArchError
 from nnattr.graph import Part
-from nnattr.jobs.record import record
+from nnattr.jobs.record import provenance_of
 from nnattr.linalg import product_norm, triangle
 from nnattr.maps.attention import read_attention
 from nnattr.maps.heads import WeightsQuestion, head_matrices
@@ -88,7 +88,9 @@ def composition(
     )
     mean, spread = random_composition(model.config.hidden_size, model.d_head, samples, seed)
     given = {"kind": kind, "fold_norm": fold_norm, "samples": samples, "seed": seed}
-    made = record(model, None, method="weights.composition", arguments=given, outcome=outcome)
+    made = provenance_of(
+        model, None, method="weights.composition", arguments=given, outcome=outcome
+    )
     return Composition(values.to_dataset(), made, kind, mean, spread, fold_norm)
 
 

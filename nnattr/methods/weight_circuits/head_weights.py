@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnattr.arguments import checked
 from nnattr.graph import Part
-from nnattr.jobs.record import record
+from nnattr.jobs.record import provenance_of
 from nnattr.maps.attention import read_attention
 from nnattr.maps.heads import WeightsQuestion, head_matrices
 from nnattr.model.attention_form import layer_form, short_prompt
@@ -53,7 +53,7 @@ def head(model: Model, head: Head, *, fold_norm: bool = False) -> HeadWeights:
     arrays["W_O"] = (("d_head", "d_model"), found["o"].numpy())
     arrays |= {f"b_{side.upper()}": (("d_head",), found[f"{side} bias"].numpy()) for side in "qkv"}
     given = {"head": (layer, number), "fold_norm": fold_norm}
-    made = record(model, None, method="weights.head", arguments=given, outcome=outcome)
+    made = provenance_of(model, None, method="weights.head", arguments=given, outcome=outcome)
     return HeadWeights(xr.Dataset(arrays), made, (layer, number))
 
 

@@ -41,7 +41,7 @@ import xarray as xr
 from nnattr.arguments import Natural, checked
 from nnattr.errors import ArchError
 from nnattr.graph import Part
-from nnattr.jobs.record import record
+from nnattr.jobs.record import provenance_of
 from nnattr.methods.weight_circuits.weight_circuit import Side, WeightCircuit
 from nnattr.model.attention_form import layer_form
 from nnattr.model.components import position_table
@@ -172,7 +172,9 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> We
         coords={"query_pos": numbers, "key_pos": numbers},
     )
     given = {"head": list(own[0]), "fold_norm": fold_norm}
-    made = record(model, None, method="weights.position_pattern", arguments=given, outcome=outcome)
+    made = provenance_of(
+        model, None, method="weights.position_pattern", arguments=given, outcome=outcome
+    )
     return WeightMatrix(values.to_dataset(name="values"), made, circuit.name)
 
 

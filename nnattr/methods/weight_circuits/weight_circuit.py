@@ -13,7 +13,7 @@ import xarray as xr
 from nnattr.arguments import Positive, checked
 from nnattr.backend import Outcome
 from nnattr.errors import ResultError
-from nnattr.jobs.record import record
+from nnattr.jobs.record import provenance_of
 from nnattr.methods.weight_circuits.weight_circuit_job import circuit_job
 from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.components import logit_constants, position_table
@@ -153,7 +153,7 @@ class WeightCircuit:
         values = xr.DataArray(outcome.values["block"].numpy(), dims=dims, coords=coords)
         method = "weights.qk" if self.right.end[0] == "k" else "weights.ov"
         given = {**self._arguments(), **asked}
-        made = record(self.model, None, method=method, arguments=given, outcome=outcome)
+        made = provenance_of(self.model, None, method=method, arguments=given, outcome=outcome)
         return WeightMatrix(values.to_dataset(name="values"), made, self.name)
 
     def ask(self, question: str, arguments: dict[str, Any]) -> Any:
