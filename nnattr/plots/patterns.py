@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from nnattr.arguments import Natural, checked
+from nnattr.errors import ResultError
 from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import Patterns
@@ -35,6 +36,8 @@ def patterns_figure(
         ResultError: there is no such head.
     """
     shown = patterns.heads if heads is None else [tuple(head) for head in heads]
+    if not shown:
+        raise ResultError("No heads were given; name at least one, or leave heads out for all.")
     maps = [patterns.of(*head, example=example).to_numpy() for head in shown]
     names = [str(Part("head", layer, head)) for layer, head in shown]
     labels = [

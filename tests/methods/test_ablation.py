@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import nnattr
-from nnattr import ArchError, LogitDiff, Loss, Model, Task, TaskError
+from nnattr import ArchError, ArgumentError, LogitDiff, Loss, Model, Task, TaskError
 from nnattr.jobs.plain import restored
 from tests.methods.common import (
     TEACHING,
@@ -287,11 +287,11 @@ def test_a_checkpoint_is_taken_up_and_not_mixed_up(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"site": "pattern"}, ArchError, "cannot be ablated; the sites are q, k, v, z"),
-        ({"method": "median"}, TaskError, "expected one of 'zero', 'mean'"),
-        ({"method": "mean_positional"}, TaskError, "position by position"),
-        ({"method": "mean", "dataset": []}, TaskError, "expected a prompt or a list"),
-        ({"method": "resample", "dataset": "Then"}, TaskError, "no other prompt of"),
+        ({"site": "pattern"}, ArgumentError, "expected 'q' or 'k' or 'v' or 'z'"),
+        ({"replacement": "median"}, ArgumentError, "expected 'zero' or 'mean'"),
+        ({"replacement": "mean_positional"}, TaskError, "position by position"),
+        ({"replacement": "mean", "dataset": []}, TaskError, "expected a prompt or a list"),
+        ({"replacement": "resample", "dataset": "Then"}, TaskError, "no other prompt of"),
     ],
 )
 def test_bad_input_is_named(call: dict[str, Any], error: Any, message: str) -> None:
@@ -306,7 +306,7 @@ def test_bad_input_is_named(call: dict[str, Any], error: Any, message: str) -> N
         ([], TaskError, "name at least one"),
         ([3], TaskError, "expected .layer, head. tuples"),
         ([(9, 0)], ArchError, "has no part"),
-        ("positions", TaskError, "or 'pos_embed'"),
+        ("positions", ArchError, "is not a part of a model"),
     ],
 )
 def test_parts_that_are_not_there(parts: Any, error: Any, message: str) -> None:
