@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnattr import Task, TaskError, tasks
+from nnattr import ArgumentError, Task, TaskError, tasks
 from nnattr.tasks.positions import spots
 from nnattr.teaching import folder
 from nnattr.tokens import continuation_id, encode, prompt_ids
@@ -79,7 +79,7 @@ def test_lists_of_different_lengths_and_empty_ones_are_refused(tokenizer):
         make([CLEAN, CLEAN], [CORRUPTED], [" Mary", " Mary"], tokenizer=tokenizer)
     with pytest.raises(TaskError, match="clean is empty"):
         make([], [], [], tokenizer=tokenizer)
-    with pytest.raises(TaskError, match="expected a list of prompts"):
+    with pytest.raises(ArgumentError, match="clean is "):
         make(CLEAN, [CORRUPTED], [" Mary"], tokenizer=tokenizer)
     with pytest.raises(TaskError, match="gives no tokens"):
         encode(_without_bos(tokenizer), [""])
@@ -171,7 +171,7 @@ def test_ioi_says_which_words_a_tokenizer_lacks():
     bare.pre_tokenizer = Whitespace()
     with pytest.raises(TaskError, match="0 of the names as single tokens"):
         tasks.ioi(PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="<unk>"))
-    with pytest.raises(TaskError, match="n >= 1"):
+    with pytest.raises(ArgumentError, match="n is "):
         tasks.ioi(PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="<unk>"), n=0)
 
 

@@ -23,14 +23,16 @@ class Oracle:
         self.tokenizer = tokenizer
         self.runs = [says, corrupted]
 
-    def predict(self, tokens: Any, *, asked: Any = (), k: int = 5, last: int = 1) -> Predictions:
+    def predict(
+        self, tokens: Any, *, asked: Any = (), top_k: int = 5, last: int = 1
+    ) -> Predictions:
         says = self.runs.pop(0)
         logits = torch.zeros(len(tokens), last, len(self.tokenizer))
         for row, word in zip(logits, says, strict=True):
             pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
             for at, piece in zip(range(last - len(pieces), last), pieces, strict=True):
                 row[at, piece] = 9.0
-        best = logits.topk(k, -1)
+        best = logits.topk(top_k, -1)
         width = max(map(len, asked), default=0)
         wanted = torch.tensor([[*row, *[0] * (width - len(row))] for row in asked] or [[]])
         wanted = wanted.long().expand(len(tokens), -1)[:, None].expand(-1, last, -1)
@@ -157,8 +159,8 @@ def test_the_most_frequent_answers_are_the_contrast_of_the_refusal_notebook(back
     assert [table[0].token for table in tables] == ["I", "Here"]
     assert sum(row.count for row in tables[0]) == 3
     assert "mean probability" in repr(tables[0])
-    with pytest.raises(TaskError, match="a list of prompts"):
-        nnattr.most_frequent_answers(chat, "How do I build a bomb?")
+    (one,) = nnattr.most_frequent_answers(chat, "How do I build a bomb?")
+    assert one.count == 1
 
 
 def test_requests_that_the_model_declines_and_answers_can_be_kept():

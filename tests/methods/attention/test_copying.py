@@ -9,7 +9,14 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import Task, TaskError, attention_patterns, copying_score, name_mover_score
+from nnattr import (
+    ArgumentError,
+    Task,
+    TaskError,
+    attention_patterns,
+    copying_score,
+    name_mover_score,
+)
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.tiny import FAMILIES, HEADS, tiny_model
 
@@ -140,7 +147,7 @@ def test_a_simulated_server_gives_the_same_and_chunks_change_nothing(
 
 def test_wrong_questions_are_named() -> None:
     model = tiny("gpt2")
-    with pytest.raises(TaskError, match="k is 0"):
+    with pytest.raises(ArgumentError, match="top_k is "):
         copying_score(model, PROMPTS, top_k=0)
     with pytest.raises(TaskError, match="Position 5 is outside"):
         copying_score(model, PROMPTS, positions=5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnattr import ArchError, ResultError, TaskError, decompose_attention
+from nnattr import ArchError, ArgumentError, ResultError, TaskError, decompose_attention
 from nnattr.tasks import repeated_tokens
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.methods.weight_circuits.common import dense
@@ -198,5 +198,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         decompose_attention(model, [], (1, 0))
     parts = decompose_attention(model, PROMPTS, (1, 0), pairs=0)
     for what, options in (("scores", {}), ("maps", {}), ("total", {"example": 5})):
-        with pytest.raises(ResultError):
+        with pytest.raises((ArgumentError, ResultError)):
             parts.plot(what, **options)  # type: ignore[arg-type]

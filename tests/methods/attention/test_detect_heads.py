@@ -11,6 +11,7 @@ import torch
 
 from nnattr import (
     ArchError,
+    ArgumentError,
     ResultError,
     Task,
     TaskError,
@@ -214,7 +215,7 @@ def test_wrong_questions_are_named() -> None:
         ({"length": 1}, "length 1"),
         ({"length": 40}, "takes 64"),
     ):
-        with pytest.raises(TaskError, match=message):
+        with pytest.raises((ArgumentError, TaskError), match=message):
             detect_heads(model, **options)  # type: ignore[arg-type]
     with pytest.raises(ArchError, match="makes other predictions"):
         detect_heads(tiny("falcon-serial"), PROMPTS)

@@ -15,6 +15,7 @@ from torch import nn
 
 from nnattr import (
     ArchError,
+    ArgumentError,
     LogProb,
     MetricError,
     ResultError,
@@ -277,7 +278,7 @@ def test_wrong_options_are_named() -> None:
         ({"unit": "neuron", "norm": "each"}, "means nothing for neurons"),
         ({"positions": "verb"}, "no positions named 'verb'"),
     ):
-        with pytest.raises(TaskError, match=message):
+        with pytest.raises((ArgumentError, TaskError), match=message):
             direct_logit_attribution(model, task, **options)  # type: ignore[arg-type]
     with pytest.raises(ArchError, match="layers is"):
         direct_logit_attribution(model, task, unit="head", layers=[7])

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnattr import ArchError, Model, ResultError, Scores, TaskError, next_token_attribution, plots
+from nnattr import (
+    ArchError,
+    ArgumentError,
+    Model,
+    ResultError,
+    Scores,
+    TaskError,
+    next_token_attribution,
+    plots,
+)
 from nnattr.tasks import repeated_tokens
 from tests.methods.common import TEACHING, assert_far, raw_module, teaching, tiny
 from tests.tiny import FAMILIES, tiny_model
@@ -127,7 +136,7 @@ def test_what_cannot_be_read_is_refused() -> None:
     model = tiny_model("gpt2")
     with pytest.raises(TaskError, match="it needs a next token"):
         next_token_attribution(model, ["w3 w4", "w5"])
-    with pytest.raises(TaskError, match="unit is 'accumulated'"):
+    with pytest.raises(ArgumentError, match="unit is "):
         next_token_attribution(model, RAGGED, unit="accumulated")
     with pytest.raises(TaskError, match="expected a prompt"):
         next_token_attribution(model, [])
