@@ -64,7 +64,7 @@ print(f"the model is right on {len(task)} of {len(rows)}")
 #
 # | metric | what it is | what it is good for |
 # | --- | --- | --- |
-# | `GroupLogitDiff`, also called `LogitDiff` | difference of mean logits | linear, so direct attribution can use it |
+# | `LogitDiff` | difference of mean logits | linear, so direct attribution can use it |
 # | `GroupLogProbDiff` | log-odds of the groups | what the model will say |
 # | `GroupProbDiff` | difference of probabilities | the same sign, but saturates near 0 and 1 |
 #
