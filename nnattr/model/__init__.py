@@ -3,9 +3,8 @@
 ================  ===============================================================================
 `model`           `Model`: an nnsight model, the map of its parts, and where it runs
 `load`            load one, here or on a server
-`verify`          prove its map before anything is computed with it
-`verify_job`      its job: what the live model does
-`verify_edits`    the half of the job that edits
+`verify`          prove its map before anything is computed with it; its job is `verify_job`
+`verify_edits`    the half of that job that edits
 `verify_gaps`     how far is far
 `proof`           what was proven, and what to do where it was not
 `sites`           names for the activations that a method can read or replace
