@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -210,12 +210,21 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _own(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's own, in lists and tuples as well."""
+    """Numbers, arrays and columns of tables as Python's own, in lists and tuples as well."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return value.tolist()
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+    if type(value) in (list, tuple):
         return type(value)(map(_own, value))
+    if _is_column(value):
+        return list(map(_own, value))
     return value
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value is a row of things but no list, as a column of a table is (pandas, say)."""
+    known = isinstance(value, str | bytes | Mapping | Set | Sequence)
+    listed = isinstance(value, Collection) and hasattr(value, "__getitem__")
+    return listed and not known and getattr(value, "ndim", 1) == 1
 
 
 def _class(hint: Any) -> type:

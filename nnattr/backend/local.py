@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import linecache
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from nnattr.backend.failures import too_large
@@ -89,6 +91,7 @@ def _loopback(nn: Any) -> Any:
             # caches that this process holds for the same file name.
             caches: Any = (linecache.cache, SOURCES, BLOCKS)
             snapshot: list[dict[Any, Any]] = [dict(cache) for cache in caches]
+            classes = _own_classes()
             name = frame.f_code.co_filename
             SOURCES.pop(name, None)
             for key in [key for key in BLOCKS if key[0] == name]:
@@ -102,6 +105,29 @@ def _loopback(nn: Any) -> Any:
                 for cache, before in zip(caches, snapshot, strict=True):
                     cache.clear()
                     cache.update(before)
+                for kind, members in classes.items():
+                    for member, value in members.items():
+                        if vars(kind).get(member) is not value:
+                            setattr(kind, member, value)
             push(frame, saved)
 
     return Loopback()
+
+
+#: What a class has that was written as a function.
+_BOUND = (FunctionType, property, classmethod, staticmethod)
+
+
+def _own_classes() -> dict[type, dict[str, Any]]:
+    """The package's classes and their functions as they are in this process.
+
+    Reading a class that travelled by value gives the live one its rebuilt functions, whose globals
+    are copies: a rehearsal has to put its own back.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith("nnattr.")]
+    kinds = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    return {
+        kind: {name: one for name, one in vars(kind).items() if isinstance(one, _BOUND)}
+        for kind in kinds
+        if kind.__module__.startswith("nnattr.")
+    }

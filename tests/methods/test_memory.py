@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import nnattr
-from nnattr import LogProb, Scores, Task, TaskError, activation_patching, attribution_patching
+from nnattr import ArgumentError, LogProb, Scores, Task, activation_patching, attribution_patching
 from nnattr.engine import fastest, passes
 from nnattr.engine.memory import bytes_per_row
 from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
@@ -145,5 +145,5 @@ def test_provenance_has_the_peak_and_the_rows(tmp_path):
 
 @pytest.mark.parametrize("method", [activation_patching, attribution_patching])
 def test_no_memory_at_all_is_refused(method):
-    with pytest.raises(TaskError, match="max_memory is 0"):
+    with pytest.raises(ArgumentError, match=r"max_memory is 0 .*at least 1"):
         method(teaching("teaching-gpt2"), question(2), LogProb(), max_memory=0)

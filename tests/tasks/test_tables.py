@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnattr import ArgumentError, Task, TaskError
+from nnattr import ArgumentError, Task, TaskError, tasks
 from tests.tasks.common import text_at, tokenizer_of
 
 MAP = {"True": [" Yes", " Sure", " Correct"], "False": [" No", " Wrong"]}
@@ -207,3 +208,22 @@ def test_groups_of_any_size_go_to_the_side_of_their_label(labels, sizes):
         other = "False" if label == "True" else "True"
         assert task.answers[i] == tuple(groups[label])
         assert task.wrong_answers[i] == tuple(groups[other])
+
+
+def test_pairs_are_taken_from_columns_of_tables() -> None:
+    """A pandas column, with any index, and numpy arrays are lists of texts as any other."""
+    tokenizer = tokenizer_of("teaching-gpt2")
+    task = tasks.ioi(tokenizer, n=3)
+    lists = [
+        list(task.clean),
+        list(task.corrupted),
+        *map(firsts, (task.answers, task.wrong_answers)),
+    ]
+    series = [pd.Series(one, index=[5, 6, 7]) for one in lists]
+    expected = Task.from_pairs(*lists, tokenizer=tokenizer)
+    for columns in (series, list(map(np.array, lists))):
+        assert Task.from_pairs(*columns, tokenizer=tokenizer).hash == expected.hash
+
+
+def firsts(groups):
+    return [group[0] for group in groups]
