@@ -118,7 +118,8 @@ def candidates(
     packs = can_pack(question, prefix_cache(nn, question, base.prefixes, probes.start))
     if rows_per_sequence(question, last, budget.tokens, None) == 1:  # as no pass would be packed
         packs = False
-    for together, packed in product([True, False][not joins :], [True, False][not packs :]):
+    either, never = (True, False), (False,)
+    for together, packed in product(either if joins else never, either if packs else never):
         yield Mode(together=together, packed=packed, narrow=True, unbatched=set())
     yield Mode(unbatched=set())
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnattr.arguments import File, Positive, Seed, checked
+from nnattr.tasks.answers import as_groups
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
 from nnattr.tasks.description import Description, column_label, described
@@ -167,6 +168,8 @@ class Task(Examples):
             answer_map,
             encoding,
         )
+        for side in ("answers", "wrong_answers"):  # here a message can name row and column
+            as_groups(side, found.get(side, ()), found.where)
         given: dict[str, Any] = {"name": found.name, **options}
         return cls.from_pairs(
             found["clean"],

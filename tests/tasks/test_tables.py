@@ -168,7 +168,7 @@ def test_a_missing_file_and_something_else(tokenizer, tmp_path):
         read(tmp_path / "none.csv", tokenizer)
     with pytest.raises(TaskError, match="expected a path, a data frame or a list"):
         read(7, tokenizer)
-    with pytest.raises(ArgumentError, match="answers is "):
+    with pytest.raises(TaskError, match=r"row 0, column 'label' is True; expected a word"):
         read(ROWS, tokenizer, answer_map=None)
 
 
