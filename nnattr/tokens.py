@@ -27,10 +27,12 @@ from nnattr.errors import TaskError
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What of a Hugging Face tokenizer tells it from other things."""
+    """What of a Hugging Face tokenizer tells it from other things.
 
-    bos_token: Any
-    pad_token_id: Any
+    Methods alone: from Python 3.12 on a protocol does not see attributes that are made on demand,
+    as the special tokens of a tokenizer are.
+    """
+
     decode: Any
     convert_ids_to_tokens: Any
 

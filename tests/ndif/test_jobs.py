@@ -64,7 +64,11 @@ def test_several_jobs_in_flight(server: Server) -> None:
     assert estimate.status() == "COMPLETED"
 
 
-@pytest.mark.parametrize("name", METHODS)
+#: All but what this model, which is rotary, has not: a table of positions.
+SUBMITTED = [name for name in METHODS if name != "weights.position_pattern"]
+
+
+@pytest.mark.parametrize("name", SUBMITTED)
 def test_every_method_can_be_submitted(server: Server, name: str, tmp_path: Path) -> None:
     """Sent, written, read again, fetched: the numbers of a call that waited here."""
     given = example(name, remote(server), task())
