@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
@@ -72,9 +73,9 @@ def ablated(model: PreTrainedModel, head: Head) -> Iterator[None]:
     heads = model.config.num_attention_heads
 
     def silence(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        z = args[0].unflatten(-1, (heads, -1)).clone()
+        z = rearrange(args[0], "... (head width) -> ... head width", head=heads).clone()
         z[..., index, :] = 0
-        return (z.flatten(-2), *args[1:])
+        return (rearrange(z, "... head width -> ... (head width)"), *args[1:])
 
     handle = output_projections(model)[layer].register_forward_pre_hook(silence)
     try:
