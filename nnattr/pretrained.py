@@ -103,7 +103,7 @@ def _checked(file: Path) -> Path:
 def _convert(file: Path, target: Path) -> None:
     """Write the GGUF file as a Hugging Face folder, in float32, that says where it comes from."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     source = {"gguf_file": file.name}
     try:
@@ -112,10 +112,9 @@ def _convert(file: Path, target: Path) -> None:
     except ImportError as error:
         raise NnattrError("Reading it needs gguf: `pip install 'nnattr[gguf]'`.") from error
     # its configuration says "quantised", and transformers saves no such model: a plain one is made
-    config = read.config
-    del config.quantization_config
-    config.dequantized_from = file.name
-    plain = LlamaForCausalLM(config)
+    said = {**read.config.to_dict(), "dequantized_from": file.name}
+    said.pop("quantization_config")
+    plain = LlamaForCausalLM(LlamaConfig(**said))
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(target)
 

@@ -128,7 +128,7 @@ def _weights(
     _require_known(device, dtype)
     logging.disable_progress_bar()
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=dtype or "auto",
@@ -140,6 +140,7 @@ def _weights(
         raise ArchError(_not_found(name, "model", error)) from error
     finally:
         logging.enable_progress_bar()
+    module, report = loaded
     if absent := sorted(report["missing_keys"]):
         raise ArchError(
             f"The checkpoint {name!r} has no weights for {len(absent)} parts of "
