@@ -19,7 +19,8 @@ class Provenance(BaseModel):
     where the job ran (a GPU's allocations, or the whole process's), ``rows_per_forward`` the most
     rows that one of its passes had (both 0 where they were not watched), ``fell_back`` why it left
     the engine for full passes (empty if it did not). ``quantization`` says how the weights were
-    rounded before, e.g. ``"dequantized from x.gguf"`` (empty if they were not).
+    rounded before, e.g. ``"dequantized from x.gguf"`` (empty if they were not). ``edits`` are the
+    edits under which the model ran, in words (see `nnattr.edited`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +34,7 @@ class Provenance(BaseModel):
     backend: str
     dtype: str
     quantization: str = ""
+    edits: tuple[str, ...] = ()
     task: str = ""
     task_hash: str = ""
     examples: dict[str, Any] | None = Field(default=None, repr=False)
@@ -52,3 +54,8 @@ class Provenance(BaseModel):
     def weights(self) -> str:
         """The weights in words: their dtype, and how they were rounded before."""
         return ", ".join(filter(None, (self.dtype, self.quantization)))
+
+    @property
+    def subject(self) -> str:
+        """The model in words: its name, and the edits under which it ran."""
+        return "; ".join((self.model, *self.edits))
