@@ -54,6 +54,11 @@ def call_of(result: Result, path: str) -> Call:
         said = f"it is of {p.method!r}" if p.method else "its file does not say of which"
         raise ResultError(f"This is not the result of one method alone: {said}.")
     method = ANSWERS[p.method]
+    if p.edits:
+        raise ResultError(
+            f"It was made under edits, whose numbers no file keeps: {'; '.join(p.edits)}. Edit the "
+            f"model again with nnattr.edited, and ask {method.name}."
+        )
     if "dataset_hash" in p.arguments:
         raise ResultError(
             f"The file is of an older nnattr and does not hold its dataset, "

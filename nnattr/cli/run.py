@@ -179,7 +179,7 @@ def described(result: Result, top: int) -> list[Block]:
     """What was asked, what came out, and how long it took."""
     p = result.provenance
     options = ", ".join(f"{key}={shown(value)}" for key, value in p.arguments.items())
-    where = f"{p.model} on {p.backend}" + (f", {p.task}" if p.task else "")
+    where = f"{p.subject} on {p.backend}" + (f", {p.task}" if p.task else "")
     found = _scores(result, top) if isinstance(result, Scores) else [repr(result)]
     return [f"{p.method}({options})", where, "", *found, "", f"{p.seconds:.2f} s"]
 

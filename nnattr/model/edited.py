@@ -220,14 +220,14 @@ def _mask(model: Model, site: SiteName, parts: Sequence[Part]) -> Tensor:
     found = torch.zeros(model.n_layers, count, dtype=torch.bool)
     for part in parts:
         _require_layer(model, part.layer or 0, part.name)
-        if (part.number or 0) >= count:
-            raise ArchError(f"{model.name} has no part {part.name}: {count} a layer, from 0.")
         if site in ("k", "v") and part.kind != "kv" and model.n_kv_heads != model.n_heads:
             shared = part.number * model.n_kv_heads // model.n_heads  # type: ignore[operator]
             raise ArchError(
                 f"{part.name} shares its keys and values with other heads of {model.name}; "
                 f"name L{part.layer}KV{shared}.{site}."
             )
+        if (part.number or 0) >= count:
+            raise ArchError(f"{model.name} has no {part.name}: a layer has {count}, from 0.")
         found[part.layer, part.number or 0] = True
     return found.repeat_interleave(size, 1)
 
@@ -251,8 +251,12 @@ def _split(model: Model, site: SiteName) -> tuple[int, int]:
 def _place(
     model: Model, site: SiteName, layer: int, mask: Tensor | None
 ) -> tuple[int, tuple[Any, ...], bool, Tensor | None]:
-    """A place of an edit: see `Edit.places`."""
+    """A place of an edit: see `Edit.places`.
+
+    What enters a layer is what leaves the one before: it is changed there, so that both are it.
+    """
+    if site == "resid_pre" and layer:
+        site, layer = "resid_post", layer - 1
     where = model.places(site)[layer]
     attention = f"{model.spec.layers}.{layer}.{model.spec.attn_proj.rpartition('.')[0]}"
-    inside = f"{where[0]}.".startswith(f"{attention}.")
-    return layer, where, inside, mask
+    return layer, where, f"{where[0]}.".startswith(f"{attention}."), mask

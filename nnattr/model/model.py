@@ -103,6 +103,11 @@ class Model:
         return self.config.model_type
 
     @property
+    def subject(self) -> str:
+        """The model in words: its name, and the edits under which it runs."""
+        return "; ".join((self.name, *(edit.said for edit in self.edits)))
+
+    @property
     def dtype(self) -> str:
         """The dtype of the weights in this process, e.g. ``"float32"``; a server has its own."""
         return str(self.nn.dtype).removeprefix("torch.")

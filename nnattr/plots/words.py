@@ -89,7 +89,7 @@ def subtitle(scores: Scores) -> str:
     parts = [
         REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         _positions(arguments["positions"]) if "positions" in arguments else None,
-        safe(scores.provenance.model),
+        safe(scores.provenance.subject),
         f"n = {scores.baselines.sizes['example']}",
     ]
     return " · ".join(part for part in parts if part)

@@ -78,7 +78,7 @@ def _grouped(entries: Entries) -> list[list[Entry[Result]]]:
     for entry in entries:
         p = entry.result.provenance
         if p.task:
-            groups.setdefault((p.model, p.weights, p.task_hash), []).append(entry)
+            groups.setdefault((p.subject, p.weights, p.task_hash), []).append(entry)
     return list(groups.values())
 
 
@@ -95,7 +95,7 @@ def _question(group: Entries) -> Markup:
     )
     return html.section(
         "The question" if measured else "The prompts",
-        html.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}."),
+        html.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.subject}."),
         prompts,
         *map(sections.baselines, measured.values()),
     )

@@ -116,7 +116,9 @@ def of_heads(entries: Sequence[Entry[Scores]], model: Model) -> Entry[Scores]:
     """The first result that is about the heads of this model."""
     for entry in entries:
         scores = entry.result
-        theirs = scores.provenance.model == model.name and scores.provenance.examples is not None
+        theirs = (
+            scores.provenance.subject == model.subject and scores.provenance.examples is not None
+        )
         if theirs and {"layer", "head"} <= set(scores.cell_dims):
             return entry
     raise ResultError(

@@ -58,7 +58,7 @@ class Result:
     @property
     def model(self) -> str:
         """The name of the model that was asked."""
-        return self.provenance.model
+        return self.provenance.subject
 
     @property
     def task(self) -> Task:

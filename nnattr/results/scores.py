@@ -293,4 +293,6 @@ class Scores(Result):
     def __repr__(self) -> str:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
-        return f"Scores({p.method} of {p.metric} on {p.model}, {p.task}: {sizes})\n{self.top(5)!r}"
+        return (
+            f"Scores({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})\n{self.top(5)!r}"
+        )
