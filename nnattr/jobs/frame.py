@@ -28,7 +28,7 @@ class Frame(BaseModel):
     Attributes:
         layers, units, cells: sizes of the axes of ``change`` after the examples.
         unit: the axis of the units, ``"head"``, ``"kv_head"`` or ``"neuron"``; None for layers.
-        tokens: a label per position where each cell is one, else None.
+        places: where each cell is one position: its label and its token; else None.
         absent: for each example the cells that its prompt does not have.
         direction: which run was patched into.
         normalized: whether values are divided by the gap between the runs.
@@ -42,7 +42,7 @@ class Frame(BaseModel):
     units: int
     cells: int
     unit: str | None
-    tokens: tuple[str, ...] | None
+    places: tuple[tuple[int, str], ...] | None
     absent: tuple[tuple[bool, ...], ...]
     direction: Literal["denoising", "noising"]
     normalized: bool
@@ -127,10 +127,11 @@ class Frame(BaseModel):
                 "pos": np.arange(self.cells),
             },
         )
-        if self.tokens is None:
+        if self.places is None:
             array = array.isel(pos=0, drop=True)
         else:
-            array = array.assign_coords(token=("pos", list(self.tokens)))
+            labels, tokens = zip(*self.places, strict=True)
+            array = array.assign_coords(pos=list(labels), token=("pos", list(tokens)))
         if self.unit is None:
             return array.isel(unit=0, drop=True)
         named = array.rename(unit=self.unit)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks import Task
-from nnattr.tasks.positions import Positions, integers, spots
+from nnattr.tasks.positions import Positions, own_positions
 from nnattr.tokens import Tokens, encode
 
 #: Which prompts of a task.
@@ -118,30 +118,20 @@ def columns(
         TaskError: a position that a prompt does not have, or a span that is longer in one prompt
             than in another.
     """
-    if isinstance(given, Task) and isinstance(where, str) and where not in ("last", "each"):
-        return _span(given, where)
-    width = tokens.ids.shape[1]
-    if isinstance(where, str):
-        if where not in ("last", "each"):
-            raise TaskError(
-                f"positions is {where!r}; expected 'last', 'each', a number or a list of numbers, "
-                "or, where the prompts are a task, one of its spans."
-            )
-        picked = torch.arange(width) if where == "each" else torch.tensor([width - 1])
-        picked = picked.expand(len(tokens), -1)
-        return picked, tokens.mask.gather(1, picked)
-    wanted = integers(where)
-    if not wanted:
-        raise TaskError("No positions were given; name at least one.")
-    rows = []
-    for prompt, strings, pad in zip(prompts, tokens.strings, tokens.padding, strict=True):
-        outside = [at for at in wanted if not -len(strings) <= at < len(strings)]
-        if outside:
-            raise TaskError(
-                f"Position {outside[0]} is outside the prompt {prompt!r}, which has {len(strings)} "
-                f"tokens (0 to {len(strings) - 1}, or -1 for the last)."
-            )
-        rows.append([pad + at % len(strings) for at in wanted])
+    if isinstance(where, str) and where == "each":
+        return torch.arange(tokens.ids.shape[1]).expand(len(tokens), -1), tokens.mask
+    if isinstance(where, str) and where == "all":
+        raise TaskError("positions is 'all', and here each is read by itself: say 'each'.")
+    rows = [
+        [tokens.padding[i] + position for position in _own(given, prompts, tokens, where, i)]
+        for i in range(len(tokens))
+    ]
+    counts = sorted(set(map(len, rows)))
+    if len(counts) > 1:
+        raise TaskError(
+            f"The span {where!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
+            "another; capture it in tasks of one length each, or name positions."
+        )
     picked = torch.tensor(rows)
     return picked, torch.ones_like(picked, dtype=torch.bool)
 
@@ -157,14 +147,13 @@ def aligned(
     return own.clamp(max=width - 1), own < width
 
 
-def _span(task: Task, name: str) -> tuple[Tensor, Tensor]:
-    """The columns of a task's span."""
-    mask = spots(task, name)[0]
-    counts = sorted(set(mask.sum(1).tolist()))
-    if len(counts) > 1:
-        raise TaskError(
-            f"The span {name!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
-            "another; capture it in tasks of one length each, or name positions."
-        )
-    at = mask.nonzero()[:, 1].view(len(mask), -1)
-    return at, torch.ones_like(at, dtype=torch.bool)
+def _own(
+    given: Prompts, prompts: Sequence[str], tokens: Tokens, where: Positions, example: int
+) -> list[int]:
+    """The positions of one prompt, from its own first token."""
+    length = whole = len(tokens.strings[example])
+    spans: dict[str, Sequence[int]] = {}
+    if isinstance(given, Task):
+        length = given.lengths[example][0]
+        spans = {name: rows[example] for name, rows in given.spans.items()}
+    return own_positions(where, length, whole, spans, prompts[example])

@@ -102,12 +102,14 @@ def axis(dim: str) -> str:
 
 def axis_title(scores: Scores, dim: str) -> str:
     """The axis of ``dim``, with what is fixed beside it: ``Head of layer 9``."""
+    ends = dim == "pos" and int(scores.raw[dim][0]) < 0
     fixed = [
         f"{axis(other).lower()} {scores.raw[other].item()}"
         for other in scores.cell_dims
         if other != dim and scores.raw.sizes[other] == 1
     ]
-    return axis(dim) + (f" ({', '.join(fixed)})" if fixed else "")
+    name = f"{axis(dim)}{' from the end' if ends else ''}"
+    return name + (f" ({', '.join(fixed)})" if fixed else "")
 
 
 def tick_labels(scores: Scores, dim: str) -> list[str]:

@@ -31,8 +31,7 @@ class Activations(Result, Mapping[str, xr.DataArray]):
     Each is an array in float32 with the dimensions ``example``, ``layer``, ``pos``, and (``head``
     or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; patterns have ``example``, ``layer``,
     ``head``, ``query_pos``, ``key_pos``. Coordinates of (example, pos): ``position`` from the
-    prompt's first token (-1 where a shorter prompt has none; the values are NaN there) and
-    ``token``.
+    prompt's first token (NaN, as the values, where a shorter prompt has none) and ``token``.
 
     Attributes:
         data: the same arrays; there the coordinates of a pattern's queries are called

@@ -24,7 +24,7 @@ class Lens(Result):
             ``"final"``), ``pos`` and ``rank`` (0 is the likeliest). Variables: ``token`` (text) and
             ``probability`` by rank; ``entropy`` in nats; with answers ``answer_probability`` and
             ``answer_rank`` (0 is the likeliest). Coordinates of (example, pos): ``position``,
-            counted from the prompt's first token (-1 where it has none), and ``prompt_token``.
+            counted from the prompt's first token (NaN where it has none), and ``prompt_token``.
         provenance: how this was made.
         prompts: the prompts.
         answers: one for each prompt, or none.
@@ -48,7 +48,8 @@ class Lens(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example, point, position and rank."""
         table = self.data.to_dataframe().reset_index()
-        return table.query("position >= 0").reset_index(drop=True)
+        there = table.query("position >= 0").reset_index(drop=True)
+        return there.astype({"position": int})
 
     @checked
     def plot(
