@@ -20,6 +20,7 @@ from nnattr.backend.refusals import accepted
 from nnattr.errors import BackendError, MetricError, TaskError
 from nnattr.jobs.record import ran
 from nnattr.results import Provenance, Scores
+from nnattr.results.baselines import caution
 
 
 class Frame(BaseModel):
@@ -75,7 +76,8 @@ class Frame(BaseModel):
         )
         scale = self._gap(base, source) if self.normalized else 1.0
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
-        update = {**ran(values, cost), "arguments": arguments}
+        doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
+        update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
         provenance = self.provenance.model_copy(update=update)
         raw = self._labelled(values["change"])
         return Scores.from_arrays(raw, baselines, scale, provenance)

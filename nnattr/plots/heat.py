@@ -172,5 +172,8 @@ def _figure(
     head = words.title(mean) if title is None else title
     room = 60 + look.depth(grid.columns)
     figure = go.Figure(traces)
-    figure.update_layout(look.layout(wide + 170, tall + room, head, words.subtitle(mean), extra))
+    made = look.layout(
+        wide + 170, tall + room, head, words.subtitle(mean), extra, words.caution(mean)
+    )
+    figure.update_layout(made)
     return figure.update_layout(plot_bgcolor=look.EMPTY, **grid.axes())

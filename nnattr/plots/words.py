@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnattr.plots import look
-from nnattr.results import Scores, cell_label, measured
+from nnattr.results import Result, Scores, cell_label, measured
 
 SITES = {
     "z": "head outputs (z)",
@@ -93,6 +93,12 @@ def subtitle(scores: Scores) -> str:
         f"n = {scores.baselines.sizes['example']}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def caution(result: Result) -> str:
+    """What speaks against normalised scores, as a line below the subtitle; nothing if nothing."""
+    text = result.provenance.caution
+    return f"Caution: {safe(text)}" if text else ""
 
 
 def axis(dim: str) -> str:

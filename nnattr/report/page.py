@@ -69,7 +69,10 @@ def _lead(entries: Entries) -> Markup:
     named = "; ".join(dict.fromkeys(entry.title for entry in entries))
     said = html.paragraph(f"{count}: {named}. Point at a figure for values.", "lead")
     measured = [entry for entry in entries if scores.measured(entry)]
-    return said + html.facts(scores.facts(measured[0])) if measured else said
+    if not measured:
+        return said
+    facts = html.facts(scores.facts(measured[0]))
+    return Markup("").join([said, facts, *sections.caution(measured[0].result)])
 
 
 def _grouped(entries: Entries) -> list[list[Entry[Result]]]:

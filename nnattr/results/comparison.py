@@ -19,8 +19,9 @@ class Comparison(Result):
     """Distances between two prompts' next-token distributions; made by `nnattr.compare_runs`.
 
     Attributes:
-        data: dims ``example``, and ``pos`` for ``positions="each"`` (negative labels, from the ends,
-            where pairs differ in length; NaN where a shorter one has none); variables ``norm``, ``kl`` (of b from a, in nats) and ``overlap`` (0 to 1).
+        data: dims ``example``, and ``pos`` for ``positions="each"`` (counted from the end where
+            pairs differ in length; NaN where a shorter one has none); variables ``norm``, ``kl``
+            (of b from a, in nats) and ``overlap`` (0 to 1).
         provenance: how this was made; its task holds the prompts of ``a``, then those of ``b``.
         a, b: the prompts.
         top_k: among how many likeliest tokens ``overlap`` counts.

@@ -19,6 +19,7 @@ from nnattr.errors import ResultError
 from nnattr.graph import parse
 from nnattr.results import statistics
 from nnattr.results.base import Result
+from nnattr.results.baselines import spelled
 from nnattr.results.cells import By, Ranking, ranking
 from nnattr.results.dataset import dataset, ordered
 from nnattr.results.provenance import Provenance
@@ -283,7 +284,8 @@ class Scores(Result):
                 negative.
         """
         mean = self.mean()
-        return ranking(mean.values, None if mean.error is None else mean.stderr(), k, by)
+        spread = None if mean.error is None else mean.stderr()
+        return ranking(mean.values, spread, k, by, self.provenance.caution)
 
     @checked
     def to_dataframe(self) -> pd.DataFrame:
@@ -293,4 +295,5 @@ class Scores(Result):
     def __repr__(self) -> str:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
-        return f"Scores({p.method} of {p.metric} on {p.model}, {p.task}: {sizes})\n{self.top(5)!r}"
+        head = f"Scores({p.method} of {p.metric} on {p.model}, {p.task}: {sizes})"
+        return "\n".join([head, spelled(self.baselines, p.metric), repr(self.top(5))])
