@@ -66,7 +66,8 @@ class Activations(Result, Mapping[str, xr.DataArray]):
     def to_dataframe(self) -> pd.DataFrame:
         """One row per site and number; large where the activations are."""
         tables = [self[site].rename("value").to_dataframe().reset_index() for site in self]
-        return pd.concat(tables, keys=list(self), names=["site", None]).reset_index("site")
+        joined = pd.concat(tables, keys=list(self), names=["site", None]).reset_index("site")
+        return joined.reset_index(drop=True)
 
     @checked
     def plot(

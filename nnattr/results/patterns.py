@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import xarray as xr
 
-from nnattr.arguments import File, Natural, checked
+from nnattr.arguments import Natural, Page, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
 
@@ -120,7 +120,7 @@ class Patterns(Result):
         return self._drawn("viewer", title)
 
     @checked
-    def to_html(self, path: File) -> Path:
+    def to_html(self, path: Page) -> Path:
         """Write `viewer` as one file that opens anywhere, without a network.
 
         Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnattr.arguments import File, Positive, Seed, checked
+from nnattr.arguments import JsonFile, Positive, Seed, checked
 from nnattr.tasks import positions
 from nnattr.tasks.answers import as_groups
 from nnattr.tasks.build import build
@@ -184,8 +184,13 @@ class Task(Examples):
         )
 
     @checked
-    def save(self, path: File) -> Path:
-        """Write the task as one JSON file (the folder must exist) and return its path."""
+    def save(self, path: JsonFile) -> Path:
+        """Write the task as one ``.json`` file (the folder must exist) and return its path.
+
+        Raises:
+            ArgumentError: the path has another ending.
+            TaskError: it cannot be written.
+        """
         return write_task(self, path)
 
     @classmethod
