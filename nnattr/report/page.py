@@ -12,6 +12,7 @@ from nnattr.report import entry as any_result
 from nnattr.report import html, scores, sections
 from nnattr.report.entry import Entry
 from nnattr.results import Result, Scores
+from nnattr.results.cells import counted
 
 Entries = Sequence[Entry[Result]]
 
@@ -98,7 +99,7 @@ def _question(group: Entries) -> Markup:
     )
     return html.section(
         "The question" if measured else "The prompts",
-        html.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}."),
+        html.paragraph(f"{p.task}: {counted(n, 'example')} on {p.model}."),
         prompts,
         *map(sections.baselines, measured.values()),
     )

@@ -77,6 +77,11 @@ def measured(
     return f"{value:{number}}" + (f"{sign}{error:{spread}}" if np.isfinite(error) else "")
 
 
+def counted(n: int, noun: str) -> str:
+    """How many there are, in words: ``1 prompt``, ``2 prompts``."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def ranking(
     values: xr.DataArray,
     errors: xr.DataArray | None = None,

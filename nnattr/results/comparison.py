@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nnattr.arguments import checked
 from nnattr.results.base import Result
+from nnattr.results.cells import counted
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,7 +50,7 @@ class Comparison(Result):
     def __str__(self) -> str:
         means = {name: float(self.data[name].mean()) for name in ("norm", "kl", "overlap")}
         return (
-            f"{len(self.a)} pairs: logits differ by a norm of {means['norm']:.3f}, KL "
+            f"{counted(len(self.a), 'pair')}: logits differ by a norm of {means['norm']:.3f}, KL "
             f"{means['kl']:.4f} nats, {means['overlap']:.0%} of the top {self.top_k} shared (means)"
         )
 

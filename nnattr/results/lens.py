@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nnattr.arguments import Natural, checked
 from nnattr.results.base import Result
+from nnattr.results.cells import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,8 @@ class Lens(Result):
 
     def __repr__(self) -> str:
         last = self.data.isel(example=0, pos=-1)
-        head = f"Lens({self.model}, {len(self.prompts)} prompts): the last position of the first"
+        read = counted(len(self.prompts), "prompt")
+        head = f"Lens({self.model}, {read}): the last position of the first"
         lines = (self._line(last.isel(component=i)) for i in range(len(self.points)))
         return "\n".join([head, repr(self.prompts[0]), *lines])
 

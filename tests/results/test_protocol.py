@@ -23,9 +23,10 @@ from safetensors.numpy import load_file, save_file
 import nnattr
 from nnattr.errors import ResultError
 from nnattr.results import Provenance, Result, Scores
-from nnattr.results.load import KINDS
+from nnattr.results.load import kinds
 from tests.methods.common import teaching
 
+KINDS = kinds()
 FILES = Path(__file__).parent / "files"
 PROMPTS = ["Mary gave the book to", "John gave"]
 

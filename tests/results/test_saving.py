@@ -16,9 +16,12 @@ import nnattr
 from nnattr import LogitDiff, storage
 from nnattr.config import RunConfig
 from nnattr.errors import ArgumentError, ResultError
-from nnattr.results.load import KINDS
+from nnattr.report import Entry, report_page
+from nnattr.results.load import kinds
 from tests.methods.common import even_ioi, teaching
 from tests.results.test_protocol import made
+
+KINDS = kinds()
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
@@ -97,7 +100,7 @@ def test_a_part_of_the_examples_holds_their_prompts(tmp_path: Path) -> None:
         assert scores.task.clean == (task.clean[3], task.clean[1])
         assert scores.provenance.task_hash == task.hash
     assert whole.task.hash == task.hash
-    page = nnattr.report.report_page([nnattr.report.Entry(again, "part.safetensors")])
+    page = report_page([Entry(again, "part.safetensors")])
     assert "2 examples on teaching-gpt2" in page
     assert page.count('<span class="tag">clean</span>') == 2
     same = nnattr.attribution_patching(
