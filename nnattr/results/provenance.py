@@ -20,6 +20,8 @@ class Provenance(BaseModel):
     rows that one of its passes had (both 0 where they were not watched), ``fell_back`` why it left
     the engine for full passes (empty if it did not). ``caution`` is what speaks against normalised
     scores (`nnattr.results.baselines`; empty if nothing does): it is said wherever they are shown.
+    ``quantization`` says how the weights were rounded before, e.g. ``"dequantized from x.gguf"``
+    (empty if they were not).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +34,7 @@ class Provenance(BaseModel):
     architecture: str
     backend: str
     dtype: str
+    quantization: str = ""
     task: str = ""
     task_hash: str = ""
     examples: dict[str, Any] | None = Field(default=None, repr=False)
@@ -47,3 +50,8 @@ class Provenance(BaseModel):
     rows_per_forward: int = 0
     fell_back: str = ""
     caution: str = ""
+
+    @property
+    def weights(self) -> str:
+        """The weights in words: their dtype, and how they were rounded before."""
+        return ", ".join(filter(None, (self.dtype, self.quantization)))
