@@ -19,7 +19,7 @@ from nnattr.errors import ArgumentError, ResultError
 from nnattr.report import Entry, report_page
 from nnattr.results.load import kinds
 from tests.methods.common import even_ioi, teaching
-from tests.results.test_protocol import made
+from tests.support.results import made
 
 KINDS = kinds()
 
