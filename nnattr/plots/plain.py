@@ -107,10 +107,13 @@ def activations_figure(
     """The length of an activation by layer and position; see `Activations.plot`."""
     values = found[site].isel(example=example)
     kept = ("layer", "query_pos" if "query_pos" in values.dims else "pos")
+    values = values.isel({kept[1]: np.flatnonzero(values["position"].notnull())})
+    places = values["position"].to_numpy().astype(int)
     rest = [dim for dim in values.dims if dim not in kept]
     lengths = ((values**2).sum(rest, min_count=1) ** 0.5).transpose(*kept)
     head = f"Length of {words.SITES.get(site, words.safe(site))}" if title is None else title
-    return matrix(lengths.reset_coords(drop=True), title=head, unit="length")
+    shown = lengths.reset_coords(drop=True).assign_coords({kept[1]: places})
+    return matrix(shown, title=head, unit="length")
 
 
 def bars(

@@ -64,8 +64,11 @@ class Activations(Result, Mapping[str, xr.DataArray]):
 
     @checked
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per site and number; large where the activations are."""
-        tables = [self[site].rename("value").to_dataframe().reset_index() for site in self]
+        """One row per site and number; ``pos`` and ``query_pos`` count from the first token.
+
+        Large where the activations are.
+        """
+        tables = [_table(self[site]) for site in self]
         joined = pd.concat(tables, keys=list(self), names=["site", None]).reset_index("site")
         return joined.reset_index(drop=True)
 
@@ -93,6 +96,14 @@ class Activations(Result, Mapping[str, xr.DataArray]):
             for site in self
         ]
         return "\n".join([f"Activations({self.model})", *lines])
+
+
+def _table(array: xr.DataArray) -> pd.DataFrame:
+    """One site's numbers, row by row, with positions of the prompt and not of the array."""
+    table = array.rename("value").to_dataframe().reset_index()
+    axis = "query_pos" if "query_pos" in array.dims else "pos"
+    table[axis] = table.pop("position")
+    return table
 
 
 def _names(dims: Iterable[Hashable]) -> dict[str, str]:

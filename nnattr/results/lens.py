@@ -48,7 +48,7 @@ class Lens(Result):
     @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example, point, position and rank."""
-        table = self.data.to_dataframe().reset_index()
+        table = self.data.to_dataframe().reset_index().drop(columns="pos")
         there = table.query("position >= 0").reset_index(drop=True)
         return there.astype({"position": int})
 

@@ -155,6 +155,23 @@ def test_a_position_that_was_read_can_be_read_again(read: str, model: Model) -> 
                 np.testing.assert_allclose(again, row, atol=1e-4)
 
 
+def test_positions_that_were_read_are_named_in_tables_and_figures(model: Model) -> None:
+    found = nnattr.capture(model, PROMPTS, ["z", "pattern"], positions=[-1, 0])
+    table = found.to_dataframe()
+    lengths = [len(row) for row in found.task.clean_tokens.strings]
+    for site, axis in (("z", "pos"), ("pattern", "query_pos")):
+        for i, length in enumerate(lengths):
+            here = table[(table["site"] == site) & (table["example"] == i)]
+            assert set(here[axis]) == {length - 1, 0}
+            figure: Any = found.plot(site, example=i)
+            assert list(figure.layout.xaxis.ticktext) == [str(length - 1), "0"]
+    whole = nnattr.capture(model, PROMPTS, "z").plot("z", example=1)
+    assert list(whole.layout.xaxis.ticktext) == ["0", "1"], "nothing where the prompt has ended"
+    lens = nnattr.logit_lens(model, PROMPTS, positions="each").to_dataframe()
+    assert "pos" not in lens
+    assert set(lens[lens["example"] == 1]["position"]) == {0, 1}
+
+
 def test_copying_reads_the_same_tokens(model: Model) -> None:
     task = ragged_ioi(model)
     alone = [nnattr.copying_score(model, one, positions=-3).scores for one in task]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import nnattr
 from nnattr import LogitDiff, Scores, Task, plots
@@ -19,6 +21,7 @@ from nnattr.results.baselines import caution, spelled
 from tests.methods.common import teaching
 from tests.support.command_line import call
 
+FILES = Path(__file__).parent / "files"
 METHODS = [nnattr.activation_patching, nnattr.attribution_patching]
 SMALL, SWAPPED = "cannot be told from zero", "the wrong way round"
 
@@ -211,3 +214,15 @@ def test_one_example_has_no_standard_error() -> None:
     assert spelled(baselines([0.5], [0.25]), "LogitDiff()") == (
         "LogitDiff(): clean +0.5, corrupted +0.25"
     )
+
+
+def test_files_of_earlier_schemas_are_judged_when_they_are_read(tmp_path: Path) -> None:
+    """By the baselines that they hold, of which there a part of the examples kept all."""
+    good = FILES / "scores-2.safetensors"
+    assert "Caution" not in repr(nnattr.load_result(good))
+    with safe_open(str(good), framework="numpy") as file:
+        header = file.metadata()
+    tensors = load_file(good)
+    swapped = {**tensors, "baselines": np.ascontiguousarray(tensors["baselines"][::-1])}
+    save_file(swapped, tmp_path / "old.safetensors", metadata=header)
+    assert SWAPPED in repr(nnattr.load_result(tmp_path / "old.safetensors")).replace("\n", " ")
