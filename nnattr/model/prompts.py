@@ -44,7 +44,13 @@ def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
 
 
 def texts_and_tokens(
-    model: Model, prompts: Prompts, run: Run = "clean", *, what: str = "prompts", room: int = 0
+    model: Model,
+    prompts: Prompts,
+    run: Run = "clean",
+    *,
+    what: str = "prompts",
+    room: int = 0,
+    alone: bool = False,
 ) -> tuple[tuple[str, ...], Tokens]:
     """The texts and tokens of prompts, or of one run of a task.
 
@@ -54,6 +60,7 @@ def texts_and_tokens(
         run: which prompts of a task.
         what: how messages call them.
         room: how many tokens are to stay free in the model's context.
+        alone: leave out answers that stand behind a task's prompts: it is asked what comes there.
 
     Raises:
         TaskError: they cannot be used with this model, or the task has no such run.
@@ -68,9 +75,22 @@ def texts_and_tokens(
         return texts, prepared(model, texts, room)
     fits(model, prompts)
     _require_room(model, prompts.width, room)
-    if run == "clean":
-        return prompts.clean, prompts.clean_tokens
-    return prompts.corrupted, prompts.corrupted_tokens
+    texts, tokens = (
+        (prompts.clean, prompts.clean_tokens)
+        if run == "clean"
+        else (prompts.corrupted, prompts.corrupted_tokens)
+    )
+    return texts, _before_answers(prompts, tokens) if alone else tokens
+
+
+def _before_answers(task: Task, tokens: Tokens) -> Tokens:
+    """The prompts of a task without the answers that stand behind them."""
+    ends = [length for length, _ in task.lengths]
+    ids, strings = (
+        [row[:end] for row, end in zip(rows, ends, strict=True)]
+        for rows in (tokens.rows, tokens.strings)
+    )
+    return Tokens.from_rows(ids, strings, int(tokens.ids[0, 0]))
 
 
 def fits(model: Model, task: Task) -> None:

@@ -216,3 +216,17 @@ def test_the_last_position_is_the_prompts_where_an_answer_stands_behind(
         for name, variable in other.data.data_vars.items():
             if variable.dtype.kind == "f":
                 np.testing.assert_allclose(one.data[name], variable, atol=1e-4)
+
+
+def test_what_comes_after_a_prompt_is_not_read_behind_its_answer(model: Model) -> None:
+    prompts = ["When Mary and John went to the store, John gave a ball to", "Mary gave the book to"]
+    make = partial(Task.from_prompts, prompts, tokenizer=model.tokenizer)
+    long, plain = make([" Mary and went home", " Tom"], sequences=True), make()
+    assert long.appended == (3, 0)
+    said = nnattr.generate(model, plain, max_new_tokens=3)
+    assert nnattr.generate(model, long, max_new_tokens=3) == said
+    both = [nnattr.most_frequent_answers(model, task) for task in (long, plain)]
+    assert str(both[0]) == str(both[1])
+    found = nnattr.compare_runs(model, long, plain).data
+    np.testing.assert_allclose(found["kl"], 0, atol=1e-6)
+    assert float(nnattr.compare_runs(model, long, plain[[1, 0]]).data["kl"].min()) > 1e-3

@@ -60,8 +60,8 @@ def compare_runs(
     Cost: one forward pass of each side; only the distances come back.
     """
     (left, one), (right, other) = (
-        texts_and_tokens(model, a, what="a"),
-        texts_and_tokens(model, b, what="b"),
+        texts_and_tokens(model, a, what="a", alone=True),
+        texts_and_tokens(model, b, what="b", alone=True),
     )
     if len(left) != len(right):
         raise TaskError(
