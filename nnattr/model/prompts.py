@@ -86,10 +86,8 @@ def texts_and_tokens(
 def _before_answers(task: Task, tokens: Tokens) -> Tokens:
     """The prompts of a task without the answers that stand behind them."""
     ends = [length for length, _ in task.lengths]
-    ids, strings = (
-        [row[:end] for row, end in zip(rows, ends, strict=True)]
-        for rows in (tokens.rows, tokens.strings)
-    )
+    ids = [row[:end] for row, end in zip(tokens.rows, ends, strict=True)]
+    strings = [row[:end] for row, end in zip(tokens.strings, ends, strict=True)]
     return Tokens.from_rows(ids, strings, int(tokens.ids[0, 0]))
 
 
