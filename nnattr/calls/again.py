@@ -112,7 +112,7 @@ def python(result: Result, path: str) -> str:
     long = [key for key in call.arguments if _from_file(call, key)]
     where = "".join(f", {key}={value!r}" for key, value in _where(p).items())
     lines = ["import nnattr", *(["from nnattr.jobs.plain import restored"] if long else []), ""]
-    if call.reads_task or long:
+    if long:
         lines.append(f"before = nnattr.load_result({path!r})")
     lines.append(f"model = nnattr.load({p.model!r}{where})")
     if "metric" in call.method.arguments:
@@ -124,7 +124,8 @@ def python(result: Result, path: str) -> str:
 
 def _written(call: Call) -> dict[str, str]:
     """The arguments besides the model, as code."""
-    given = {str(call.method.reads): "before.task"} if call.reads_task else {}
+    read = f"nnattr.Task.load({call.path!r})"  # all of it, whatever part of the result was kept
+    given = {str(call.method.reads): read} if call.reads_task else {}
     if "metric" in call.method.arguments:
         given["metric"] = "metric"
     for key, value in call.arguments.items():

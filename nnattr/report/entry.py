@@ -77,6 +77,7 @@ def answer(entry: Entry[Result], name: str) -> Markup:
         entry.title,
         html.paragraph(f"{result.model} · {entry.name}", "soft"),
         *([html.paragraph(about)] if about else []),
+        *sections.caution(result),
         sections.pictures(result, name),
         *sections.rankings(result, TOP),
     )

@@ -53,6 +53,7 @@ def answer(entry: Entry[Scores], name: str, limit: float | None) -> Markup:
         entry.title,
         html.paragraph(f"{said[:1].upper()}{said[1:]} · {entry.name}", "soft"),
         html.paragraph(f"{entry.question} {_scale(scores)} {entry.reading}".strip()),
+        *sections.caution(scores),
         *([html.side_by_side(*found)] if beside else found),
     )
 

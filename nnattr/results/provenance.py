@@ -18,9 +18,11 @@ class Provenance(BaseModel):
     speak of requests to a server (0 if local). ``peak_memory`` is the most bytes in use at once
     where the job ran (a GPU's allocations, or the whole process's), ``rows_per_forward`` the most
     rows that one of its passes had (both 0 where they were not watched), ``fell_back`` why it left
-    the engine for full passes (empty if it did not). ``quantization`` says how the weights were
-    rounded before, e.g. ``"dequantized from x.gguf"`` (empty if they were not). ``edits`` are the
-    edits under which the model ran, in words (see `nnattr.edited`).
+    the engine for full passes (empty if it did not). ``caution`` is what speaks against normalised
+    scores (`nnattr.results.baselines`; empty if nothing does): it is said wherever they are shown.
+    ``quantization`` says how the weights were rounded before, e.g. ``"dequantized from x.gguf"``
+    (empty if they were not). ``edits`` are the edits under which the model ran, in words (see
+    `nnattr.edited`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +51,7 @@ class Provenance(BaseModel):
     peak_memory: int = 0
     rows_per_forward: int = 0
     fell_back: str = ""
+    caution: str = ""
 
     @property
     def weights(self) -> str:
