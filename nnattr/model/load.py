@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def load(
         model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``), a Hugging Face
             id, a local folder, or a module that is already loaded (it is put in eval mode: dropout
             would make a run differ from itself).
-        tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module.
+        tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module. The model
+            gets a copy, which pads on the left: yours is not changed.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
             object. Without it ``NNATTR_BACKEND``, the user's file, then local. With a remote
             backend no weights are loaded here.
@@ -96,6 +98,8 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
             given = AutoTokenizer.from_pretrained(str(given), revision=revision, **trust)
         except Exception as error:
             raise ArchError(_not_found(str(given), "tokenizer", error)) from error
+    else:
+        given = deepcopy(given)  # the caller's own stays as it is
     given.padding_side = "left"
     if given.pad_token is None:
         given.pad_token = given.eos_token or given.bos_token or given.unk_token

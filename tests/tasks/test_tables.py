@@ -166,7 +166,7 @@ def test_a_file_that_is_no_table_is_told_where(tokenizer, tmp_path, name, conten
 def test_a_missing_file_and_something_else(tokenizer, tmp_path):
     with pytest.raises(TaskError, match="cannot be read"):
         read(tmp_path / "none.csv", tokenizer)
-    with pytest.raises(TaskError, match="expected a path, a data frame or a list"):
+    with pytest.raises(TaskError, match="expected a path, a data frame, a data set or a list"):
         read(7, tokenizer)
     with pytest.raises(TaskError, match=r"row 0, column 'label' is True; expected a word"):
         read(ROWS, tokenizer, answer_map=None)
