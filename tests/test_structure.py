@@ -36,6 +36,7 @@ PUBLIC = {
     "ResultError",
     "Scores",
     "SequenceLogProb",
+    "SequenceLogProbDiff",
     "Simulated",
     "Task",
     "TaskError",

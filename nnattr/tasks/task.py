@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from nnattr.arguments import File, Positive, Seed, checked
+from nnattr.errors import TaskError
 from nnattr.tasks.answers import as_groups
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
+from nnattr.tasks.contrast import shared_beginning
 from nnattr.tasks.description import Description, column_label, described
 from nnattr.tasks.examples import Examples
 from nnattr.tasks.file import read_task, write_task
 from nnattr.tasks.form import Answers, Form, Spans, Unusable, Where
 from nnattr.tasks.predictions import Predictor
 from nnattr.tasks.table import AnswerMap, columns
-from nnattr.tokens import Prompt, Tokenizer
+from nnattr.tokens import Prompt, Tokenizer, encode
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,6 +124,53 @@ class Task(Examples):
         """
         given: dict[str, Any] = {"name": "prompts", **options}
         return cls.from_pairs(prompts, None, answers, wrong_answers, tokenizer=tokenizer, **given)
+
+    @classmethod
+    @checked
+    def from_sentences(
+        cls,
+        good: Sequence[Prompt],
+        bad: Sequence[Prompt],
+        *,
+        tokenizer: Tokenizer,
+        name: str = "sentences",
+    ) -> Task:
+        """A task from pairs of sentences, one right and one wrong, as in BLiMP.
+
+        A prompt is what the two sentences begin with, and the answers are how they go on, so that
+        `nnattr.SequenceLogProbDiff` is the difference of their log-probabilities. There is no
+        corrupted prompt; for patching make prompts and answers of your own (`from_pairs`).
+
+        Args:
+            good: the right sentences, as texts or token ids.
+            bad: for each the wrong one.
+            tokenizer: the model's.
+            name: what results call the task.
+
+        Raises:
+            TaskError: a pair that is the same, or that begins differently where the tokenizer puts
+                nothing before a text: no model says how probable a first token is.
+        """
+        sides = [
+            encode(tokenizer, some, place=f"{what}[{{}}]".format)
+            for what, some in (("good", good), ("bad", bad))
+        ]
+        if len(good) != len(bad):
+            raise TaskError(f"There are {len(good)} good sentences and {len(bad)} bad ones.")
+        prompts, answers, others = [], [], []
+        for i, (one, other) in enumerate(zip(*(side.rows for side in sides), strict=True)):
+            start = shared_beginning(one, other)
+            if start == 0:
+                raise TaskError(
+                    f"The sentences {i} begin with different tokens, {good[i]!r} and {bad[i]!r}, "
+                    "and the tokenizer puts nothing before a text: a first token has no "
+                    "probability. Put the same words before both."
+                )
+            prompts.append(one[:start])
+            answers.append(one[start:])
+            others.append(other[start:])
+        told: dict[str, Any] = {"sequences": True, "name": name}
+        return cls.from_prompts(prompts, answers, others, tokenizer=tokenizer, **told)
 
     @classmethod
     @checked
