@@ -232,7 +232,8 @@ def _bytes_text(piece: str) -> str:
     alphabet = _byte_alphabet()
     if not all(letter in alphabet for letter in piece):
         return piece
-    return "".join(f"<0x{alphabet[letter]:02X}>" for letter in piece)
+    known = [alphabet[letter] for letter in piece]
+    return "".join(chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>" for byte in known)
 
 
 @cache

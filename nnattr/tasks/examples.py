@@ -169,12 +169,8 @@ def _picked(index: slice | Sequence[bool] | Sequence[int], n: int) -> list[int]:
     """The numbers of the examples that a slice, a mask or numbers stand for."""
     if isinstance(index, slice):
         return list(range(n)[index])
-    masks = [isinstance(one, bool) for one in index]
-    if not any(masks):
+    if not index or not isinstance(index[0], bool):
         return list(index)
-    if not all(masks) or len(masks) != n:
-        raise TaskError(
-            f"The index {index!r} has {sum(masks)} bools and {len(masks) - sum(masks)} numbers; a "
-            f"mask of a task with {n} examples is {n} bools."
-        )
+    if len(index) != n:
+        raise TaskError(f"The mask has {len(index)} bools; a task with {n} examples needs {n}.")
     return [i for i, one in enumerate(index) if one]

@@ -217,10 +217,9 @@ def test_cells_behind_the_prompt_need_answers_of_one_length():
         nnattr.activation_patching(
             subject, contrasts(subject.tokenizer)[[0]], metric, positions="each"
         )
+    drawn = {"replacement": "resample", "dataset": [" ".join(f"w{at}" for at in range(50, 57))]}
     with pytest.raises(TaskError, match="two prompts would be drawn"):
-        other = [" ".join(f"w{at}" for at in range(50, 50 + task.width))]
-        one = task[[0]]
-        nnattr.ablate(subject, one, metric, replacement="resample", dataset=other)
+        nnattr.ablate(subject, task[[0]], metric, **drawn)
     with pytest.raises(MetricError, match=r"wrong_sequence_ids.*wrong_answers"):
         nnattr.ablate(subject, sequences(subject.tokenizer), metric)
 
