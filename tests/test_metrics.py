@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from nnattr import (
     LogitDiff,
     LogProb,
     Loss,
+    MetricError,
     Prob,
     SequenceLogProb,
 )
@@ -121,3 +123,14 @@ def test_a_metric_that_reads_every_logit_gets_every_logit():
     )
     for name in ("LogProb", "Prob", "KL", "Loss", "GroupProbDiff"):
         assert read_tokens(METRICS[name](), fields) == (None, fields)
+
+
+@pytest.mark.parametrize("last", [0, -1, True, 1.5, "2"])
+def test_a_loss_over_no_tokens_is_refused(last):
+    with pytest.raises(MetricError, match="expected a whole number from 1 on"):
+        Loss(last=last)
+
+
+def test_a_count_is_of_any_integer_type():
+    assert describe(Loss(last=np.int64(3))) == "Loss(last=3)"
+    assert Loss(last=torch.tensor(3)) == Loss(last=3)

@@ -38,10 +38,10 @@ def test_texts_of_sentencepiece_tell_tokens_apart():
     assert len(set(texts)) == len(tokenizer)
     for piece, text in (("▁upon", " upon"), ("c", "c"), ("▁c", " c"), ("<0x63>", "<0x63>")):
         assert texts[tokenizer.convert_tokens_to_ids(piece)] == text
-    table = nnattr.weights.ov(stories(), head=(0, 0))
+    table = nnattr.weights.ov(stories(), heads=(0, 0))
     ids = tokenizer.convert_tokens_to_ids(["▁upon", "c"])
     assert np.array_equal(table.block(ids, ids).values, table.block([" upon", "c"], ids).values)
-    assert list(table.block(ids, ids).values.indexes["row"]) == [" upon", "c"]
+    assert list(table.block(ids, ids).values.indexes["input"]) == [" upon", "c"]
 
 
 @needs_stories
