@@ -16,10 +16,10 @@ from nnattr import (
     LogitDiff,
     LogProb,
     Loss,
-    MetricError,
     Prob,
     SequenceLogProb,
 )
+from nnattr.errors import MetricError
 from nnattr.metrics import METRICS, answer_fields, describe, read_tokens
 
 # two examples, one position, three words; probabilities 0.5, 0.25, 0.25 and 0.1, 0.2, 0.7

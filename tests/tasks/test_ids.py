@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import ArgumentError, LogitDiff, SequenceLogProb, Task, TaskError
+from nnattr import LogitDiff, SequenceLogProb, Task
+from nnattr.errors import ArgumentError, TaskError
 from nnattr.tokens import continuations, prompt_ids, text_of, token_texts
 from tests.methods.common import stories
 from tests.support.paths import needs_gpt2, needs_stories

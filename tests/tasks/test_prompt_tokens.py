@@ -9,7 +9,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import nnattr
-from nnattr import LogitDiff, Task, TaskError, tasks
+from nnattr import LogitDiff, Task, tasks
+from nnattr.errors import TaskError
 from nnattr.teaching import folder
 from nnattr.tokens import continuations, encode, opening, prompt_ids
 from tests.tasks.common import PROMPTS, TWINS, tokenizer_of
