@@ -164,6 +164,9 @@ class SequenceLogProb:
     last_only: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("sequence_ids",)
 
+    def __post_init__(self) -> None:
+        _require_bool(self, self.per_token)
+
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
         return sequence_log_prob(logits, batch, self.per_token)
@@ -187,6 +190,9 @@ class SequenceLogProbDiff:
     last_only: ClassVar[bool] = False
     contrasts: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("sequence_ids", "wrong_sequence_ids")
+
+    def __post_init__(self) -> None:
+        _require_bool(self, self.per_token)
 
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example with the answer that stands behind it."""
@@ -361,6 +367,12 @@ def read_tokens(
     tokens = torch.cat([fields[name][fields[f"{name}_mask"]] for name in names]).unique()
     counted = {name: torch.searchsorted(tokens, fields[name]) for name in names}
     return tokens, fields | {name: ids.clamp(max=len(tokens) - 1) for name, ids in counted.items()}
+
+
+def _require_bool(metric: Metric, per_token: Any) -> None:
+    if not isinstance(per_token, bool):
+        name = type(metric).__name__
+        raise MetricError(f"{name}(per_token={per_token!r}): expected True or False.")
 
 
 def _filled(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

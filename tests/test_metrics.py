@@ -18,6 +18,7 @@ from nnattr import (
     Loss,
     Prob,
     SequenceLogProb,
+    SequenceLogProbDiff,
 )
 from nnattr.errors import MetricError
 from nnattr.metrics import METRICS, answer_fields, describe, read_tokens
@@ -129,6 +130,12 @@ def test_a_metric_that_reads_every_logit_gets_every_logit():
 def test_a_loss_over_no_tokens_is_refused(last):
     with pytest.raises(MetricError, match="expected a whole number from 1 on"):
         Loss(last=last)
+
+
+@pytest.mark.parametrize("metric", [SequenceLogProb, SequenceLogProbDiff])
+def test_a_word_is_no_answer_to_yes_or_no(metric):
+    with pytest.raises(MetricError, match="expected True or False"):
+        metric(per_token="false")
 
 
 def test_a_count_is_of_any_integer_type():

@@ -131,7 +131,8 @@ class Model:
         Raises:
             TaskError: there is one.
         """
-        past = [token for row in ids for token in row if not 0 <= token < self.n_tokens]
+        extremes = [extreme(row) for row in ids if len(row) for extreme in (min, max)]
+        past = [token for token in extremes if not 0 <= token < self.n_tokens]
         if past:
             raise TaskError(
                 f"{self.name} has no token {past[0]}: its embedding has {self.n_tokens} rows, "

@@ -89,7 +89,7 @@ def _value(row: _Row, column: str, table: str) -> Any:
             "with clean=, corrupted=, answer= and wrong_answer= (None for one that is not there)."
         )
     value = _own(row.cells[column])
-    if value is None or value == "" or value != value:  # NaN, as data frames write empty cells
+    if _is_empty(value):
         raise TaskError(f"{_cell(row.place, column)} of {table} is empty.")
     return value
 
@@ -97,7 +97,15 @@ def _value(row: _Row, column: str, table: str) -> Any:
 def _own(value: Any) -> Any:
     """A cell as Python's own values: data frames keep lists and numbers in types of their own."""
     listed = getattr(value, "tolist", None) or getattr(value, "to_list", None)
-    return listed() if listed else value
+    value = listed() if listed else value
+    return list(map(_own, value)) if isinstance(value, list) else value
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a cell is empty, however a file or a data frame says so."""
+    if isinstance(value, float):
+        return value != value
+    return value is None or value == "" or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _mapped(table: Columns, answer_map: AnswerMap) -> Columns:

@@ -332,3 +332,10 @@ def test_spans_are_positions_of_any_integer_type(tokenizer, row):
     rows = [{**PAIRS[0], "who": row}]
     task = Task.from_table(rows, tokenizer=tokenizer, spans=["who"])
     assert task.spans["who"] == ((1, 2) if np.size(row) == 2 else (1,),)
+
+
+@pytest.mark.parametrize("empty", [None, "", float("nan"), pd.NA, pd.NaT, np.nan])
+def test_an_empty_cell_is_one_however_it_is_written(tokenizer, empty):
+    frame = pd.DataFrame({**PAIRS[0], "answer": [empty]}, dtype=object)
+    with pytest.raises(TaskError, match=r"row 0, column 'answer' of the data frame is empty"):
+        Task.from_table(frame, tokenizer=tokenizer)
