@@ -369,18 +369,17 @@ def characters(
     Raises:
         TaskError: the tokenizer cannot tell.
     """
-    found = []
-    for prompt, row in zip(prompts, encoded(tokenizer, prompts, verbatim=verbatim), strict=True):
-        try:
-            told = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
-            own = [tuple(pair) for pair in told["offset_mapping"]]
-        except (NotImplementedError, KeyError) as error:  # those that are written in Python
-            raise TaskError(
-                "This tokenizer does not tell which characters its tokens stand for; give spans as "
-                "lists of positions."
-            ) from error
-        found.append([(0, 0)] * (len(row) - len(own)) + own)
-    return found
+    try:
+        told = tokenizer(list(prompts), add_special_tokens=False, return_offsets_mapping=True)
+        own = [[tuple(pair) for pair in row] for row in told["offset_mapping"]]
+    except (NotImplementedError, KeyError) as error:  # those that are written in Python
+        raise TaskError(
+            "This tokenizer does not tell which characters its tokens stand for; give spans as "
+            "lists of positions."
+        ) from error
+    rows = encoded(tokenizer, prompts, verbatim=verbatim)
+    before = [len(row) - len(pairs) for row, pairs in zip(rows, own, strict=True)]
+    return [[(0, 0)] * n + pairs for n, pairs in zip(before, own, strict=True)]
 
 
 def _problem(tokenizer: Any, prompt: Prompt, row: Sequence[int]) -> str | None:

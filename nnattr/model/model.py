@@ -131,11 +131,12 @@ class Model:
         Raises:
             TaskError: there is one.
         """
-        extremes = [extreme(row) for row in ids if len(row) for extreme in (min, max)]
-        past = [token for token in extremes if not 0 <= token < self.n_tokens]
+        size = self.n_tokens
+        extremes = (extreme(row) for row in ids if len(row) for extreme in (min, max))
+        past = [token for token in extremes if not 0 <= token < size]
         if past:
             raise TaskError(
-                f"{self.name} has no token {past[0]}: its embedding has {self.n_tokens} rows, "
+                f"{self.name} has no token {past[0]}: its embedding has {size} rows, "
                 "counted from 0. If the tokenizer got new tokens, resize the model "
                 "(resize_token_embeddings), or use other words."
             )

@@ -23,11 +23,13 @@ def placed_span(
     """A span's positions in each prompt, in order and from its first token."""
     if len(rows) != len(tokens):
         raise TaskError(f"The span {name!r} has {len(rows)} entries for {len(tokens)} prompts.")
+    textual = any(isinstance(row, str | slice) for row in rows)
+    maps = characters(form.tokenizer, written, verbatim=form.chat) if textual else []
     result = []
     for i, (row, strings) in enumerate(zip(rows, tokens.strings, strict=True)):
         if isinstance(row, str | slice):
             place = partial(where, name, i)
-            result.append(_covering(name, row, given[i], written[i], form, place))
+            result.append(_covering(name, row, given[i], written[i], maps[i], form, place))
         else:
             positions = [row] if isinstance(row, int) else list(row)
             result.append(_inside(name, positions, len(strings), written[i]))
@@ -49,6 +51,7 @@ def _covering(
     row: str | slice,
     given: Prompt,
     written: str,
+    token_characters: Sequence[tuple[int, int]],
     form: Form,
     place: Callable[[], str],
 ) -> tuple[int, ...]:
@@ -65,10 +68,9 @@ def _covering(
             f"{place()}: the chat template writes {given!r} in other words, {written!r}, so the "
             f"span {name!r} cannot be found. Give positions instead."
         )
-    (each,) = characters(form.tokenizer, [written], verbatim=form.chat)
     found = tuple(
         i
-        for i, (first, end) in enumerate(each)
+        for i, (first, end) in enumerate(token_characters)
         if first < stop + shift and end > start + shift and first < end
     )
     if start >= stop or not found:
