@@ -108,11 +108,22 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
         except Exception as error:
             raise ArchError(_not_found(str(given), "tokenizer", error)) from error
     else:
-        given = deepcopy(given)  # the caller's own stays as it is
+        given = _copied(given, name)
     given.padding_side = "left"
     if given.pad_token is None:
         given.pad_token = given.eos_token or given.bos_token or given.unk_token
     return given
+
+
+def _copied(tokenizer: Any, name: str) -> Any:
+    """A copy of a tokenizer, so that the caller's own stays as it is, and changes nothing later."""
+    try:
+        return deepcopy(tokenizer)
+    except Exception as error:  # one of somebody's own code may hold what cannot be copied
+        raise TaskError(
+            f"The tokenizer given for {name} cannot be copied ({type(error).__name__}: {error}). "
+            "Pass its id or folder instead."
+        ) from error
 
 
 def _weights(

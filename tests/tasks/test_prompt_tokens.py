@@ -122,6 +122,13 @@ def test_loading_leaves_the_tokenizer_as_it_was():
     assert task.encoded_by(subject.tokenizer)
 
 
+def test_a_tokenizer_that_cannot_be_copied_is_refused():
+    module, tokenizer = loaded()
+    tokenizer.own = (number for number in range(3))
+    with pytest.raises(TaskError, match=r"cannot be copied \(TypeError.*Pass its id or folder"):
+        nnattr.load(module, tokenizer=tokenizer)
+
+
 @pytest.mark.filterwarnings("ignore:The answer 'zork'")
 def test_a_token_that_the_model_lacks_is_refused_everywhere():
     module, tokenizer = loaded()

@@ -230,6 +230,9 @@ def test_a_task_with_two_answers_is_kept_in_a_file(tmp_path):
     again = Task.load(task.save(tmp_path / "task.json"))
     assert again.wrong_sequence_ids == task.wrong_sequence_ids
     assert again.hash == task.hash
+    text = again.describe(2)
+    assert "Wrong ones: 2 to 3 tokens" in text
+    assert "wrong: ' w82 w83 w84' = 82, 83, 84" in text
     assert again.hash != sequences(tiny_model("gpt2").tokenizer, spans={"second": [1, 1]}).hash
 
 
