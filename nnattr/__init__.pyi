@@ -44,6 +44,7 @@ from .metrics import LogProb as LogProb
 from .metrics import Loss as Loss
 from .metrics import Prob as Prob
 from .metrics import SequenceLogProb as SequenceLogProb
+from .metrics import SequenceLogProbDiff as SequenceLogProbDiff
 from .model.edited import edited as edited
 from .model.load import load as load
 from .model.model import Model as Model

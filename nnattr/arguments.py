@@ -221,11 +221,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _own(value: Any) -> Any:
-    """Numbers, arrays and columns of tables as Python's own, in lists and tuples as well."""
+    """Numbers, arrays and columns of tables as Python's own, in lists, tuples and dicts as well."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return value.tolist()
     if type(value) in (list, tuple):
         return type(value)(map(_own, value))
+    if type(value) is dict:
+        return {key: _own(one) for key, one in value.items()}
     if _is_column(value):
         return list(map(_own, value))
     return value

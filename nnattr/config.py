@@ -114,7 +114,7 @@ class RunConfig(Config):
 
     model: str
     task: TaskConfig | None = None
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str | tuple[int, ...], ...] = ()
     revision: str | None = None
     backend: str | None = None
     device: str | None = None

@@ -31,6 +31,7 @@ PUBLIC = {
     "Prob",
     "Scores",
     "SequenceLogProb",
+    "SequenceLogProbDiff",
     "Simulated",
     "Task",
     "ablate",

@@ -33,6 +33,7 @@ class Frame(BaseModel):
         absent: for each example the cells that its prompt does not have.
         direction: which run was patched into.
         normalized: whether values are divided by the gap between the runs.
+        contrast: whether every example was read twice, see `nnattr.tasks.contrast`.
         prompts: the clean prompts, for messages.
         provenance: everything but the cost.
     """
@@ -47,6 +48,7 @@ class Frame(BaseModel):
     absent: tuple[tuple[bool, ...], ...]
     direction: Literal["denoising", "noising"]
     normalized: bool
+    contrast: bool = False
     prompts: tuple[str, ...]
     provenance: Provenance
 
@@ -65,6 +67,7 @@ class Frame(BaseModel):
             TaskError: the runs do not differ, so there is nothing to divide by.
             BackendError: the values are not what the job was to return.
         """
+        values = self._contrasted(values)
         base, source = (values[key].double().numpy() for key in ("base", "source"))
         self._finite(base, "patched into")
         self._finite(source, "patched from")
@@ -96,7 +99,8 @@ class Frame(BaseModel):
         """
         said = self.said
         accepted(values, said)
-        n, layers = len(self.prompts), self.layers if layers is None else layers
+        n = len(self.prompts) * (2 if self.contrast else 1)
+        layers = self.layers if layers is None else layers
         shapes = {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
         for key, shape in shapes.items():
             value = values.get(key)
@@ -107,6 +111,14 @@ class Frame(BaseModel):
                 )
         if not all(isinstance(values.get(key), str) for key in ("engine", "dtype")):
             raise BackendError(f"{said}: what came back does not say how it was computed.")
+
+    def _contrasted(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of the first reading less those of the second, where there are two."""
+        if not self.contrast:
+            return values
+        n = len(self.prompts)
+        both = {key: values[key].double() for key in ("base", "source", "change")}
+        return {**values, **{key: value[:n] - value[n:] for key, value in both.items()}}
 
     def _labelled(self, change: torch.Tensor) -> xr.DataArray:
         absent = torch.tensor(self.absent)[:, None, None, :]

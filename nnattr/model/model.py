@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,30 @@ class Model:
         """The longest prompt the model takes, if its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
 
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the model knows: the rows of its token embedding.
+
+        A tokenizer may have more, tokens that were added to it alone.
+        """
+        return self.module.get_submodule(self.spec.embed).weight.shape[0]
+
+    def require_known(self, ids: Iterable[Sequence[int]]) -> None:
+        """Refuse token ids that the model has no embedding for.
+
+        Raises:
+            TaskError: there is one.
+        """
+        size = self.n_tokens
+        extremes = (extreme(row) for row in ids if len(row) for extreme in (min, max))
+        past = [token for token in extremes if not 0 <= token < size]
+        if past:
+            raise TaskError(
+                f"{self.name} has no token {past[0]}: its embedding has {size} rows, "
+                "counted from 0. If the tokenizer got new tokens, resize the model "
+                "(resize_token_embeddings), or use other words."
+            )
+
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument, such as ``"logits_to_keep"``."""
         return argument in inspect.signature(type(self.module).forward).parameters
@@ -194,9 +218,10 @@ class Model:
             last: at how many of the last positions.
 
         Raises:
-            TaskError: a prompt is longer than the model's context.
+            TaskError: a prompt is longer than the model's context, or has tokens it does not know.
             BackendError: the job failed where it ran.
         """
+        self.require_known([*tokens.rows, *asked])
         width, limit = tokens.ids.shape[1], self.context_length
         if limit is not None and width > limit:
             raise TaskError(f"The longest prompt is {width} tokens, and {self.name} takes {limit}.")

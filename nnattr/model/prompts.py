@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,35 +12,40 @@ from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions, own_positions
-from nnattr.tokens import Tokens, encode
+from nnattr.tokens import Prompt, Tokens, encode, text_of
 
 #: Which prompts of a task.
 Run: TypeAlias = Literal["clean", "corrupted"]
-#: What to read: one prompt, several, those of a task, or tokens as another result holds them.
-Prompts: TypeAlias = str | Sequence[str] | Task | Tokens
+#: What to read: one prompt, several, those of a task, or tokens as another result holds them. A
+#: prompt is a text or a list of token ids.
+Prompts: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Prompt] | Task | Tokens
 
 
-def as_texts(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
+def as_prompts(what: str, given: Prompt | Sequence[Prompt]) -> tuple[Prompt, ...]:
     """One prompt or several as a tuple.
 
     Raises:
-        TaskError: there is none, or something that is not text.
+        TaskError: there is none, or something that is neither text nor token ids.
     """
-    prompts = (given,) if isinstance(given, str) else tuple(given)
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    one = isinstance(given, str) or (len(given) > 0 and all(type(part) is int for part in given))
+    prompts = (given,) if one else tuple(given)
+    if not prompts or not all(_is_prompt(prompt) for prompt in prompts):
         raise TaskError(f"{what} is {given!r}; expected a prompt or a list of prompts.")
-    return prompts
+    return prompts  # type: ignore[return-value]
 
 
-def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
+def _is_prompt(given: Any) -> bool:
+    ids = isinstance(given, list | tuple) and all(type(token) is int for token in given)
+    return isinstance(given, str) or ids
+
+
+def prepared(model: Model, prompts: Sequence[Prompt], room: int = 0) -> Tokens:
     """The prompts as the model sees them, with ``room`` tokens still free in its context.
 
     Raises:
         TaskError: a prompt that cannot be encoded or is too long.
     """
-    tokens = encode(model.tokenizer, prompts)
-    _require_room(model, max(map(len, tokens.strings)), room)
-    return tokens
+    return _usable(model, encode(model.tokenizer, prompts), room)
 
 
 def texts_and_tokens(
@@ -66,13 +71,12 @@ def texts_and_tokens(
         TaskError: they cannot be used with this model, or the task has no such run.
     """
     if isinstance(prompts, Tokens):
-        _require_room(model, max(map(len, prompts.strings)), room)
-        if int(prompts.ids.max()) >= model.config.vocab_size:
-            raise TaskError(f"These tokens are not {model.name}'s: it has fewer.")
-        return tuple(map("".join, prompts.strings)), prompts
+        tokens = _usable(model, prompts, room)
+        return tuple(text_of(model.tokenizer, row) for row in tokens.rows), tokens
     if not isinstance(prompts, Task):
-        texts = as_texts(what, prompts)
-        return texts, prepared(model, texts, room)
+        given = as_prompts(what, prompts)
+        tokens = prepared(model, given, room)
+        return tuple(text_of(model.tokenizer, prompt) for prompt in given), tokens
     fits(model, prompts)
     _require_room(model, prompts.width, room)
     texts, tokens = (
@@ -92,7 +96,7 @@ def _before_answers(task: Task, tokens: Tokens) -> Tokens:
 
 
 def fits(model: Model, task: Task) -> None:
-    """Check that the task was encoded for this model and fits its context.
+    """Check that the task was encoded for this model, whose tokens it has, and fits its context.
 
     Raises:
         TaskError: it was not, or does not.
@@ -109,6 +113,17 @@ def fits(model: Model, task: Task) -> None:
             f"The task was encoded with another tokenizer than that of {model.name}; make it with "
             "tokenizer=model.tokenizer."
         )
+    sides = [side.rows for side in (task.clean_tokens, task.twin_tokens) if side is not None]
+    answers = (task.answer_ids, task.wrong_answer_ids, task.sequence_ids, task.wrong_sequence_ids)
+    for rows in (*sides, *answers):
+        model.require_known(rows)
+
+
+def _usable(model: Model, tokens: Tokens, room: int) -> Tokens:
+    """The tokens, if the model knows them all and has room for them."""
+    model.require_known(tokens.rows)
+    _require_room(model, max(map(len, tokens.strings)), room)
+    return tokens
 
 
 def _require_room(model: Model, longest: int, room: int) -> None:

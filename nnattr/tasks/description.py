@@ -70,7 +70,11 @@ def _padding(task: Examples) -> str:
 def _answers(task: Examples) -> str:
     if task.sequence_ids:
         sizes = _range([len(row) for row in task.sequence_ids])
-        return f"Answers: sequences of {sizes} tokens, said after the prompt (marked with >)."
+        other = _range([len(row) for row in task.wrong_sequence_ids])
+        against = f" Wrong ones: {other} tokens." if task.wrong_sequence_ids else ""
+        return (
+            f"Answers: sequences of {sizes} tokens, said after the prompt (marked with >).{against}"
+        )
     if not task.answer_ids:
         return "Answers: none."
     sides = [
@@ -118,7 +122,7 @@ def _example(task: Examples, i: int) -> list[str]:
         lines.append(row.rstrip())
     for what, words, ids in (
         ("answer", task.answers, task.answer_ids or task.sequence_ids),
-        ("wrong", task.wrong_answers, task.wrong_answer_ids),
+        ("wrong", task.wrong_answers, task.wrong_answer_ids or task.wrong_sequence_ids),
     ):
         if words:
             lines.append(f"{what}: {_some(words[i])} = {_some(ids[i])}")

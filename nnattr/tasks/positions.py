@@ -128,15 +128,26 @@ def own_positions(
 
 
 def integers(positions: object) -> list[int]:
-    """One position or several, of any integer type (numpy's and torch's as well)."""
+    """One position or several, of any integer type (numpy's and torch's as well), no bools."""
     try:
-        return [index(positions)]  # type: ignore[arg-type]
+        return [_position(positions)]
     except TypeError:
         pass
     try:
-        return [index(position) for position in positions]  # type: ignore[attr-defined]
+        return [_position(position) for position in positions]  # type: ignore[attr-defined]
     except TypeError as error:
         raise TaskError(
             f"positions is {positions!r}; expected an integer, integers, 'all', 'each', 'last' or "
             "the name of one of the task's spans."
         ) from error
+
+
+def _position(given: object) -> int:
+    """A whole number; a bool, which Python would take for one, is none.
+
+    Raises:
+        TypeError: it is not one.
+    """
+    if isinstance(given, bool) or str(getattr(given, "dtype", "")) in ("bool", "torch.bool"):
+        raise TypeError(given)
+    return index(given)  # type: ignore[arg-type]
