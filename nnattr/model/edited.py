@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,11 @@ def ablate(
 
 @checked
 def steer(
-    layer: Natural, vector: Tensor, *, site: SiteName = "resid_pre", scale: float = 1.0
+    layer: Natural,
+    vector: Tensor | np.ndarray,
+    *,
+    site: SiteName = "resid_pre",
+    scale: float = 1.0,
 ) -> Steering:
     """A vector that is added to an activation, at every position.
 
@@ -117,6 +122,7 @@ def steer(
     Raises:
         TaskError: a vector that is not finite numbers in one row.
     """
+    vector = torch.as_tensor(vector)
     if vector.ndim != 1 or not vector.is_floating_point() or not vector.isfinite().all():
         raise TaskError(
             f"vector has the shape {tuple(vector.shape)} and dtype {vector.dtype}; expected finite "
