@@ -8,18 +8,18 @@ from typing import Any
 
 from nnattr import teaching
 from nnattr.arch.discover import candidates
+from nnattr.arch.kind import require_causal, require_module, require_unembedding
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
+from nnattr.model.checkpoint import described, not_found, quiet, task, weights
+from nnattr.model.first_run import require_as_known
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
 from nnattr.tokens import Tokenizer
-
-#: Values of ``device`` by which transformers spreads a model over devices itself.
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @checked
@@ -64,8 +64,12 @@ def load(
     where = resolve(backend)
     module, source, name = None, model, str(model)
     if not isinstance(model, str | Path):
+        require_module(model)
         module, source = model, getattr(model, "name_or_path", "")
         name = source or type(model).__name__
+        require_causal(name, [type(model).__name__], model.config)
+        if spec is None:
+            require_unembedding(model)
     elif name in teaching.NAMES:
         source = str(teaching.folder(name))
     if module is not None and not where.holds_weights:
@@ -74,12 +78,17 @@ def load(
             "yours. Pass the model's id instead, or use backend='local'."
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
+    config = module.config if module is not None else described(str(source), name, revision, kwargs)
     if where.holds_weights and module is None:
-        module = _weights(str(source), name, device, dtype, revision, kwargs)
-    nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
+        module = weights(str(source), name, config, device, dtype, revision, kwargs)
+    target = str(source) if module is None else module
+    nn = _wrap(target, name, tokenizer, task(config), revision, kwargs)
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, raw(nn)):
-        return Model(nn, tokenizer, known, where, name, revision)
+        found = Model(nn, tokenizer, known, where, name, revision)
+        if where.holds_weights:
+            require_as_known(found)
+        return found
     specs = [spec] if spec is not None else list(candidates(raw(nn)))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
 
@@ -95,76 +104,29 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
         try:
             given = AutoTokenizer.from_pretrained(str(given), revision=revision, **trust)
         except Exception as error:
-            raise ArchError(_not_found(str(given), "tokenizer", error)) from error
+            raise ArchError(not_found(str(given), "tokenizer", error)) from error
     given.padding_side = "left"
     if given.pad_token is None:
         given.pad_token = given.eos_token or given.bos_token or given.unk_token
     return given
 
 
-def _weights(
-    source: str,
+def _wrap(
+    target: Any,
     name: str,
-    device: str | None,
-    dtype: str | None,
+    tokenizer: Any,
+    task: str,
     revision: str | None,
     kwargs: Mapping[str, Any],
-) -> Any:
-    """The Hugging Face module with its weights, in eval mode and frozen."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _require_known(device, dtype)
-    logging.disable_progress_bar()
-    try:
-        module = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype or "auto", device_map=device, **kwargs
-        )
-    except Exception as error:
-        raise ArchError(_not_found(name, "model", error)) from error
-    finally:
-        logging.enable_progress_bar()
-    return module.requires_grad_(False)
-
-
-def _require_known(device: str, dtype: str | None) -> None:
-    """Refuse an unknown device or dtype, before transformers fails on it."""
-    import torch
-
-    if device not in SPREAD:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise BackendError(
-                f"device is {device!r}, which is not here ({str(error).splitlines()[0]}). Expected "
-                "'cpu', 'cuda', 'cuda:1' or 'auto'."
-            ) from error
-    named = str(dtype or "float32").removeprefix("torch.")
-    if named != "auto" and not isinstance(getattr(torch, named, None), torch.dtype):
-        raise BackendError(f"dtype is {dtype!r}; expected 'float32', 'bfloat16' or 'float16'.")
-
-
-def _wrap(
-    target: Any, name: str, tokenizer: Any, revision: str | None, kwargs: Mapping[str, Any]
 ) -> Any:
     """The nnsight model: around a loaded module, or from the configuration alone."""
     from nnsight import TransformersModel
 
-    given = {"tokenizer": tokenizer, "task": "text-generation"}
     try:
-        if isinstance(target, str):
-            return TransformersModel(target, revision=revision, **given, **kwargs)
-        return TransformersModel(target.eval(), **given)
+        with quiet():
+            if isinstance(target, str):
+                given = {"tokenizer": tokenizer, "task": task, "revision": revision}
+                return TransformersModel(target, **given, **kwargs)
+            return TransformersModel(target.eval(), tokenizer=tokenizer, task="text-generation")
     except Exception as error:
-        raise ArchError(_not_found(name, "model", error)) from error
-
-
-def _not_found(name: str, what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()
-    return (
-        f"The {what} {name!r} could not be loaded ({type(error).__name__}: "
-        f"{reason[0] if reason else ''}). Expected one of {', '.join(teaching.NAMES)}, a Hugging "
-        "Face id of a causal language model, or a local folder."
-    )
+        raise ArchError(not_found(name, "model", error)) from error

@@ -60,7 +60,7 @@ def texts_and_tokens(
     """
     if isinstance(prompts, Tokens):
         _require_room(model, max(map(len, prompts.strings)), room)
-        if int(prompts.ids.max()) >= model.config.vocab_size:
+        if int(prompts.ids.max()) >= model.vocab_size:
             raise TaskError(f"These tokens are not {model.name}'s: it has fewer.")
         return tuple(map("".join, prompts.strings)), prompts
     if not isinstance(prompts, Task):

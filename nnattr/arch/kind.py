@@ -1,0 +1,93 @@
+"""What a model is for, told by its class and its configuration, and why it may not be used here.
+
+nnattr reads causal language models: decoders in which every position predicts the next token. What
+names say is looked at first, because it can be put in words that help; `nnattr.model.first_run`
+then holds a module that is here against what it does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from nnattr.errors import ArchError
+
+#: By a part of a class's name, what such a model gives instead of logits of the next token.
+OTHER = {
+    re.compile(r"Reward|ValueHead"): "a reward model: it gives a value for a text, and "
+    "has no unembedding",
+    re.compile(r"Classif"): "a classifier: it gives a number for each label, and has no "
+    "unembedding",
+    re.compile(r"QuestionAnswering|MultipleChoice"): "made to choose among spans or answers",
+    re.compile(r"MaskedLM|ForPreTraining|NextSentence"): "a masked language model: its tokens see "
+    "what comes after them",
+    re.compile(r"Retrieval|Embedding|SentenceTransformer"): "an embedding model: it gives a vector "
+    "for a text",
+}
+CAUSAL = re.compile(r"CausalLM|LMHead")
+NEXT = (
+    "nnattr reads causal language models, decoders in which every position predicts the next "
+    "token: what AutoModelForCausalLM.from_pretrained loads from a checkpoint made for it."
+)
+
+
+def require_causal(name: str, classes: Iterable[str], config: Any) -> None:
+    """Refuse a model that is not a causal language model, by what it says of itself.
+
+    Args:
+        name: how messages call the model.
+        classes: the name of its class, or those that its configuration lists.
+        config: its Hugging Face configuration.
+
+    Raises:
+        ArchError: it is an encoder, an encoder-decoder, a classifier, ...
+    """
+    classes = tuple(classes)
+    others = ", ".join(one for one in classes if one != name)
+    said = f"{name} ({others})" if others else name
+    kinds = [what for one in classes for told, what in OTHER.items() if told.search(one)]
+    if kinds:
+        raise ArchError(f"{said} is {kinds[0]}. {NEXT}")
+    decoder = any(CAUSAL.search(one) for one in classes)
+    if getattr(config, "is_encoder_decoder", False) and not decoder:
+        raise ArchError(
+            f"{said} is an encoder-decoder: its decoder reads an encoder's output, not the prompt "
+            f"alone. {NEXT}"
+        )
+
+
+def require_module(given: Any) -> None:
+    """Refuse what is not a Hugging Face module with its configuration.
+
+    Raises:
+        ArchError: saying what it is, and what to pass.
+    """
+    kind = type(given).__name__
+    inner = next((one for one in ("nn", "model", "pretrained_model") if hasattr(given, one)), None)
+    if not callable(getattr(given, "named_modules", None)):
+        hint = f" Did you mean its .{inner}?" if inner else ""
+        raise ArchError(
+            f"model is a {kind}; expected a Hugging Face id, a folder, or a loaded module.{hint}"
+        )
+    if not callable(getattr(getattr(given, "config", None), "get_text_config", None)):
+        hint = f" If the Hugging Face model is its .{inner}, pass that." if inner else ""
+        raise ArchError(
+            f"{kind} has no Hugging Face configuration (a PreTrainedConfig at .config), so its "
+            f"sizes are not known.{hint} A module of your own is a PreTrainedModel with a "
+            "configuration and a spec: see the documentation on adding an architecture."
+        )
+
+
+def require_unembedding(module: Any) -> None:
+    """Refuse a model that ends in hidden states.
+
+    Raises:
+        ArchError: it has no unembedding.
+    """
+    find = getattr(module, "get_output_embeddings", None)
+    if find is not None and find() is None:
+        raise ArchError(
+            f"{type(module).__name__} has no unembedding, so it gives hidden states and no logits: "
+            f"it is a bare model without a language-modelling head. {NEXT}"
+        )
