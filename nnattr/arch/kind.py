@@ -57,25 +57,45 @@ def require_causal(name: str, classes: Iterable[str], config: Any) -> None:
         )
 
 
+def require_head(name: str, config: Any) -> None:
+    """Refuse a checkpoint that was saved without its unembedding, where the file cannot be read.
+
+    Raises:
+        ArchError: whoever loads it would fill the unembedding with random numbers.
+    """
+    classes = tuple(getattr(config, "architectures", None) or ())
+    bare = bool(classes) and all(one.endswith("Model") for one in classes)
+    headless = bare and not any("Head" in one for one in classes)
+    if headless and not getattr(config, "tie_word_embeddings", True):
+        raise ArchError(
+            f"{name} ({', '.join(classes)}) was saved without its unembedding, and a server would "
+            f"fill it with random numbers. {NEXT}"
+        )
+
+
 def require_module(given: Any) -> None:
     """Refuse what is not a Hugging Face module with its configuration.
 
     Raises:
         ArchError: saying what it is, and what to pass.
     """
+    from torch.nn import Module
+
     kind = type(given).__name__
-    inner = next((one for one in ("nn", "model", "pretrained_model") if hasattr(given, one)), None)
-    if not callable(getattr(given, "named_modules", None)):
-        hint = f" Did you mean its .{inner}?" if inner else ""
+    parts = ("model", "pretrained_model", "module", "_module")
+    inner = next((one for one in parts if isinstance(getattr(given, one, None), Module)), None)
+    if not isinstance(given, Module):
+        hint = f" It has one at .{inner}." if inner else ""
         raise ArchError(
             f"model is a {kind}; expected a Hugging Face id, a folder, or a loaded module.{hint}"
         )
-    if not callable(getattr(getattr(given, "config", None), "get_text_config", None)):
-        hint = f" If the Hugging Face model is its .{inner}, pass that." if inner else ""
+    sized = hasattr(getattr(given, "config", None), "get_text_config")
+    if not sized or not hasattr(given, "device"):
+        hint = f" It has a module at .{inner}: if that is one, pass it." if inner else ""
         raise ArchError(
-            f"{kind} has no Hugging Face configuration (a PreTrainedConfig at .config), so its "
-            f"sizes are not known.{hint} A module of your own is a PreTrainedModel with a "
-            "configuration and a spec: see the documentation on adding an architecture."
+            f"{kind} is no Hugging Face model, which has a configuration (PreTrainedConfig) at "
+            f".config.{hint} To use a module of your own, make it a PreTrainedModel and pass a "
+            "spec=: docs/adding_an_architecture.md shows one."
         )
 
 

@@ -37,16 +37,24 @@ def described(source: str, name: str, revision: str | None, kwargs: Mapping[str,
         except Exception as error:
             raise ArchError(not_found(name, "model", error)) from error
     require_causal(name, getattr(config, "architectures", None) or (), config)
+    if not getattr(config, "auto_map", None) and task(config) is None:
+        raise ArchError(
+            f"{name} is of type {config.model_type!r}, of which transformers has no causal "
+            f"language model. {NEXT}"
+        )
     return config
 
 
-def task(config: Any) -> str:
-    """The task of transformers by which a model is loaded: with a vision tower or without."""
+def task(config: Any) -> str | None:
+    """The task by which transformers loads a model of this configuration.
+
+    One with a vision tower may have no class for text alone. None: it has neither.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    composed = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or not composed
-    return "text-generation" if text else "image-text-to-text"
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "text-generation"
+    return "image-text-to-text" if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else None
 
 
 def weights(
@@ -69,8 +77,8 @@ def weights(
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _require_known(device, dtype)
-    text = task(config) == "text-generation"
-    auto = AutoModelForCausalLM if text else AutoModelForImageTextToText
+    composed = task(config) == "image-text-to-text"
+    auto = AutoModelForImageTextToText if composed else AutoModelForCausalLM
     options = {"revision": revision, "dtype": dtype or "auto", "device_map": device, **kwargs}
     with quiet():
         try:

@@ -112,15 +112,18 @@ def chosen_layers(model: Model, unit: Unit, layers: Sequence[int] | None) -> tup
 
 
 def position_table(model: Model) -> str | None:
-    """The path of a table of position embeddings that is added to the token embedding, or None."""
+    """The path of a table of position embeddings that is added to the token embedding, or None.
+
+    It stands beside the token embedding: a vision tower has a table of its own, for its patches.
+    """
     spec, module = model.spec, model.module
     width = getattr(module.get_submodule(spec.embed), "embedding_dim", None)
+    around = spec.embed.rpartition(".")[0]
+    root = f"{around}." if around else ""
     found = [
-        path
-        for path, part in module.named_modules()
-        if getattr(part, "embedding_dim", 0) == width
-        and path != spec.embed
-        and not path.startswith(f"{spec.layers}.")
+        f"{root}{name}"
+        for name, part in module.get_submodule(around).named_children()
+        if getattr(part, "embedding_dim", 0) == width and f"{root}{name}" != spec.embed
     ]
     return found[0] if len(found) == 1 else None
 

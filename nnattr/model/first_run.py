@@ -10,6 +10,7 @@ Cost: one forward pass over fourteen tokens.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,7 @@ def require_as_known(model: Model) -> None:
     with counted(list(model.module.get_submodule(model.spec.layers))) as runs:
         logits = _logits(model)
     _require_layers(model, runs)
+    _warn_of_numbers(model)
     gap = (logits[0, :-1] - logits[1, :-1]).float().abs().max()
     if not gap <= pass_tolerance(logits) * logits.float().abs().max():
         raise ArchError(
@@ -114,4 +116,21 @@ def _require_layers(model: Model, runs: list[int]) -> None:
         raise ArchError(
             f"{where}, its configuration says {model.config.num_hidden_layers}, and layers {ran} "
             "run. Make them one: config.num_hidden_layers = the length of the list."
+        )
+
+
+def _warn_of_numbers(model: Model) -> None:
+    """Say it where layers were moved and still go by their old numbers."""
+    attention = model.spec.attn_proj.rpartition(".")[0]
+    layers = model.module.get_submodule(model.spec.layers)
+    numbers = [
+        getattr(layer.get_submodule(attention), "layer_idx", index)
+        for index, layer in enumerate(layers)
+    ]
+    if numbers != list(range(len(numbers))):
+        warnings.warn(
+            f"The layers of {model.name} number themselves {numbers} (layer_idx of their attention)"
+            ", and transformers keeps keys and values by these numbers: patching goes the long way "
+            "and generating fails until each layer has the number of its place.",
+            stacklevel=3,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnattr import teaching
 from nnattr.arch.discover import candidates
-from nnattr.arch.kind import require_causal, require_module, require_unembedding
+from nnattr.arch.kind import require_causal, require_head, require_module, require_unembedding
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
@@ -79,10 +79,12 @@ def load(
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
     config = module.config if module is not None else described(str(source), name, revision, kwargs)
-    if where.holds_weights and module is None:
+    if not where.holds_weights:
+        require_head(name, config)
+    elif module is None:
         module = weights(str(source), name, config, device, dtype, revision, kwargs)
     target = str(source) if module is None else module
-    nn = _wrap(target, name, tokenizer, task(config), revision, kwargs)
+    nn = _wrap(target, name, tokenizer, task(config) or "text-generation", revision, kwargs)
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, raw(nn)):
         found = Model(nn, tokenizer, known, where, name, revision)
