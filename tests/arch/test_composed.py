@@ -14,9 +14,10 @@ import nnattr
 from nnattr import Task
 from nnattr.model.components import position_table
 from nnattr.model.load import load
-from tests.arch.test_changed_modules import BASE, OTHER, literal
+from tests.oracles.heads import patch_every_head
 from tests.tiny import CONTEXT, VOCAB, randomise, tiny_tokenizer
 
+BASE, OTHER = "w5 w6 w7 w8 w9 w30", "w5 w6 w40 w8 w9 w30"
 #: As many layers in the tower as in the text, which must not be mistaken for each other.
 _TEXT = {
     "hidden_size": 32,
@@ -67,8 +68,8 @@ def test_the_text_part_against_plain_hooks(model_type: str) -> None:
     task = Task.from_pairs([BASE], [OTHER], [" w31"], [" w32"], tokenizer=model.tokenizer)
     scores = nnattr.activation_patching(model, task, nnattr.LogitDiff(), normalized=False)
     path = f"{model.spec.layers}.{{}}.{model.spec.attn_proj}"
-    clean, *cells = literal(module, task, path, 2, 4)
-    np.testing.assert_allclose(scores.values.values.ravel(), cells, atol=2e-5)
+    clean, cells = patch_every_head(module, task, [path.format(layer) for layer in range(2)], 4)
+    np.testing.assert_allclose(scores.values.values[0], cells, atol=2e-5)
     assert np.abs(cells).max() > 1e-3
     parts = nnattr.direct_logit_attribution(model, task)
     np.testing.assert_allclose(parts.values.values.sum(), clean, atol=2e-5)
