@@ -100,14 +100,28 @@ def require_module(given: Any) -> None:
 
 
 def require_unembedding(module: Any) -> None:
-    """Refuse a model that ends in hidden states.
+    """Refuse a model that ends in hidden states, or that does not go on from its own tokens.
 
     Raises:
-        ArchError: it has no unembedding.
+        ArchError: it has no unembedding, or cannot generate.
     """
     find = getattr(module, "get_output_embeddings", None)
     if find is not None and find() is None:
         raise ArchError(
             f"{type(module).__name__} has no unembedding, so it gives hidden states and no logits: "
             f"it is a bare model without a language-modelling head. {NEXT}"
+        )
+
+
+def require_generating(module: Any) -> None:
+    """Refuse a module of which transformers makes no pipeline for text.
+
+    Raises:
+        ArchError: it is no `GenerationMixin`.
+    """
+    if not getattr(module, "can_generate", bool)():
+        raise ArchError(
+            f"{type(module).__name__} cannot generate, so it is no causal language model of "
+            "transformers. A class of your own is one if it is a transformers.PreTrainedModel and "
+            f"a transformers.GenerationMixin, and gives .logits. {NEXT}"
         )

@@ -57,6 +57,7 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
         "scales": _scales(model, attention, layer),
         "cap": getattr(model.config, "attn_logit_softcapping", None),
         "rotary": _rotary(model, layer),
+        "shifted": model.spec.qk_positions is not None,
     }
 
 

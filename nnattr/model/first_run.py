@@ -5,7 +5,7 @@ from its list, one layer put in twice, its attention opened to later tokens (whi
 number that is computed from a cached prefix wrong). One pass over two prompts that differ in their
 last token shows all of it. A module whose structure is proven anyway needs no such run.
 
-Cost: one forward pass over fourteen tokens.
+Cost: one forward pass over eight tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nnattr.model.model import Model
 from nnattr.runs.tolerance import pass_tolerance
 
 #: Tokens of a prompt.
-WIDTH = 7
+WIDTH = 4
 
 
 def require_as_known(model: Model) -> None:

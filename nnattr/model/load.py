@@ -8,7 +8,13 @@ from typing import Any
 
 from nnattr import teaching
 from nnattr.arch.discover import candidates
-from nnattr.arch.kind import require_causal, require_head, require_module, require_unembedding
+from nnattr.arch.kind import (
+    require_causal,
+    require_generating,
+    require_head,
+    require_module,
+    require_unembedding,
+)
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
@@ -70,6 +76,7 @@ def load(
         require_causal(name, [type(model).__name__], model.config)
         if spec is None:
             require_unembedding(model)
+        require_generating(model)
     elif name in teaching.NAMES:
         source = str(teaching.folder(name))
     if module is not None and not where.holds_weights:

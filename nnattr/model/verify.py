@@ -134,7 +134,9 @@ def _merit(proof: Proof) -> int:
 
 def _known_sites(model: Model) -> list[sites.SiteName]:
     """The sites that every family has, in forward order; not those of `INSIDE`."""
-    without = {*INSIDE, "resid_mid"} if model.spec.parallel else {*INSIDE}
+    spec = model.spec
+    without = {*INSIDE, *(["resid_mid"] if spec.parallel else [])}
+    without |= {"mlp_out"} if spec.mlp_out is None else set()
     return [name for name in sites.FORWARD_ORDER if name not in without]
 
 
