@@ -24,7 +24,13 @@ class AttentionOnlyConfig(PreTrainedConfig):
 
     model_type = "attention-only"
 
-    def __init__(self, shortformer: bool = True, normed: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        shortformer: bool = True,
+        normed: bool = False,
+        cached: bool = True,
+        **kwargs: Any,
+    ) -> None:
         sizes = {
             "vocab_size": VOCAB,
             "hidden_size": D_MODEL,
@@ -34,6 +40,7 @@ class AttentionOnlyConfig(PreTrainedConfig):
         }
         self.shortformer = shortformer
         self.normed = normed
+        self.cached = cached
         super().__init__(**sizes, **kwargs)
 
 
@@ -100,7 +107,9 @@ class AttentionOnly(PreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
+        if self.config.cached and use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        cache = past_key_values if self.config.cached else None  # many such models know of none
         past = 0 if cache is None else cache.get_seq_length()
         width = past + input_ids.shape[1]
         if attention_mask is None:

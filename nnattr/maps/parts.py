@@ -45,7 +45,7 @@ class Split:
         self.factor = factor
 
 
-def without_positions(
+def token_part(
     nn: Any, path: str, prompts: PromptBatch, stream: Tensor, positions: Tensor
 ) -> Tensor:
     """The residual stream in front of the first layer without the position embeddings.

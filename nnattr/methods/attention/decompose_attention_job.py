@@ -25,7 +25,7 @@ from nnattr.maps.attention import (
 )
 from nnattr.maps.heads import Proof
 from nnattr.maps.norm import apply, per_unit
-from nnattr.maps.parts import Split, by_head, output_map, without_positions
+from nnattr.maps.parts import Split, by_head, output_map, token_part
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions, RefusedError
@@ -149,7 +149,7 @@ def taken_apart(
             }
             if "pos_embed" in parts:
                 stream, positions = parts["embed"], parts["pos_embed"]
-                own = without_positions(nn, question.embed, prompts, stream, positions)
+                own = token_part(nn, question.embed, prompts, stream, positions)
                 parts["embed"] = own
             (seen,) = read_attention(nn, [question.form])
             with torch.autocast(seen.z.device.type, enabled=False):

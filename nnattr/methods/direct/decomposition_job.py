@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.norm import apply, per_unit, transpose
-from nnattr.maps.parts import Split, by_head, output_map, without_positions
+from nnattr.maps.parts import Split, by_head, output_map, token_part
 from nnattr.methods.direct.direction import Direction, Head, View, final_view
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
@@ -174,7 +174,7 @@ def read_parts(nn: Any, parts: Parts, prompts: PromptBatch, columns: Tensor) -> 
     if "pos_embed" in seen:
         these = PromptBatch(prompts.ids[:, columns], prompts.mask[:, columns])
         stream, positions = seen["embed"], seen["pos_embed"]
-        seen["embed"] = without_positions(nn, parts.embed, these, stream, positions)
+        seen["embed"] = token_part(nn, parts.embed, these, stream, positions)
     device = seen[parts.final].device
     return {name: value.to(device) for name, value in seen.items()}
 
