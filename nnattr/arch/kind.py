@@ -63,7 +63,7 @@ def require_head(name: str, config: Any) -> None:
     Raises:
         ArchError: whoever loads it would fill the unembedding with random numbers.
     """
-    classes = tuple(getattr(config, "architectures", None) or ())
+    classes: tuple[str, ...] = tuple(getattr(config, "architectures", None) or ())
     bare = bool(classes) and all(one.endswith("Model") for one in classes)
     headless = bare and not any("Head" in one for one in classes)
     if headless and not getattr(config, "tie_word_embeddings", True):

@@ -67,7 +67,7 @@ def token_part(
     left_own, tokens_own = left[own].float(), tokens[own]
     factor = (left_own * tokens_own).sum() / (tokens_own * tokens_own).sum()
     gap = float((left_own - factor * tokens_own).abs().max() / stream[own].float().abs().max())
-    if not gap <= weights_tolerance(stream.dtype):
+    if gap > weights_tolerance(stream.dtype):  # no number is left to what follows
         raise RefusedError(
             "arch",
             "what enters the first layer is not the token embedding and the position embedding: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import CRITICAL
 from typing import Any
 
 from nnattr import teaching
@@ -78,7 +79,7 @@ def weights(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _require_known(device, dtype)
     composed = task(config) == "image-text-to-text"
-    auto = AutoModelForImageTextToText if composed else AutoModelForCausalLM
+    auto: Any = AutoModelForImageTextToText if composed else AutoModelForCausalLM
     options = {"revision": revision, "dtype": dtype or "auto", "device_map": device, **kwargs}
     with quiet():
         try:
@@ -96,7 +97,7 @@ def quiet() -> Iterator[None]:
 
     level = logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:
