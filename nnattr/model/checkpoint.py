@@ -137,6 +137,8 @@ def _require_known(device: str, dtype: str | None) -> None:
 
 def not_found(name: str, what: str, error: Exception) -> str:
     """What to say where transformers could not load a model or a tokenizer."""
+    if isinstance(error, ImportError) and "gguf" in str(error):
+        return f"Reading {name!r} needs the package gguf: `pip install 'nnattr[gguf]'`."
     reason = str(error).strip().splitlines()
     return (
         f"The {what} {name!r} could not be loaded ({type(error).__name__}: "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnattr import teaching
+from nnattr import pretrained, teaching
 from nnattr.arch.discover import candidates
 from nnattr.arch.kind import (
     require_causal,
@@ -43,9 +43,10 @@ def load(
     """Load a causal language model, here or on a server.
 
     Args:
-        model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``), a Hugging Face
-            id, a local folder, or a module that is already loaded (it is put in eval mode: dropout
-            would make a run differ from itself).
+        model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``),
+            ``"smollm2-135m"`` (see `nnattr.pretrained`), a Hugging Face id, a local folder, or a
+            module that is already loaded (it is put in eval mode: dropout would make a run differ
+            from itself).
         tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
             object. Without it ``NNATTR_BACKEND``, the user's file, then local. With a remote
@@ -56,16 +57,22 @@ def load(
         revision: a branch, tag or commit on the Hub.
         spec: your own `ArchSpec` for a family that nnattr does not know; it is proven before use.
         **kwargs: passed to ``from_pretrained`` (``trust_remote_code=True``,
-            ``attn_implementation="eager"``, ...).
+            ``attn_implementation="eager"``, ...). With ``gguf_file="x.gguf"`` weights and tokenizer
+            are read from that file of the folder, and rounded weights dequantized.
 
     Raises:
-        ArchError: there is no such model, or its structure is unknown and could not be proven.
+        ArchError: there is no such model; it is not a causal language model, or its checkpoint lacks
+            weights; its structure is unknown and could not be proven; the module was changed into
+            something that its family is not.
         TaskError: a loaded module was given without a tokenizer.
         BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
             remote backend.
 
-    Cost: the weights are read once; a family outside the table also costs a few short forward
-    passes, on the backend, that prove its discovered structure.
+    A model with a vision tower is loaded whole, and its text part analysed.
+
+    Cost: the weights are read once, and one forward pass over eight tokens shows whether the module
+    is what its family is; a family outside the table costs a few more, on the backend, that prove
+    its discovered structure.
     """
     where = resolve(backend)
     module, source, name = None, model, str(model)
@@ -79,10 +86,17 @@ def load(
         require_generating(model)
     elif name in teaching.NAMES:
         source = str(teaching.folder(name))
+    elif name == pretrained.NAME:
+        source = _fetched(where)
     if module is not None and not where.holds_weights:
         raise BackendError(
             f"A loaded module cannot run on {where.name}: the server uses its own weights, not "
             "yours. Pass the model's id instead, or use backend='local'."
+        )
+    if kwargs.get("gguf_file") and not where.holds_weights:
+        raise BackendError(
+            f"A GGUF file cannot run on {where.name}: servers load models by their id. Pass the id "
+            "of the model it was made from, or use backend='local'."
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
     config = module.config if module is not None else described(str(source), name, revision, kwargs)
@@ -109,9 +123,9 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
     if isinstance(given, str | Path):
         if not str(given):
             raise TaskError(f"{name} was given as a loaded module: pass its tokenizer= as well.")
-        trust = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
+        passed = {key: kwargs[key] for key in ("trust_remote_code", "gguf_file") if key in kwargs}
         try:
-            given = AutoTokenizer.from_pretrained(str(given), revision=revision, **trust)
+            given = AutoTokenizer.from_pretrained(str(given), revision=revision, **passed)
         except Exception as error:
             raise ArchError(not_found(str(given), "tokenizer", error)) from error
     given.padding_side = "left"
@@ -139,3 +153,15 @@ def _wrap(
             return TransformersModel(target.eval(), tokenizer=tokenizer, task="text-generation")
     except Exception as error:
         raise ArchError(not_found(name, "model", error)) from error
+
+
+def _fetched(where: Backend) -> str:
+    """The folder of the real model."""
+    if not where.holds_weights:
+        raise BackendError(
+            f"{pretrained.NAME!r} is a folder here, which {where.name} does not have; load "
+            f"{pretrained.ORIGINAL!r} there."
+        )
+    if not pretrained.is_here():
+        raise ArchError(pretrained.how_to_get())
+    return str(pretrained.folder())

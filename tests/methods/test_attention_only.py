@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import nnattr
-from nnattr import ArchError, LogitDiff, Model, Task
+from nnattr import LogitDiff, Model, Task
+from nnattr.errors import ArchError
 from nnattr.model.load import load
 from tests.attention_only import AttentionOnly, AttentionOnlyConfig, attention_only, spec
 from tests.oracles.heads import patch_every_head
