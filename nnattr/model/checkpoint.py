@@ -110,11 +110,11 @@ def _require_complete(name: str, module: Any, config: Any, absent: Iterable[str]
     own = dict(module.named_parameters())
     lacking = sorted(key for key in absent if key in own)
     if lacking:
-        made_for = ", ".join(getattr(config, "architectures", None) or ()) or "another model"
+        kind, made_for = type(module).__name__, getattr(config, "architectures", None) or ()
+        other = f" It was saved from {', '.join(made_for)}. {NEXT}" if kind not in made_for else ""
         raise ArchError(
-            f"The checkpoint {name!r} lacks {len(lacking)} of the weights of "
-            f"{type(module).__name__} ({', '.join(lacking[:3])}), and transformers would fill them "
-            f"with random numbers. It was saved from {made_for}. {NEXT}"
+            f"The checkpoint {name!r} has no weights for {len(lacking)} parts of {kind} "
+            f"({', '.join(lacking[:3])}): these would be random.{other or ' Is it whole?'}"
         )
 
 

@@ -61,9 +61,9 @@ def load(
             are read from that file of the folder, and rounded weights dequantized.
 
     Raises:
-        ArchError: there is no such model; it is not a causal language model, or its checkpoint lacks
-            weights; its structure is unknown and could not be proven; the module was changed into
-            something that its family is not.
+        ArchError: there is no such model; it is not a causal language model, or its checkpoint
+            lacks weights; its structure is unknown and could not be proven; the module was changed
+            into something that its family is not.
         TaskError: a loaded module was given without a tokenizer.
         BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
             remote backend.

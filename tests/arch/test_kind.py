@@ -42,8 +42,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
 #: What a folder of these is told, where it is something else.
 FOLDERS = {
     "T5EncoderModel": "transformers has no causal language model",
-    "BertModel": r"lacks 5 of the weights of BertLMHeadModel.*saved from BertModel",
-    "LlamaModel": r"lacks 1 of the weights of LlamaForCausalLM \(lm_head.weight\)",
+    "BertModel": "no weights for 5 parts of BertLMHeadModel.*saved from BertModel",
+    "LlamaModel": r"no weights for 1 parts of LlamaForCausalLM \(lm_head.weight\)",
 }
 
 
