@@ -28,7 +28,6 @@ class AttentionOnlyConfig(PreTrainedConfig):
         self,
         shortformer: bool = True,
         normed: bool = False,
-        cached: bool = True,
         **kwargs: Any,
     ) -> None:
         sizes = {
@@ -40,7 +39,6 @@ class AttentionOnlyConfig(PreTrainedConfig):
         }
         self.shortformer = shortformer
         self.normed = normed
-        self.cached = cached
         super().__init__(**sizes, **kwargs)
 
 
@@ -107,9 +105,7 @@ class AttentionOnly(PreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        if self.config.cached and use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        cache = past_key_values if self.config.cached else None  # many such models know of none
+        cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
         past = 0 if cache is None else cache.get_seq_length()
         width = past + input_ids.shape[1]
         if attention_mask is None:
@@ -125,6 +121,13 @@ class AttentionOnly(PreTrainedModel, GenerationMixin):
         for layer in self.layers:
             x = layer(x, shift, mask, cache)
         return CausalLMOutputWithPast(logits=self.unembed(x), past_key_values=cache)
+
+
+class Uncached(AttentionOnly):
+    """The same without a cache, of which many such models know nothing."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        return super().forward(input_ids, attention_mask)
 
 
 def spec(*, shortformer: bool = True) -> ArchSpec:
@@ -143,9 +146,11 @@ def spec(*, shortformer: bool = True) -> ArchSpec:
     )
 
 
-def attention_only(*, backend: str = "local", **options: Any) -> Model:
+def attention_only(
+    kind: type[AttentionOnly] = AttentionOnly, *, backend: str = "local", **options: Any
+) -> Model:
     """A random one, loaded by its spec."""
     config = AttentionOnlyConfig(**options)
-    module = randomise(AttentionOnly(config))
+    module = randomise(kind(config))
     own = spec(shortformer=config.shortformer)
     return load(module, tokenizer=tiny_tokenizer(), spec=own, backend=backend)

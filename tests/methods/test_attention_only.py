@@ -17,7 +17,8 @@ import nnattr
 from nnattr import LogitDiff, Model, Task
 from nnattr.errors import ArchError
 from nnattr.model.load import load
-from tests.attention_only import AttentionOnly, AttentionOnlyConfig, attention_only, spec
+from nnattr.tokens import encode
+from tests.attention_only import AttentionOnly, AttentionOnlyConfig, Uncached, attention_only, spec
 from tests.oracles.heads import patch_every_head
 from tests.tiny import HEADS, LAYERS, randomise, tiny_tokenizer
 
@@ -26,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "shortformer": {},
     "normed": {"normed": True},
     "positions in the stream": {"shortformer": False},
-    "without a cache": {"cached": False},
+    "without a cache": {"kind": Uncached},
 }
 SITES = ("q", "k", "v", "z", "pattern", "attn_out", "resid_pre", "resid_post")
 CLOSE = 2e-5
@@ -90,7 +91,7 @@ def test_the_engine_against_full_passes(model: Model, site: Any) -> None:
     full = nnattr.activation_patching(model, task, LogitDiff(), engine="full", **given)
     np.testing.assert_allclose(fast.values.values, full.values.values, atol=CLOSE)
     assert np.abs(full.values.values).max() > 1e-3
-    cached = model.module.config.cached
+    cached = not isinstance(model.module, Uncached)
     assert fast.provenance.arguments["engine"] == ("suffix" if cached else "full")
 
 
@@ -126,7 +127,7 @@ def test_components_and_heads_sum_to_the_logits(model: Model) -> None:
 
 def test_patterns_and_the_lens(model: Model) -> None:
     prompt = "w5 w6 w7 w8 w9 w30"
-    ids = torch.tensor([nnattr.tokens.encode(model.tokenizer, [prompt]).rows[0]])
+    ids = torch.tensor([encode(model.tokenizer, [prompt]).rows[0]])
     seen = seen_by(model.module, ids)
     found = nnattr.attention_patterns(model, prompt)
     for layer, pattern in enumerate(seen["pattern"]):
@@ -196,7 +197,7 @@ def test_scores_taken_apart(model: Model) -> None:
     prompt, head = "w5 w6 w7 w8 w9 w30", (1, 2)
     every = [("pos_embed", "pos_embed")]
     parts = nnattr.decompose_attention(model, prompt, head, pairs=every)
-    ids = torch.tensor([nnattr.tokens.encode(model.tokenizer, [prompt]).rows[0]])
+    ids = torch.tensor([encode(model.tokenizer, [prompt]).rows[0]])
     pattern = seen_by(model.module, ids)["pattern"][1][2]
     np.testing.assert_allclose(parts.data["pattern"].values[0], pattern, atol=CLOSE)
     if model.spec.qk_positions is None:
@@ -240,6 +241,18 @@ def test_ablation_by_zero_against_a_hook(model: Model) -> None:
     assert abs(found - changed) < CLOSE
     whole = nnattr.ablate_together(model, task, LogitDiff(), "pos_embed", replacement="zero")
     assert abs(float(whole.values.values.ravel()[0]) - (positionless() - before)) < CLOSE
+
+
+def test_what_it_says_is_the_likeliest_at_every_step(model: Model) -> None:
+    """Without a cache every step reads the whole text, not the newest token alone."""
+    prompt = "w5 w6 w7 w8 w9 w30"
+    ids = torch.tensor([encode(model.tokenizer, [prompt]).rows[0]])
+    for _ in range(5):
+        with torch.no_grad():
+            newest = model.module(input_ids=ids).logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, newest], 1)
+    said = nnattr.generate(model, prompt, max_new_tokens=5)
+    assert said == [model.tokenizer.decode(ids[0, -5:])]
 
 
 @pytest.mark.parametrize("site", ["mlp_out", "neuron", "resid_mid"])

@@ -52,6 +52,8 @@ def generate(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    if not (model.accepts("past_key_values") or model.accepts("cache")):
+        options["use_cache"] = False  # transformers would hand on the newest token alone
     payload = {
         "prompts": tokens.tensors,
         "options": {**options, "pad_token_id": model.tokenizer.pad_token_id},
