@@ -55,6 +55,17 @@ def require_causal(name: str, classes: Iterable[str], config: Any) -> None:
             f"{said} is an encoder-decoder: its decoder reads an encoder's output, not the prompt "
             f"alone. {NEXT}"
         )
+    if any(_sees_both_sides(one) for one in (config, getattr(config, "text_config", None))):
+        raise ArchError(
+            f"{said} is no causal language model: by its configuration a token sees what comes "
+            f"after it (is_causal, use_bidirectional_attention). {NEXT}"
+        )
+
+
+def _sees_both_sides(config: Any) -> bool:
+    """Whether a configuration opens attention to later tokens, as embedding models do."""
+    open_ = getattr(config, "use_bidirectional_attention", False) is True
+    return open_ or getattr(config, "is_causal", True) is False
 
 
 def require_head(name: str, config: Any) -> None:

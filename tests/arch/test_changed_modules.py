@@ -110,6 +110,11 @@ def twice(module: Any) -> None:
 
 
 def open_attention(module: Any) -> None:
+    for layer in module.model.layers:
+        layer.self_attn.is_causal = False
+
+
+def open_by_configuration(module: Any) -> None:
     module.config.is_causal = False
 
 
@@ -126,6 +131,7 @@ def broken(module: Any) -> None:
     [
         ("llama", twice, r"layers \[1, 2\] are run more than once.*copy.deepcopy"),
         ("llama", open_attention, "no causal language model.*logits of earlier ones change"),
+        ("llama", open_by_configuration, "by its configuration a token sees what comes after it"),
         ("gpt2", more_than_told, r"3 layers at 'transformer.h', its configuration says 2"),
         ("llama", broken, r"could not be run on 4 tokens \(RuntimeError"),
     ],
