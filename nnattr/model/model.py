@@ -61,8 +61,9 @@ class Model:
 
     @property
     def n_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.config.num_hidden_layers
+        """Number of decoder layers: of those in the list, as many as the configuration lets run."""
+        listed = len(self.module.get_submodule(self.spec.layers))
+        return min(listed, getattr(self.config, "num_hidden_layers", listed))
 
     @property
     def n_heads(self) -> int:
@@ -96,6 +97,16 @@ class Model:
         """
         projection = self.module.get_submodule(sites.place(self.spec, "neuron", 0).path)
         return getattr(projection, "in_features", None) or projection.weight.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that it can read: the rows of its embedding.
+
+        A configuration may say another number, where the vocabulary was changed by hand.
+        """
+        embedding = self.module.get_submodule(self.spec.embed)
+        rows = getattr(embedding, "num_embeddings", None)
+        return rows or self.config.vocab_size
 
     @property
     def architecture(self) -> str:

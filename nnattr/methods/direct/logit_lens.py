@@ -77,7 +77,7 @@ def logit_lens(
     at, present = columns(prompts, texts, tokens, positions)
     places = [*model.places("resid_pre"), model.places("resid_post")[-1]]
     multiplier, cap = logit_constants(model)
-    logits = at.shape[1] * model.config.vocab_size
+    logits = at.shape[1] * model.vocab_size
     payload = {
         "prompts": tokens.tensors,
         "columns": at,
