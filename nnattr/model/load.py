@@ -13,6 +13,7 @@ from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
+from nnattr.model.loan import forget_forwards
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
@@ -38,8 +39,9 @@ def load(
 
     Args:
         model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``), a Hugging Face
-            id, a local folder, or a module that is already loaded (it is put in eval mode: dropout
-            would make a run differ from itself).
+            id, a local folder, or a module that is already loaded. Jobs run it as it is at the time,
+            the user's hooks and adapters with it, but in eval mode: dropout would make a run differ
+            from itself.
         tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
             object. Without it ``NNATTR_BACKEND``, the user's file, then local. With a remote
@@ -156,7 +158,8 @@ def _wrap(
     try:
         if isinstance(target, str):
             return TransformersModel(target, revision=revision, **given, **kwargs)
-        return TransformersModel(target.eval(), **given)
+        forget_forwards(target)
+        return TransformersModel(target, **given)
     except Exception as error:
         raise ArchError(_not_found(name, "model", error)) from error
 

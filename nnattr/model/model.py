@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
+from nnattr.model.loan import on_loan
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
 from nnattr.runs.portions import TOKENS_PER_FORWARD
@@ -152,11 +154,15 @@ class Model:
             label: names the job to people.
             said: how the message of a refusal begins; by default the label and the model.
 
+        A module that is here runs in eval mode and is given back as it was (`nnattr.model.loan`).
+
         Raises:
+            ArchError: the module was rebuilt after it was loaded.
             BackendError: the job failed where it ran.
             NnattrError: it refused, see `nnattr.backend.refusals`.
         """
-        outcome = self.backend.run(self.nn, job, payload, label=label)
+        with on_loan(self.nn, self.name) if self.backend.holds_weights else nullcontext():
+            outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
 

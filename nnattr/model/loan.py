@@ -1,0 +1,117 @@
+"""The user's module, on loan for a job: run as it predicts, and given back as it was.
+
+A module that lives in this process goes on changing after it was loaded. Most changes a job simply
+sees, because it runs the module itself: new weights, adapters that are switched on and off, a
+resized vocabulary, a forward put in the place of another. The rest is seen to here, for the time
+of a job:
+
+==================  ==============================================================================
+train mode          every part is put in eval mode: dropout would make a run differ from itself
+forward hooks       nnsight sees what a module's forward returns, before any hook. A hook is part
+                    of its module, so it runs there: what is read is what goes on
+another forward     nnsight wraps it, as it wrapped the first one
+other modules       refused: what the map says of this model was found for those that were here
+==================  ==============================================================================
+
+Hooks on a module's input need nothing: nnsight sees what they return. Cost: a walk over the modules,
+about a millisecond for a large model. One job at a time is on loan in a process.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from threading import RLock
+from typing import Any
+
+from nnattr.errors import ArchError
+from nnattr.runs.as_built import is_nnsights, is_users
+from nnattr.runs.places import raw
+
+#: Held while a module is on loan: two jobs would give it back in the wrong order.
+ONE = RLock()
+#: Where nnsight keeps what it found on a module.
+STATE = "__nnsight__"
+
+
+@contextmanager
+def on_loan(nn: Any, name: str) -> Iterator[None]:
+    """The module inside ``nn`` as a job is to run it.
+
+    Args:
+        nn: the nnsight model.
+        name: what messages call the model.
+
+    Raises:
+        ArchError: modules were added, taken out or moved since the model was loaded.
+    """
+    with ONE, ExitStack() as given_back:
+        _follow(nn, name)
+        for part in raw(nn).modules():
+            if part.training:
+                part.training = False
+                given_back.callback(setattr, part, "training", True)
+            if any(map(is_users, part._forward_hooks.values())):
+                given_back.enter_context(_hooks_inside(part))
+        yield
+
+
+def forget_forwards(module: Any) -> None:
+    """Let nnsight wrap a module anew whose forward was replaced after it was wrapped before."""
+    for part in module.modules():
+        if STATE in vars(part) and not is_nnsights(part):
+            del vars(part)[STATE]
+
+
+def _follow(nn: Any, name: str) -> None:
+    """Wrap forwards that were replaced, and refuse modules that were not there at ``load``."""
+    known = nn.interleaver.envoys
+    for path, part in raw(nn).named_modules():
+        envoy = known.get(id(part))
+        if envoy is None or envoy.path != f"{nn.path}.{path}".rstrip("."):
+            raise ArchError(
+                f"The module of {name} was rebuilt after nnattr.load: {path or 'the whole'!r} "
+                f"({type(part).__name__}) was not there, or stood elsewhere. Load the module again."
+            )
+        if not is_nnsights(part):
+            vars(part).pop(STATE, None)
+            nn.interleaver.instrument(envoy)
+
+
+@contextmanager
+def _hooks_inside(part: Any) -> Iterator[None]:
+    """The user's hooks on what ``part`` returns as a part of its forward, which nnsight wraps."""
+    state, hooks = vars(part)[STATE], part._forward_hooks
+    before = {key: getattr(state, key) for key in ("body", "original", "sourced", "compiled")}
+    part._forward_hooks = OrderedDict((k, one) for k, one in hooks.items() if not is_users(one))
+    named = part._forward_hooks_with_kwargs
+    state.body = _with_hooks(state.body, hooks, named)
+    state.original = _with_hooks(state.original, hooks, named)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            setattr(state, key, value)
+        part._forward_hooks = hooks
+
+
+def _with_hooks(
+    forward: Callable[..., Any], hooks: dict[int, Callable[..., Any]], named: dict[int, bool]
+) -> Callable[..., Any]:
+    """A module's forward, and after it the user's among these hooks, as torch calls them.
+
+    Those in ``named`` are given arguments by name as well. A hook may remove itself.
+    """
+
+    @wraps(forward)
+    def hooked(module: Any, *args: Any, **kwargs: Any) -> Any:
+        result = forward(module, *args, **kwargs)
+        for key, hook in [pair for pair in hooks.items() if is_users(pair[1])]:
+            given = (args, kwargs) if key in named else (args,)
+            changed = hook(module, *given, result)
+            result = result if changed is None else changed
+        return result
+
+    return hooked
