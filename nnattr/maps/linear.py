@@ -2,8 +2,8 @@
 
 A sandboxed server runs the job in a process that holds no weights; modules can be called there (the
 call goes to where the weights are), but their parameters are empty. And a module may do more than
-its weights say (quantized, adapted, parametrized). Then the matrix is what the module makes of unit
-vectors.
+its weights say (quantized, adapted, parametrized, with a hook or a forward of somebody's own). Then
+the matrix is what the module makes of unit vectors.
 
 Inside a job: torch and plain values.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.runs.as_built import as_built
 from nnattr.runs.places import raw
 
 #: Unit vectors that are probed with at a time.
@@ -33,15 +34,17 @@ def in_out(projection: Any) -> Tensor:
 def matrix(projection: Any) -> Tensor | None:
     """The weights [in, out] of a plain linear map, where they are at hand and all that it does.
 
-    They are not in a sandbox, where modules are kept on disk, and where others stand in for them
-    (quantized, adapted, parametrized).
+    They are not in a sandbox, where modules are kept on disk, where others stand in for them
+    (quantized, adapted, parametrized, subclasses), and where the module has hooks or another
+    forward.
     """
-    weight = getattr(projection, "weight", None)
-    if weight is None or weight.is_meta:
+    module = raw(projection)
+    kind = type(module)
+    conv = (kind.__name__, kind.__module__) == ("Conv1D", "transformers.pytorch_utils")
+    if not (kind is torch.nn.Linear or conv) or not as_built(module):
         return None
-    kind = type(raw(projection))
-    plain = kind is torch.nn.Linear or kind.__name__ == "Conv1D"
-    return in_out(projection) if plain else None
+    plain = type(module.weight) in (Tensor, torch.nn.Parameter)  # and no kind of quantized tensor
+    return in_out(projection) if plain and not module.weight.is_meta else None
 
 
 def linear_map(

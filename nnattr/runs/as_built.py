@@ -47,14 +47,15 @@ def is_users(hook: Any) -> bool:
 
 
 def around(nn: Any, path: str) -> list[Any]:
-    """The Hugging Face modules that hold the one at ``path``, the whole model first."""
-    names = path.split(".")[:-1]
-    inside = [".".join(names[: depth + 1]) for depth in range(len(names))]
-    return [raw(nn), *(raw(nn.get(one)) for one in inside)]
+    """The Hugging Face modules that the one at ``path`` is inside of, the whole model first."""
+    names = path.split(".")
+    return [raw(nn), *(raw(nn.get(".".join(names[:depth]))) for depth in range(1, len(names)))]
 
 
-def touched(nn: Any, paths: list[str]) -> list[int]:
-    """Which of these layers have a part that is not as it was built."""
+def touched(nn: Any, paths: list[str]) -> list[int] | None:
+    """Which of these layers have a part that is not as it was built; None if no module is."""
+    if all(map(as_built, raw(nn).modules())):
+        return None
     return [
         layer
         for layer, path in enumerate(paths)
