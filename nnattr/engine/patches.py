@@ -14,6 +14,7 @@ from nnattr.engine.base import BaseRun
 from nnattr.engine.projection import projected
 from nnattr.engine.question import Question
 from nnattr.engine.rows import Rows
+from nnattr.runs.as_built import call_inside
 
 
 class Entry:
@@ -96,6 +97,6 @@ def stream_change(
     if not norms:
         return change
     some, which = example.unique(return_inverse=True)
-    before = projection(given[some]).float()[which]
+    before = call_inside(projection, given[some]).float()[which]
     new, old = (norms[0](value.to(own)) for value in (before + change, before))
     return new.float() - old.float()

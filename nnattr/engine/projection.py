@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.linear import matrix
+from nnattr.runs.as_built import call_inside
 
 
 def projected(
@@ -48,4 +49,5 @@ def called(projection: Any, before: Tensor, change: Tensor, unit: Tensor, units:
     after = before.unflatten(-1, (units, -1)).clone()
     rows = torch.arange(len(after), device=after.device)
     after[rows, :, unit] = (after[rows, :, unit].float() + change).to(after)
-    return projection(after.flatten(-2)).float() - projection(before).float()
+    new, old = (call_inside(projection, one).float() for one in (after.flatten(-2), before))
+    return new - old

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.runs.as_built import as_built
+from nnattr.runs.as_built import as_built, call_inside
 from nnattr.runs.places import raw
 
 #: Unit vectors that are probed with at a time.
@@ -52,6 +52,8 @@ def linear_map(
 ) -> tuple[Tensor, Tensor]:
     """The matrix [in, out] and the bias [out] of a linear module, in float32.
 
+    Of what enters it, behind its users' hooks on its input.
+
     Args:
         module: a linear module or a Conv1D, as nnsight gives it.
         width: the size of its input.
@@ -75,6 +77,10 @@ def by_probing(
     """`linear_map`, from what the module makes of zero and of unit vectors."""
     units = LENGTH * torch.eye(width, device=like.device, dtype=like.dtype)
     everything = slice(None) if columns is None else columns.to(like.device)
-    bias = module(torch.zeros_like(units[:1])[None])[0, 0, everything].float()
-    rows = [module(part[None])[0][:, everything].float() - bias for part in units.split(PROBES)]
-    return torch.cat(rows) / LENGTH, bias
+    nothing = torch.zeros_like(units[:1])
+    bias, *rows = (
+        call_inside(module, part[None])[0][:, everything].float()
+        for part in (nothing, *units.split(PROBES))
+    )
+    rows = [row - bias for row in rows]
+    return torch.cat(rows) / LENGTH, bias[0]

@@ -46,6 +46,20 @@ def is_users(hook: Any) -> bool:
     return home.partition(".")[0] not in WATCHING
 
 
+def call_inside(envoy: Any, x: Any) -> Any:
+    """What a module, as nnsight gives it, makes of an ``x`` that its users' hooks have seen already.
+
+    Such as its input as it was read: hooks on what a module is given come before that.
+    """
+    module = raw(envoy)
+    hooks = module._forward_pre_hooks
+    module._forward_pre_hooks = {}
+    try:
+        return envoy(x)
+    finally:
+        module._forward_pre_hooks = hooks
+
+
 def around(nn: Any, path: str) -> list[Any]:
     """The Hugging Face modules that the one at ``path`` is inside of, the whole model first."""
     names = path.split(".")

@@ -15,6 +15,7 @@ import nnattr
 from nnattr import LogitDiff
 from nnattr.engine.projection import called, projected
 from nnattr.maps.linear import linear_map, matrix
+from nnattr.runs.as_built import call_inside
 from tests.support.engine import compared, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 
@@ -99,8 +100,7 @@ def test_a_units_change_goes_through_its_own_weights(kind, width):
     after = before.clone().unflatten(-1, (units, width))
     for row, which in enumerate(unit):
         after[row, :, which] += change[row]
-    module = projection._module
-    right = module(after.flatten(-2)) - module(before)
+    right = call_inside(projection, after.flatten(-2)) - call_inside(projection, before)
     assert (matrix(projection) is None) == (kind not in PLAIN)
     found = projected(projection, own, example, change, unit, units)
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
@@ -122,7 +122,7 @@ def test_a_change_goes_through_a_module_that_is_not_linear() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_matrix_of_a_module_is_what_the_module_does(kind):
     projection = Seen(made(kind, 12, 7))
-    nothing, units = projection(torch.zeros(12)), projection(torch.eye(12))
+    nothing, units = (call_inside(projection, x) for x in (torch.zeros(12), torch.eye(12)))
     weight, bias = linear_map(projection, 12, nothing)
     torch.testing.assert_close(weight, units - nothing)
     torch.testing.assert_close(bias, nothing)
