@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
-from nnattr.model.loan import forget_forwards
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
@@ -158,8 +158,9 @@ def _wrap(
     try:
         if isinstance(target, str):
             return TransformersModel(target, revision=revision, **given, **kwargs)
-        forget_forwards(target)
-        return TransformersModel(target, **given)
+        with warnings.catch_warnings():  # of forwards that were replaced: a job follows them
+            warnings.filterwarnings("ignore", message=".*after nnsight wrapped this module")
+            return TransformersModel(target, **given)
     except Exception as error:
         raise ArchError(_not_found(name, "model", error)) from error
 

@@ -58,13 +58,6 @@ def on_loan(nn: Any, name: str) -> Iterator[None]:
         yield
 
 
-def forget_forwards(module: Any) -> None:
-    """Let nnsight wrap a module anew whose forward was replaced after it was wrapped before."""
-    for part in module.modules():
-        if STATE in vars(part) and not is_nnsights(part):
-            del vars(part)[STATE]
-
-
 def _follow(nn: Any, name: str) -> None:
     """Wrap forwards that were replaced, and refuse modules that were not there at ``load``."""
     known = nn.interleaver.envoys
@@ -76,8 +69,18 @@ def _follow(nn: Any, name: str) -> None:
                 f"({type(part).__name__}) was not there, or stood elsewhere. Load the module again."
             )
         if not is_nnsights(part):
-            vars(part).pop(STATE, None)
-            nn.interleaver.instrument(envoy)
+            _wrap_again(nn, envoy, part)
+
+
+def _wrap_again(nn: Any, envoy: Any, part: Any) -> None:
+    """Let nnsight wrap the forward that a part has now, and only that: it may call the first one."""
+    own = vars(part)
+    before, forward = own.pop(STATE), own.get("forward")
+    if isinstance(getattr(forward, "state", None), type(before)):  # one that it wrapped earlier
+        own[STATE] = forward.state
+    else:
+        nn.interleaver.instrument(envoy)
+    own[STATE].routes, before.routes = before.routes, []
 
 
 @contextmanager

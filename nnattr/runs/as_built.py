@@ -26,17 +26,16 @@ def as_built(module: Any) -> bool:
 
 def runs_its_class(module: Any) -> bool:
     """Whether nobody put another forward in the place of the one of the module's class."""
-    own = vars(module)
-    state, forward = own.get("__nnsight__"), own.get("forward")
+    state = vars(module).get("__nnsight__")
     if state is None:
-        return forward is None
+        return "forward" not in vars(module)
     return is_nnsights(module) and state.original is type(module).forward
 
 
 def is_nnsights(module: Any) -> bool:
     """Whether the module's forward is the one that nnsight put there, around what it found."""
-    forward = vars(module).get("forward")
-    return type(forward).__name__ == "Controller" or "_hf_hook" in vars(module)
+    own = vars(module)
+    return getattr(own.get("forward"), "state", None) is own["__nnsight__"] or "_hf_hook" in own
 
 
 def is_users(hook: Any) -> bool:
