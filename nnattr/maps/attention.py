@@ -217,13 +217,16 @@ def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
 
 
 def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor]) -> Scoring:
-    """How this layer makes its attention scores: the candidate that reproduces the model's z."""
+    """How this layer makes its attention scores: the candidate that reproduces the model's z.
+
+    Where none does, the nearest without a bias for distance: a bias is only believed where it fits.
+    """
     x = seen.entering
     q, k, v = (project(x, weights, name) for name in ("q", "k", "v"))
     z = seen.z.float().unflatten(-1, (form.heads, -1)).movedim(-2, 1)
     turns = rotations(nn, form, torch.arange(x.shape[1]), x)
     bias = slopes(form.heads, x.shape[1], x.device)
-    found = []
+    found: list[Scoring] = []
     for alibi in (0.0, 1.0, "scale"):  # a bias for distance only if nothing fits without one
         for rotation in turns[:1] if alibi else turns:
             raw = rotate(q, rotation) @ rotate(k, rotation).mT
@@ -234,8 +237,8 @@ def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor])
                 found.append(Scoring(rotation[0], scale, factor, gap))
         best = min(found, key=lambda one: one.gap)
         if best.gap <= weights_tolerance(x.dtype):
-            break
-    return best
+            return best
+    return min((one for one in found if not one.alibi), key=lambda one: one.gap)
 
 
 def value_gap(seen: Seen, weights: dict[str, Tensor]) -> float:

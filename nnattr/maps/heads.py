@@ -87,8 +87,9 @@ class Proof:
                     "arch",
                     "attention is not the product of weights that nnattr takes it for: the "
                     f"{what} differ by {gap:.1e} of their size, and at most {limit:.0e} is "
-                    "allowed. Scores are made in a way that nnattr does not know; "
-                    "activation_patching needs no such knowledge.",
+                    "allowed. Scores are made in a way that nnattr does not know (in a sliding "
+                    "window shorter than the prompts, say); activation_patching needs no such "
+                    "knowledge.",
                 )
 
 

@@ -112,7 +112,9 @@ class Model:
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument, such as ``"logits_to_keep"``."""
-        return argument in inspect.signature(type(self.module).forward).parameters
+        inside = getattr(self.module, "get_base_model", None)  # PEFT hands on what it is given
+        module = self.module if inside is None else inside()
+        return argument in inspect.signature(type(module).forward).parameters
 
     def places(self, site: sites.SiteName) -> list[tuple[Any, ...]]:
         """Where ``site`` is found in each layer, as plain values that can travel.
