@@ -100,12 +100,14 @@ class Seen:
         stream: the residual stream in front of it [example, pos, d_model].
         entering: what entered its projections [example, pos, d_model].
         z: what its heads made [example, pos, heads * d_head].
+        projected: what the output projection made of that [example, pos, d_model].
     """
 
-    def __init__(self, stream: Tensor, entering: Tensor, z: Tensor) -> None:
+    def __init__(self, stream: Tensor, entering: Tensor, z: Tensor, projected: Tensor) -> None:
         self.stream = stream
         self.entering = entering
         self.z = z
+        self.projected = projected
 
 
 class Scoring:
@@ -130,7 +132,8 @@ def read_attention(nn: Any, forms: list[Form]) -> list[Seen]:
     found = []
     for form in forms:
         stream, entering = nn.get(form.layer).input, nn.get(form.places["v"][0]).input
-        found.append(Seen(stream, entering, nn.get(form.output).input))
+        output = nn.get(form.output)
+        found.append(Seen(stream, entering, output.input, output.output))
     return found
 
 
@@ -239,6 +242,13 @@ def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor])
         if best.gap <= weights_tolerance(x.dtype):
             return best
     return min((one for one in found if not one.alibi), key=lambda one: one.gap)
+
+
+def output_gap(seen: Seen, weights: dict[str, Tensor]) -> float:
+    """The largest error of what the output projection makes of z."""
+    made = seen.z.float() @ weights["o"].flatten(0, 1) + weights["o bias"]
+    projected = seen.projected.float().reshape(made.shape)
+    return float((made - projected).abs().max() / projected.abs().max())
 
 
 def value_gap(seen: Seen, weights: dict[str, Tensor]) -> float:

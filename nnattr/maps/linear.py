@@ -17,6 +17,8 @@ from torch import Tensor
 
 from nnattr.runs.as_built import as_built, call_inside
 from nnattr.runs.places import raw
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import weights_tolerance
 
 #: Unit vectors that are probed with at a time.
 PROBES = 512
@@ -74,7 +76,11 @@ def linear_map(
 def by_probing(
     module: Any, width: int, like: Tensor, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`linear_map`, from what the module makes of zero and of unit vectors."""
+    """`linear_map`, from what the module makes of zero and of unit vectors.
+
+    Raises:
+        RefusedError: that is not what it makes of another vector: it is not linear.
+    """
     units = LENGTH * torch.eye(width, device=like.device, dtype=like.dtype)
     everything = slice(None) if columns is None else columns.to(like.device)
     nothing = torch.zeros_like(units[:1])
@@ -82,5 +88,15 @@ def by_probing(
         call_inside(module, part[None])[0][:, everything].float()
         for part in (nothing, *units.split(PROBES))
     )
-    rows = [row - bias for row in rows]
-    return torch.cat(rows) / LENGTH, bias[0]
+    weight = torch.cat([row - bias for row in rows]) / LENGTH
+    other = torch.arange(1, width + 1, device=like.device).sin().to(like.dtype)
+    made = call_inside(module, other[None, None])[0, :, everything].float()
+    gap = float((other.float() @ weight + bias - made).abs().max() / made.abs().max())
+    if not gap <= weights_tolerance(like.dtype):
+        raise RefusedError(
+            "arch",
+            f"a module that should be linear ({type(raw(module)).__name__}, or what somebody's hook "
+            f"or forward makes of it) is not: a sum of its parts is off by {gap:.1e} of its size. "
+            "It has no matrix; activation_patching needs none.",
+        )
+    return weight, bias[0]
