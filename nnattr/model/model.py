@@ -16,6 +16,7 @@ from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
+from nnattr.model.alone import alone_job, doubtful, padded, require_alike
 from nnattr.model.loan import on_loan
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
@@ -160,13 +161,30 @@ class Model:
 
         Raises:
             ArchError: the module was rebuilt after it was loaded.
+            TaskError: a prompt is read otherwise beside a longer one than alone.
             BackendError: the job failed where it ran.
             NnattrError: it refused, see `nnattr.backend.refusals`.
         """
         with on_loan(self.nn, self.name) if self.backend.holds_weights else nullcontext():
+            self._require_alike(payload)
             outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
+
+    def _require_alike(self, payload: Mapping[str, Any]) -> None:
+        """Refuse prompts that this model reads otherwise beside each other (`nnattr.model.alone`).
+
+        Raises:
+            TaskError: naming their lengths.
+        """
+        batches = padded(payload)
+        width = max((one["mask"].shape[1] for one in batches), default=0)
+        if batches and doubtful(self.module, self.config, width):
+            options = {"logits_to_keep": 1} if self.accepts("logits_to_keep") else {}
+            asked = {"batches": batches, "options": options}
+            label = "holding a padded prompt against itself"
+            found = self.backend.run(self.nn, alone_job, asked, label=label)
+            require_alike(self.name, batches, found.values["same"])
 
     @checked
     def predict(
