@@ -41,8 +41,8 @@ class Scratch:
 def one_step_gelu(nn: Any, path: str, scratch: Scratch) -> None:
     """Compute a tanh GELU that a module writes out in eight steps in one, inside a trace.
 
-    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own. A module that
-    does more than that GELU is left alone.
+    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own. A module
+    that does more than that GELU is left alone.
     """
     module = nn.get(path)
     if not as_built(raw(module)):

@@ -132,8 +132,8 @@ def require_nothing_around(nn: Any, form: Form) -> None:
             raise RefusedError(
                 "arch",
                 f"somebody's hook, or a forward of its own, is on the {type(module).__name__} that "
-                f"{form.output} is a part of: what heads write goes through that, and no matrix has "
-                "it. Take it off for questions about weights; activation_patching runs it.",
+                f"{form.output} is a part of: what heads write goes through it, and no matrix has "
+                "that. Take it off for questions about weights; activation_patching runs it.",
             )
 
 

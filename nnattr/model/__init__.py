@@ -2,7 +2,7 @@
 
 ================  ===============================================================================
 `model`           `Model`: an nnsight model, the map of its parts, and where it runs
-`alone`           whether a prompt beside longer ones is read as it is alone
+`padding`         whether a prompt beside longer ones is read as it is alone
 `load`            load one, here or on a server
 `loan`            the user's module for the time of a job: in eval mode, with its hooks
 `verify`          prove its map before anything is computed with it; its job is `verify_job`

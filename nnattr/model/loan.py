@@ -13,8 +13,8 @@ another forward     nnsight wraps it, as it wrapped the first one
 other modules       refused: what the map says of this model was found for those that were here
 ==================  ==============================================================================
 
-Hooks on a module's input need nothing: nnsight sees what they return. Cost: a walk over the modules,
-about a millisecond for a large model. One job at a time is on loan in a process.
+Hooks on a module's input need nothing: nnsight sees what they return. Cost: a walk over the
+modules, about a millisecond for a large model. One job at a time is on loan in a process.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _follow(nn: Any, name: str) -> None:
 
 
 def _wrap_again(nn: Any, envoy: Any, part: Any) -> None:
-    """Let nnsight wrap the forward that a part has now, and only that: it may call the first one."""
+    """Let nnsight wrap the forward that a part has now, and it alone: it may call the first one."""
     own = vars(part)
     before, forward = own.pop(STATE), own.get("forward")
     if isinstance(getattr(forward, "state", None), type(before)):  # one that it wrapped earlier

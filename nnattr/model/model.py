@@ -16,8 +16,8 @@ from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
-from nnattr.model.alone import alone_job, doubtful, padded, require_alike
 from nnattr.model.loan import on_loan
+from nnattr.model.padding import alone_job, doubtful, padded, require_alike
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
 from nnattr.runs.portions import TOKENS_PER_FORWARD
@@ -60,8 +60,9 @@ class Model:
 
     @property
     def n_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.config.num_hidden_layers
+        """Number of decoder layers: of those in the list, as many as the configuration lets run."""
+        listed = len(self.module.get_submodule(self.spec.layers))
+        return min(listed, getattr(self.config, "num_hidden_layers", listed))
 
     @property
     def n_heads(self) -> int:
@@ -166,7 +167,7 @@ class Model:
             label: names the job to people.
             said: how the message of a refusal begins; by default the label and the model.
 
-        A module that is here runs in eval mode and is given back as it was (`nnattr.model.loan`).
+        A module that is here runs in eval mode and is given back as it was: `nnattr.model.loan`.
 
         Raises:
             ArchError: the module was rebuilt after it was loaded.
@@ -181,7 +182,7 @@ class Model:
         return outcome
 
     def _require_alike(self, payload: Mapping[str, Any]) -> None:
-        """Refuse prompts that this model reads otherwise beside each other (`nnattr.model.alone`).
+        """Refuse prompts that this model reads otherwise beside each other (`nnattr.model.padding`).
 
         Raises:
             TaskError: naming their lengths.

@@ -46,7 +46,7 @@ def is_users(hook: Any) -> bool:
 
 
 def call_inside(envoy: Any, x: Any) -> Any:
-    """What a module, as nnsight gives it, makes of an ``x`` that its users' hooks have seen already.
+    """What a module, as nnsight gives it, makes of an ``x`` that hooks on its input have seen.
 
     Such as its input as it was read: hooks on what a module is given come before that.
     """

@@ -10,7 +10,7 @@ import torch
 import nnattr
 from nnattr import LogitDiff, Model, Task
 from nnattr.errors import TaskError
-from nnattr.model.alone import doubtful
+from nnattr.model.padding import doubtful
 from tests.methods.common import assert_same, expected, ragged_tiny, tiny
 from tests.tiny import CONTEXT, tiny_module, tiny_tokenizer
 
@@ -101,9 +101,7 @@ def test_a_hook_that_leaves_single_tokens_alone_is_tried_wherever_passes_begin()
     task = Task.from_pairs(
         [" ".join(words)], [" ".join(twin)], [" w70"], [" w80"], tokenizer=model.tokenizer
     )
-    found = nnattr.activation_patching(
-        model, task, LogitDiff(), positions="each", normalized=False
-    )
+    found = nnattr.activation_patching(model, task, LogitDiff(), positions="each", normalized=False)
     assert_same(found.raw, expected("activation", model, task, positions="each"))
 
 

@@ -74,7 +74,7 @@ def token(word: str) -> int:
 
 
 def banned(module: nn.Module, given: Any, output: Any) -> Any:
-    """A hook on the unembedding, or on the model, that shifts some answers' logits, by their ids."""
+    """A hook on the unembedding, or on the model, that shifts some logits, by their tokens."""
     logits = (output if isinstance(output, Tensor) else output.logits).clone()
     for word in (RIGHT, "w71", "w73"):
         logits[..., token(word)] -= 3.0
@@ -90,12 +90,12 @@ def blocks(module: Any) -> Any:
 
 #: What is done to a Llama's modules, by name.
 DONE: dict[str, Callable[[Any], object]] = {
-    "output projection scaled": lambda m: (
-        blocks(m)[1].self_attn.o_proj.register_forward_hook(scaled)
+    "output projection scaled": lambda m: blocks(m)[1].self_attn.o_proj.register_forward_hook(
+        scaled
     ),
     "output projection bent": lambda m: blocks(m)[1].self_attn.o_proj.register_forward_hook(bent),
-    "output projection fed": lambda m: (
-        blocks(m)[1].self_attn.o_proj.register_forward_pre_hook(half_given)
+    "output projection fed": lambda m: blocks(m)[1].self_attn.o_proj.register_forward_pre_hook(
+        half_given
     ),
     "output projection of another class": lambda m: of_class(blocks(m)[1].self_attn.o_proj, Bent),
     "output projection's forward": lambda m: forward_of_its_own(blocks(m)[1].self_attn.o_proj),

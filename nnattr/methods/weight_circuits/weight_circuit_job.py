@@ -190,7 +190,6 @@ class Sides:
         found = self.ends.multiplier * torch.cat(parts)
         return found - found.mean(0) if self.fold and not self.ends.capped else found
 
-
     def require_unembedding(self, ids: Tensor, matrix: Tensor, bias: Tensor) -> None:
         """Hold the unembedding's map to some tokens against what the model did in the run."""
         entering, made = self.run.entering.float(), self.run.unembedded[..., ids].float()
