@@ -95,8 +95,8 @@ def by_probing(
     if not gap <= weights_tolerance(like.dtype):
         raise RefusedError(
             "arch",
-            f"a module that should be linear ({type(raw(module)).__name__}, or what somebody's "
-            f"hook or forward makes of it) is not: a sum of its parts is off by {gap:.1e} of its size. "
-            "It has no matrix; activation_patching needs none.",
+            f"a module that should be linear ({type(raw(module)).__name__}, or what "
+            "somebody's hook or forward makes of it) is not: a sum of its parts is off by "
+            f"{gap:.1e} of its size. It has no matrix; activation_patching needs none.",
         )
     return weight, bias[0]

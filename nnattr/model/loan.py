@@ -13,18 +13,19 @@ another forward     nnsight wraps it, as it wrapped the first one
 other modules       refused: what the map says of this model was found for those that were here
 ==================  ==============================================================================
 
-Hooks on a module's input need nothing: nnsight sees what they return. Cost: a walk over the
-modules, about a millisecond for a large model. One job at a time is on loan in a process.
+Hooks on a module's input need nothing, as nnsight sees what they return; but where the residual
+stream is read as it enters a module, what such a hook makes of it is not the stream. Cost: a walk
+over the modules, about a millisecond for a large model. One job at a time in a process.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from threading import RLock
-from typing import Any
+from typing import Any, TypeAlias
 
 from nnattr.errors import ArchError
 from nnattr.runs.as_built import is_nnsights, is_users
@@ -34,27 +35,33 @@ from nnattr.runs.places import raw
 ONE = RLock()
 #: Where nnsight keeps what it found on a module.
 STATE = "__nnsight__"
+#: Where torch keeps a module's hooks: on what it is given, and on what it returns.
+BEFORE, AFTER = "_forward_pre_hooks", "_forward_hooks"
+
+Hooks: TypeAlias = Mapping[int, Callable[..., Any]]
 
 
 @contextmanager
-def on_loan(nn: Any, name: str) -> Iterator[None]:
+def on_loan(nn: Any, name: str, streams: Collection[str] = ()) -> Iterator[None]:
     """The module inside ``nn`` as a job is to run it.
 
     Args:
         nn: the nnsight model.
         name: what messages call the model.
+        streams: the paths of modules that are given the residual stream itself, where it is read.
 
     Raises:
         ArchError: modules were added, taken out or moved since the model was loaded.
     """
     with ONE, ExitStack() as given_back:
         _follow(nn, name)
-        for part in raw(nn).modules():
+        for path, part in raw(nn).named_modules():
             if part.training:
                 part.training = False
                 given_back.callback(setattr, part, "training", True)
-            if any(map(is_users, part._forward_hooks.values())):
-                given_back.enter_context(_hooks_inside(part))
+            kinds = (AFTER, BEFORE) if path in streams else (AFTER,)
+            if any(is_users(hook) for kind in kinds for hook in getattr(part, kind).values()):
+                given_back.enter_context(_hooks_inside(part, kinds))
         yield
 
 
@@ -84,37 +91,55 @@ def _wrap_again(nn: Any, envoy: Any, part: Any) -> None:
 
 
 @contextmanager
-def _hooks_inside(part: Any) -> Iterator[None]:
-    """The user's hooks on what ``part`` returns as a part of its forward, which nnsight wraps."""
-    state, hooks = vars(part)[STATE], part._forward_hooks
+def _hooks_inside(part: Any, kinds: Collection[str]) -> Iterator[None]:
+    """The user's hooks of these kinds as a part of ``part``'s forward, which nnsight wraps."""
+    state = vars(part)[STATE]
     before = {key: getattr(state, key) for key in ("body", "original", "sourced", "compiled")}
-    part._forward_hooks = OrderedDict((k, one) for k, one in hooks.items() if not is_users(one))
-    named = part._forward_hooks_with_kwargs
-    state.body = _with_hooks(state.body, hooks, named)
-    state.original = _with_hooks(state.original, hooks, named)
+    hooks = {kind: getattr(part, kind) for kind in kinds}
+    named = part._forward_pre_hooks_with_kwargs, part._forward_hooks_with_kwargs
+    given = hooks.get(BEFORE, {}), hooks[AFTER]
+    for kind, own in hooks.items():
+        setattr(part, kind, OrderedDict((k, one) for k, one in own.items() if not is_users(one)))
+    state.body = _with_hooks(state.body, *given, *named)
+    state.original = _with_hooks(state.original, *given, *named)
     try:
         yield
     finally:
         for key, value in before.items():
             setattr(state, key, value)
-        part._forward_hooks = hooks
+        for kind, own in hooks.items():
+            setattr(part, kind, own)
 
 
 def _with_hooks(
-    forward: Callable[..., Any], hooks: dict[int, Callable[..., Any]], named: dict[int, bool]
+    forward: Callable[..., Any],
+    before: Hooks,
+    after: Hooks,
+    before_named: Collection[int],
+    after_named: Collection[int],
 ) -> Callable[..., Any]:
-    """A module's forward, and after it the user's among these hooks, as torch calls them.
+    """A module's forward between the user's among these hooks, as torch calls them.
 
-    Those in ``named`` are given arguments by name as well. A hook may remove itself.
+    Those that are ``named`` are given arguments by name as well. A hook may remove itself.
     """
 
     @wraps(forward)
     def hooked(module: Any, *args: Any, **kwargs: Any) -> Any:
+        for key, hook in _users(before):
+            if key in before_named:
+                args, kwargs = hook(module, args, kwargs) or (args, kwargs)
+            elif (changed := hook(module, args)) is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
         result = forward(module, *args, **kwargs)
-        for key, hook in [pair for pair in hooks.items() if is_users(pair[1])]:
-            given = (args, kwargs) if key in named else (args,)
+        for key, hook in _users(after):
+            given = (args, kwargs) if key in after_named else (args,)
             changed = hook(module, *given, result)
             result = result if changed is None else changed
         return result
 
     return hooked
+
+
+def _users(hooks: Hooks) -> list[tuple[int, Callable[..., Any]]]:
+    """The user's among these hooks."""
+    return [pair for pair in hooks.items() if is_users(pair[1])]

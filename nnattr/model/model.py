@@ -175,14 +175,23 @@ class Model:
             BackendError: the job failed where it ran.
             NnattrError: it refused, see `nnattr.backend.refusals`.
         """
-        with on_loan(self.nn, self.name) if self.backend.holds_weights else nullcontext():
+        here = self.backend.holds_weights
+        with on_loan(self.nn, self.name, self._streams) if here else nullcontext():
             self._require_alike(payload)
             outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
 
+    @property
+    def _streams(self) -> tuple[str, ...]:
+        """The modules at whose input the residual stream itself is read and written."""
+        where = self.spec.resid_mid
+        if where is None or where.side != "stream":
+            return ()
+        return tuple(f"{self.spec.layers}.{at}.{where.path}" for at in range(self.n_layers))
+
     def _require_alike(self, payload: Mapping[str, Any]) -> None:
-        """Refuse prompts that this model reads otherwise beside each other (`nnattr.model.padding`).
+        """Refuse prompts that this model reads otherwise side by side (`nnattr.model.padding`).
 
         Raises:
             TaskError: naming their lengths.

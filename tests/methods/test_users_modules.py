@@ -105,6 +105,9 @@ DONE: dict[str, Callable[[Any], object]] = {
     "layer scaled": lambda m: blocks(m)[1].register_forward_hook(scaled),
     "last layer bent": lambda m: blocks(m)[-1].register_forward_hook(bent),
     "layer fed": lambda m: blocks(m)[1].register_forward_pre_hook(half_given),
+    "norm fed": lambda m: blocks(m)[1].post_attention_layernorm.register_forward_pre_hook(
+        half_given
+    ),
     "embedding scaled": lambda m: m.model.embed_tokens.register_forward_hook(scaled),
     "final norm bent": lambda m: m.model.norm.register_forward_hook(bent),
     "unembedding's bias": lambda m: m.lm_head.register_forward_hook(banned),
