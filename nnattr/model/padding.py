@@ -84,6 +84,6 @@ def require_alike(name: str, batches: list[dict[str, Tensor]], same: list[bool])
             raise TaskError(
                 f"{name} reads a prompt of {short} tokens otherwise beside one of {long} than "
                 "alone: what it does with positions depends on the batch (rotary embeddings scaled "
-                "by the longest prompt, or somebody's hook). Give prompts of equal length, or those "
-                "on either side of the model's limit in calls of their own."
+                "by the longest prompt, or somebody's hook). Give prompts of equal length, or "
+                "those on either side of the model's limit in calls of their own."
             )
