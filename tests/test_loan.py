@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import nnattr
 from nnattr import LogitDiff, Model, Task
 from nnattr.errors import ArchError
+from nnattr.tokens import encode
 from tests.methods.common import (
     assert_far,
     assert_same,
@@ -127,7 +128,7 @@ def test_what_is_captured_is_what_goes_on() -> None:
     then = nnattr.capture(model, prompt, "resid_pre", layers=[1])["resid_pre"]
     assert_same(after, then)
     lens = nnattr.logit_lens(model, prompt, top_k=1)
-    best = model.predict(nnattr.tokens.encode(model.tokenizer, prompt), top_k=1)
+    best = model.predict(encode(model.tokenizer, prompt), top_k=1)
     assert float(lens.data["probability"][0, -1, 0, 0]) == pytest.approx(
         float((best.logits[0, 0, 0] - best.log_norm[0, 0]).exp()), rel=1e-5
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import nnattr
 from nnattr import Model, weights
 from nnattr.errors import ArchError
+from nnattr.maps.linear import matrix
 from tests.methods.common import assert_far, assert_same
 from tests.tiny import HEADS, KV_HEADS, tiny_module, tiny_tokenizer
 
@@ -170,7 +171,7 @@ def test_a_quantized_kind_of_weight_is_not_read() -> None:
             self.weight = module.weight
 
     layer = nn.Linear(3, 3)
-    assert nnattr.maps.linear.matrix(Envoy(layer)) is not None
+    assert matrix(Envoy(layer)) is not None
     coarse = layer.weight.detach().as_subclass(Coarse)
     layer.weight = nn.Parameter(coarse, requires_grad=False)
-    assert nnattr.maps.linear.matrix(Envoy(layer)) is None
+    assert matrix(Envoy(layer)) is None
