@@ -24,6 +24,7 @@ from tests.methods.common import (
     raw_module,
     tiny,
 )
+from tests.support.engine import compared
 from tests.tiny import tiny_module, tiny_tokenizer
 
 SITES = ("z", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")
@@ -88,20 +89,21 @@ def blocks(module: Any) -> Any:
     return module.model.layers
 
 
-#: What is done to a Llama's modules, by name.
+#: What is done to a Llama's modules, by name. Its output projections in the last layer: that of the
+#: middle one is tried in every call.
 DONE: dict[str, Callable[[Any], object]] = {
-    "output projection scaled": lambda m: blocks(m)[1].self_attn.o_proj.register_forward_hook(
+    "output projection scaled": lambda m: blocks(m)[2].self_attn.o_proj.register_forward_hook(
         scaled
     ),
-    "output projection bent": lambda m: blocks(m)[1].self_attn.o_proj.register_forward_hook(bent),
-    "output projection fed": lambda m: blocks(m)[1].self_attn.o_proj.register_forward_pre_hook(
+    "output projection bent": lambda m: blocks(m)[2].self_attn.o_proj.register_forward_hook(bent),
+    "output projection fed": lambda m: blocks(m)[2].self_attn.o_proj.register_forward_pre_hook(
         half_given
     ),
-    "output projection of another class": lambda m: of_class(blocks(m)[1].self_attn.o_proj, Bent),
-    "output projection's forward": lambda m: forward_of_its_own(blocks(m)[1].self_attn.o_proj),
+    "output projection of another class": lambda m: of_class(blocks(m)[2].self_attn.o_proj, Bent),
+    "output projection's forward": lambda m: forward_of_its_own(blocks(m)[2].self_attn.o_proj),
     "attention scaled": lambda m: blocks(m)[1].self_attn.register_forward_hook(scaled),
     "MLP bent": lambda m: blocks(m)[1].mlp.register_forward_hook(bent),
-    "down-projection scaled": lambda m: blocks(m)[1].mlp.down_proj.register_forward_hook(scaled),
+    "down-projection scaled": lambda m: blocks(m)[2].mlp.down_proj.register_forward_hook(scaled),
     "layer scaled": lambda m: blocks(m)[1].register_forward_hook(scaled),
     "last layer bent": lambda m: blocks(m)[-1].register_forward_hook(bent),
     "layer fed": lambda m: blocks(m)[1].register_forward_pre_hook(half_given),
@@ -165,6 +167,13 @@ def test_gradients_are_those_of_plain_hooks(done: str) -> None:
         found = attribution_patching(model, task, LogitDiff(), site=site, normalized=False)
         assert_same(found.raw, expected("attribution", model, task, site=site))
         assert_same(found.baselines.sel(run="clean"), baselines(model, task))
+
+
+@pytest.mark.parametrize("done", ["down-projection scaled", "MLP bent", "output projection bent"])
+def test_the_engine_gives_what_full_passes_give_inside_modules(done: str) -> None:
+    model = changed(done)
+    for site in ("neuron", "q", "v"):
+        assert compared(model, ragged_tiny(model), site=site)
 
 
 @pytest.mark.parametrize("layers", [[2], [1, 2]])
