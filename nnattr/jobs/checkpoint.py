@@ -23,6 +23,7 @@ from nnattr.errors import BackendError, ResultError
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
 from nnattr.metrics import describe
+from nnattr.model.edits import Edit
 from nnattr.runs.as_built import is_users, runs_its_class
 
 #: What a part holds besides plain values.
@@ -124,10 +125,17 @@ def digest(study: Study) -> str:
         _code(study.metric),
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
         [*_weights(study.model.module), *_done_to(study.model.module)],
+        [_edit(edit) for edit in study.model.edits],
         provenance.task_hash,
         provenance.versions,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _edit(edit: Edit) -> list[Any]:
+    """What an edit does: in words, and its numbers."""
+    given = [*edit.dataset.values(), *(one for *_, one in edit.places), edit.vector]
+    return [edit.said, edit.sites, [one.tolist() for one in given if one is not None]]
 
 
 def _code(metric: Any) -> list[str]:
