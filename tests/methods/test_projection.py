@@ -41,6 +41,11 @@ def hooked(n: int, m: int) -> nn.Module:
     return module
 
 
+def twice_given(module: nn.Module, given: Any) -> Any:
+    """A hook on what a module is given."""
+    return (given[0] * 2,)
+
+
 def fed(n: int, m: int) -> nn.Module:
     """A linear layer with somebody's hook on what it is given."""
     module = nn.Linear(n, m)

@@ -164,6 +164,7 @@ class Sides:
             rows = module(torch.arange(first, last, device=self.like.device)[None])[0]
         else:
             rows = module.weight[first:last].to(self.like.device)
+        assert self.run.table is not None  # there are positions to ask for
         table = self.run.table.float().reshape(-1, rows.shape[-1]).to(rows.device)
         pos = self.like.shape[1]
         self.require("position embeddings", rows[:pos].float(), table[:pos])
