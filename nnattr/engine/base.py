@@ -16,7 +16,7 @@ from torch import Tensor
 from nnattr.engine.cache import Prefixes, fork, prefix_cache
 from nnattr.engine.pattern_patch import patched_by_patterns
 from nnattr.engine.question import Question, every_example, measure, require_one_number
-from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
+from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_few_logits, read_logits
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
 
@@ -245,7 +245,8 @@ def observe(
                     else:
                         # a copy: the model may go on to add into what was read
                         lists[name].append(read(nn, where, width).clone())
-            logits = read_logits(nn, question)
+            # as rows read theirs; one pass from 0 on is what those are held against
+            logits = read_few_logits(nn, question) if start else read_logits(nn, question)
             if keep_cache:
                 found.cache = nn.output.past_key_values
     found.logits = logits

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nnattr.engine.question import Question, sandboxed
 from nnattr.engine.shortcuts import Scratch, read_logits
+from nnattr.runs.as_built import around, as_built
 from nnattr.runs.inputs import inputs
 
 #: Cache classes whose `update` returns the old and the new concatenated and keeps no other state.
@@ -46,8 +47,9 @@ def prefix(nn: Any, question: Question, stop: int) -> tuple[Any, Tensor | None]:
     options = question.layout.options
     with nn.trace(**inputs(question.base, options, stop=stop, keep_cache=True)):
         with torch.no_grad():
-            if question.last_only:  # nobody reads what these tokens predict
-                head = nn.get(question.layout.unembed)
+            path = question.layout.unembed
+            if question.last_only and all(map(as_built, around(nn, path))):
+                head = nn.get(path)  # nobody reads what these tokens predict
                 head.skip(head.input[..., :1])
             logits = None if question.last_only else read_logits(nn, question)
             output = nn.output

@@ -25,7 +25,7 @@ from nnattr.engine.packing import grouped, pack, packed_inputs, unpack
 from nnattr.engine.patches import Entry, patched_site
 from nnattr.engine.question import Layout, Question
 from nnattr.engine.rows import Rows
-from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
+from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_few_logits, read_logits
 from nnattr.runs.edits import begin_at
 from nnattr.runs.inputs import inputs
 from nnattr.runs.places import read, write
@@ -142,7 +142,7 @@ def run(
             if order.size > 1 and question.last_only:
                 head = nn.get(layout.unembed)
                 head.input = head.input[:, tokens - 1 :: tokens]
-            logits = read_logits(nn, question)
+            logits = read_few_logits(nn, question)
     return unpack(logits, order.size)[order.place.to(logits.device)]
 
 
@@ -210,5 +210,5 @@ def run_full(nn: Any, question: Question, base: BaseRun, rows: Rows, start: int)
                 where = layout.places[layer]
                 live = read(nn, where, before.shape[1])
                 write(nn, where, torch.where(there & (before != after), after.to(live), live))
-            logits = read_logits(nn, question, whole=True)
+            logits = read_logits(nn, question)
     return logits

@@ -18,13 +18,14 @@ from nnattr.engine.passes import passes
 from nnattr.engine.question import Question, question_of, require_edits_in_place
 from nnattr.engine.replacements import replacements_of
 from nnattr.engine.rows import Rows, by_start, effort, plan
+from nnattr.runs.as_built import touched
 from nnattr.runs.edits import why_whole
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 
 #: Characters that are kept of what a model says against the engine.
 LONGEST = 300
 #: Why a model is served by full passes whose probe rows do not agree.
-DISAGREES = "the suffix engine and full passes disagree on two probe rows"
+DISAGREES = "the suffix engine and full passes disagree on probe rows"
 
 
 def patching_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -114,10 +115,11 @@ def by_engine(nn: Any, question: Question, budget: Budget) -> Prepared | None:
     rows = plan(question, base.own, base.other, base.start)
     if not len(rows):
         return Prepared(base, rows, Mode())
-    if not resumes(nn, question, base, rows, whole):
+    hooked = touched(nn, question.layout.layers)
+    if not resumes(nn, question, base, rows, whole, hooked):
         return None
     del whole  # logits of all positions, which nobody needs any more
-    mode = fastest(nn, question, base, rows, budget)
+    mode = fastest(nn, question, base, rows, budget, hooked)
     return None if mode is None else Prepared(base, rows, mode)
 
 

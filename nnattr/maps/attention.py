@@ -103,16 +103,23 @@ class Seen:
         stream: the residual stream in front of it [example, pos, d_model].
         entering: what entered its projections [example, pos, d_model].
         z: what its heads made [example, pos, heads * d_head].
+        projected: what the output projection made of that [example, pos, d_model].
         positions: what is added to ``entering`` for queries and keys [example, pos, d_model], or
             None.
     """
 
     def __init__(
-        self, stream: Tensor, entering: Tensor, z: Tensor, positions: Tensor | None = None
+        self,
+        stream: Tensor,
+        entering: Tensor,
+        z: Tensor,
+        projected: Tensor,
+        positions: Tensor | None = None,
     ) -> None:
         self.stream = stream
         self.entering = entering
         self.z = z
+        self.projected = projected
         self.positions = positions
 
     def read_by(self, name: str) -> Tensor:
@@ -147,7 +154,8 @@ def read_attention(nn: Any, forms: list[Form]) -> list[Seen]:
         shifted = nn.get(form.places["q"][0]).input if form.shifted else None
         entering = nn.get(form.places["v"][0]).input
         positions = None if shifted is None else shifted - entering
-        found.append(Seen(stream, entering, nn.get(form.output).input, positions))
+        output = nn.get(form.output)
+        found.append(Seen(stream, entering, output.input, output.output, positions))
     return found
 
 
@@ -234,13 +242,16 @@ def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
 
 
 def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor]) -> Scoring:
-    """How this layer makes its attention scores: the candidate that reproduces the model's z."""
+    """How this layer makes its attention scores: the candidate that reproduces the model's z.
+
+    Where none does, the nearest without a bias for distance: a bias is only believed where it fits.
+    """
     x = seen.entering
     q, k, v = (project(seen.read_by(name), weights, name) for name in ("q", "k", "v"))
     z = seen.z.float().unflatten(-1, (form.heads, -1)).movedim(-2, 1)
     turns = rotations(nn, form, torch.arange(x.shape[1]), x)
     bias = slopes(form.heads, x.shape[1], x.device)
-    found = []
+    found: list[Scoring] = []
     for alibi in (0.0, 1.0, "scale"):  # a bias for distance only if nothing fits without one
         for rotation in turns[:1] if alibi else turns:
             raw = rotate(q, rotation) @ rotate(k, rotation).mT
@@ -251,8 +262,15 @@ def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor])
                 found.append(Scoring(rotation[0], scale, factor, gap))
         best = min(found, key=lambda one: one.gap)
         if best.gap <= weights_tolerance(x.dtype):
-            break
-    return best
+            return best
+    return min((one for one in found if not one.alibi), key=lambda one: one.gap)
+
+
+def output_gap(seen: Seen, weights: dict[str, Tensor]) -> float:
+    """The largest error of what the output projection makes of z."""
+    made = seen.z.float() @ weights["o"].flatten(0, 1) + weights["o bias"]
+    projected = seen.projected.float().reshape(made.shape)
+    return float((made - projected).abs().max() / projected.abs().max())
 
 
 def value_gap(seen: Seen, weights: dict[str, Tensor]) -> float:

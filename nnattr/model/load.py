@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -23,6 +24,7 @@ from nnattr.backend import Backend, resolve
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.checkpoint import described, not_found, quiet, task, weights
 from nnattr.model.first_run import require_as_known
+from nnattr.model.loan import on_loan
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
@@ -46,8 +48,8 @@ def load(
     Args:
         model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``),
             ``"smollm2-135m"`` (see `nnattr.pretrained`), a Hugging Face id, a local folder, or a
-            module that is already loaded (it is put in eval mode: dropout would make a run differ
-            from itself).
+            module that is already loaded. Jobs run that as it is at the time, with its hooks and
+            adapters, but in eval mode: dropout would make a run differ from itself.
         tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module. The model
             gets a copy, which pads on the left: yours is not changed.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
@@ -112,7 +114,8 @@ def load(
     if spec is None and known is not None and not missing(known, raw(nn)):
         found = Model(nn, tokenizer, known, where, name, revision)
         if where.holds_weights:
-            require_as_known(found)
+            with on_loan(nn, name):
+                require_as_known(found)
         return found
     specs = [spec] if spec is not None else list(candidates(raw(nn)))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
@@ -161,11 +164,13 @@ def _wrap(
     from nnsight import TransformersModel
 
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            # of forwards that were replaced: a job follows them
+            warnings.filterwarnings("ignore", message=".*after nnsight wrapped this module")
             if isinstance(target, str):
                 given = {"tokenizer": tokenizer, "task": task, "revision": revision}
                 return TransformersModel(target, **given, **kwargs)
-            return TransformersModel(target.eval(), tokenizer=tokenizer, task="text-generation")
+            return TransformersModel(target, tokenizer=tokenizer, task="text-generation")
     except Exception as error:
         raise ArchError(not_found(name, "model", error)) from error
 

@@ -239,13 +239,13 @@ def require_sum(proof: Proof, stream: float, output: float) -> None:
         stream: the largest error of the sum of parts, relative to the residual stream.
         output: that of the head's output, relative to the layer's.
     """
+    proof.require()
     if proof.alibi:
         raise RefusedError(
             "arch",
             "the model adds a bias for the distance of query and key to its scores (ALiBi), which "
             "comes from no component; the scores are more than the sum of these pairs.",
         )
-    proof.require()
     limit = attention_tolerance(proof.dtype)
     if not max(output, stream) <= limit:
         raise RefusedError(
