@@ -125,6 +125,11 @@ def go_back(before: list[tuple[Any, Any]]) -> None:
         config._attn_implementation = {"": implementation}  # of this one, not of those inside it
 
 
+def implementations(nn: Any) -> set[str]:
+    """The attention kernels that some part of the model is run with, by transformers' names."""
+    return {str(config._attn_implementation) for config in configurations(raw(nn))}
+
+
 def configurations(module: Any) -> list[Any]:
     """Every configuration that some part of the model reads, each once."""
     held = [getattr(part, "config", None) for part in module.modules()]
