@@ -12,6 +12,7 @@ from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
+from nnattr.backend.alone import alone
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
@@ -74,9 +75,10 @@ def load(
             "yours. Pass the model's id instead, or use backend='local'."
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
-    if where.holds_weights and module is None:
-        module = _weights(str(source), name, device, dtype, revision, kwargs)
-    nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
+    with alone():
+        if where.holds_weights and module is None:
+            module = _weights(str(source), name, device, dtype, revision, kwargs)
+        nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, raw(nn)):
         return Model(nn, tokenizer, known, where, name, revision)
