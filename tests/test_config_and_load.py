@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import nnattr
-from nnattr import ArchError, BackendError, NnattrError, TaskError
+from nnattr import NnattrError
 from nnattr.backend import NDIF, Local, Simulated, resolve
 from nnattr.config import RunConfig, TaskConfig
+from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.teaching import folder
 
 

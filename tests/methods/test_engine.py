@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob
+from nnattr import LogitDiff, LogProb, Loss, Model, Prob
 from nnattr.engine import memory, passes, sweep
 from nnattr.engine.mode import Mode
 from nnattr.engine.shortcuts import Scratch, one_step_gelu
+from nnattr.errors import ArchError
 from nnattr.runs import portions
 from tests.methods.common import assert_same
 from tests.support.engine import compared, pair, task
