@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copyreg
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,36 @@ def _wrap(
         return TransformersModel(target.eval(), **given)
     except Exception as error:
         raise ArchError(_not_found(name, "model", error)) from error
+
+
+def _parts(model: Model) -> tuple[Callable[..., Model], tuple[Any, ...]]:
+    """What a `Model` is pickled as: the Hugging Face module, which nnsight wraps anew.
+
+    Raises:
+        BackendError: its weights are on a server.
+    """
+    if not model.backend.holds_weights:
+        raise BackendError(
+            f"{model.name} runs on {model.backend.name} and has no weights here, so there is "
+            f"nothing to pickle: call nnattr.load({model.name!r}, backend=...) where you want it."
+        )
+    kept = model.tokenizer, model.spec, model.backend, model.name, model.revision
+    return _from_parts, (model.module, *kept)
+
+
+def _from_parts(
+    module: Any,
+    tokenizer: Any,
+    spec: ArchSpec,
+    backend: Backend,
+    name: str,
+    revision: str | None,
+) -> Model:
+    nn = _wrap(module, name, tokenizer, revision, {})
+    return Model(nn, tokenizer, spec, backend, name, revision)
+
+
+copyreg.pickle(Model, _parts)  # here, where models are made; also for copy.deepcopy
 
 
 def _not_found(name: str, what: str, error: Exception) -> str:
