@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import BackendError, LogitDiff, Model, Task
+from nnattr import LogitDiff, Model, Task
 from nnattr.calls.registry import METHODS
 from nnattr.results import Result
 from tests.methods.common import even_ioi, teaching
@@ -114,7 +114,7 @@ def test_threads_take_turns(backend: str) -> None:
     task = even_ioi(model)
     alone = heads(model, task)
     with ThreadPoolExecutor(3) as threads:
-        found = list(threads.map(lambda _: heads(model, task), range(9)))
+        found = list(threads.map(lambda _: heads(model, task), range(6)))
     for one in found:
         np.testing.assert_allclose(one, alone, atol=1e-6)
 
@@ -204,5 +204,5 @@ def test_a_model_is_pickled_with_its_weights_as_they_are() -> None:
 def test_a_model_on_a_server_says_why_it_is_not_pickled() -> None:
     model = teaching("teaching-llama")
     there = replace(model, backend=nnattr.NDIF(host="http://127.0.0.1:1"))
-    with pytest.raises(BackendError, match=r"no weights here.*nnattr\.load\('teaching-llama'"):
+    with pytest.raises(nnattr.errors.BackendError, match=r"no weights here.*nnattr\.load\('teaching-llama'"):
         pickle.dumps(there)
