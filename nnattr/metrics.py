@@ -32,6 +32,7 @@ which agree in sign for single words but need not for groups:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -269,6 +270,13 @@ def check(metric: Metric, task: Any) -> None:
             f"{metric!r} is not a metric; pass an instance such as LogitDiff(), or a function "
             "(logits, batch) -> [example]."
         )
+    if not _takes_logits_and_batch(metric):
+        raise MetricError(
+            f"{describe(metric)} takes {inspect.signature(metric)}, and a metric is called as "
+            "metric(logits, batch): logits are [row, pos, token], batch has the answers' ids and "
+            "the tokens of each row. Write it as def metric(logits, batch), whether it reads batch "
+            "or not."
+        )
     if task.sequence_ids and getattr(metric, "last_only", False):
         raise MetricError(
             f"{describe(metric)} reads one token after the prompt, and the task's answers are "
@@ -278,6 +286,17 @@ def check(metric: Metric, task: Any) -> None:
         if not getattr(task, name):
             hint = "; make it with sequences=True" if name == "sequence_ids" else ""
             raise MetricError(f"{describe(metric)} needs {name}, and the task has none{hint}.")
+
+
+def _takes_logits_and_batch(metric: Metric) -> bool:
+    """Whether it can be called with two arguments, as far as it says what it takes."""
+    try:
+        inspect.signature(metric).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        return True
+    return True
 
 
 def answer_fields(task: Any) -> dict[str, Tensor]:

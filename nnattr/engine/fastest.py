@@ -18,10 +18,11 @@ from torch import Tensor
 
 from nnattr.engine.base import SHORT, BaseRun, run_from
 from nnattr.engine.cache import prefix_cache
+from nnattr.engine.measure import measure
 from nnattr.engine.mode import Mode
 from nnattr.engine.packing import can_pack, rows_per_sequence
 from nnattr.engine.passes import passes
-from nnattr.engine.question import Question, measure, sandboxed
+from nnattr.engine.question import Question, sandboxed
 from nnattr.engine.rows import Rows, joined
 from nnattr.runs.patterns import implementations
 from nnattr.runs.portions import Budget, ran_out

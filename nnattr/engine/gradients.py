@@ -16,16 +16,10 @@ from torch import Tensor
 
 from nnattr.engine.base import SITE, first_difference, observe
 from nnattr.engine.cache import fork, prefix
+from nnattr.engine.measure import measure, measured, require_own_numbers
 from nnattr.engine.memory import portions_for
 from nnattr.engine.pattern_patch import patched_by_patterns
-from nnattr.engine.question import (
-    Question,
-    every_example,
-    measure,
-    question_of,
-    require_one_number,
-    sandboxed,
-)
+from nnattr.engine.question import Question, every_example, question_of, sandboxed
 from nnattr.engine.shortcuts import read_logits
 from nnattr.runs.inputs import inputs
 from nnattr.runs.places import cut, read
@@ -124,12 +118,13 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
             logits = torch.cat([before, logits], 1)
             source_logits = torch.cat([before, source_logits], 1)
         clean = (logits.detach() if question.base_is_clean else source_logits)[:, -1]
-        metric = measure(question, question.base, logits, clean)
-        usable = isinstance(metric, Tensor) and metric.shape == (len(question),)
+        metric, problem = measured(question, question.base, logits, clean)
         slopes = ()
-        if tracked and usable and metric.requires_grad:
+        if tracked and metric.requires_grad and not problem:
             slopes = torch.autograd.grad(metric.sum(), live)
-    require_one_number(metric, len(question))
+    if problem:
+        raise RefusedError("metric", problem)
+    require_own_numbers(question, logits, clean, metric)
     require_gradients(tracked, slopes)
     by_layer = dict(enumerate(own))
     patterns = layout.pattern_paths

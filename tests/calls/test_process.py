@@ -1,8 +1,7 @@
-"""What a script has set in its process changes no number: dtypes, devices, modes, threads, forks."""
+"""What a script has set in its process changes no number: dtypes, modes, threads, forks."""
 
 from __future__ import annotations
 
-import asyncio
 import asyncio
 import multiprocessing
 import pickle
@@ -204,5 +203,7 @@ def test_a_model_is_pickled_with_its_weights_as_they_are() -> None:
 def test_a_model_on_a_server_says_why_it_is_not_pickled() -> None:
     model = teaching("teaching-llama")
     there = replace(model, backend=nnattr.NDIF(host="http://127.0.0.1:1"))
-    with pytest.raises(nnattr.errors.BackendError, match=r"no weights here.*nnattr\.load\('teaching-llama'"):
+    with pytest.raises(
+        nnattr.errors.BackendError, match=r"no weights here.*nnattr\.load\('teaching-llama'"
+    ):
         pickle.dumps(there)
