@@ -3,6 +3,7 @@
 ================  ===============================================================================
 `model`           `Model`: an nnsight model, the map of its parts, and where it runs
 `load`            load one, here or on a server
+`quantized`       modules whose rows depend on each other: refused
 `verify`          prove its map before anything is computed with it; its job is `verify_job`
 `verify_edits`    the half of that job that edits
 `verify_gaps`     how far is far

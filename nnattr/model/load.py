@@ -16,6 +16,7 @@ from nnattr.backend import Backend, resolve
 from nnattr.backend.alone import alone
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.model import Model
+from nnattr.model.quantized import require_rows_apart
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
 from nnattr.tokens import Tokenizer
@@ -85,6 +86,8 @@ def load(
             "of the model it was made from, or use backend='local'."
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
+    if module is not None:
+        require_rows_apart(module, name)
     with alone():
         if where.holds_weights and module is None:
             module = _weights(str(source), name, device, dtype, revision, kwargs)

@@ -5,6 +5,7 @@
 `places`      modules found, and activations read and replaced, inside a trace
 `logits`      next-token distributions, reduced where the model is
 `patterns`    attention patterns of the model as it runs, proven in the job
+`interface`   what attention is handed, and the pattern that it must give; sinks
 `head_kinds`  the keys that heads of a kind look at, and a pattern's score
 `rotated`     queries and keys as they meet, after any rotary turn
 `portions`    the way through examples: as many as fit, half where memory runs out; refusals
