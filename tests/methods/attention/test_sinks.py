@@ -177,6 +177,10 @@ def test_a_rehearsal_gives_the_same() -> None:
     model = sinking("gpt_oss")
     there = replace(model, backend=nnattr.Simulated())
     task = ragged_tiny(model)
-    for ask in (nnattr.attention_patterns, nnattr.detect_heads, nnattr.weights.composition):
-        given = (task,) if ask is nnattr.attention_patterns else ()
-        xr.testing.assert_identical(ask(there, *given).data, ask(model, *given).data)
+    for ask, given in (
+        (nnattr.attention_patterns, {"prompts": task}),
+        (nnattr.detect_heads, {"n": 2, "length": 6}),
+        (nnattr.decompose_attention, {"prompts": task, "head": (1, 2)}),
+        (nnattr.weights.composition, {"kind": "K"}),
+    ):
+        xr.testing.assert_identical(ask(there, **given).data, ask(model, **given).data)
