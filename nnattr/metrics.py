@@ -33,8 +33,10 @@ which agree in sign for single words but need not for groups:
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -250,8 +252,8 @@ def direction(metric: Metric, task: Any) -> Weights:
         for each example ``{token id: weight}`` of the logits at the last position.
 
     Raises:
-        MetricError: the metric is not linear (the message names the nearest one that is), or the
-            task lacks what it needs.
+        MetricError: the metric is not linear (the message names the nearest one that is), its
+            ``weights`` failed or are none, or the task lacks what it needs.
     """
     if not hasattr(metric, "weights"):
         near = getattr(metric, "near", "LogitDiff")
@@ -260,7 +262,32 @@ def direction(metric: Metric, task: Any) -> Weights:
             f"stream stands for it. The nearest linear metric is {near}()."
         )
     check(metric, task)
-    return metric.weights(task)  # type: ignore[attr-defined]
+    try:
+        weights = metric.weights(task)  # type: ignore[attr-defined]
+    except Exception as error:  # whatever a user's function may raise
+        raise MetricError(
+            f"{describe(metric)}.weights(task) failed: {type(error).__name__}: {error}"
+        ) from error
+    if not _are_weights(weights, len(task)):
+        raise MetricError(
+            f"{describe(metric)}.weights(task) is {type(weights).__name__} {str(weights)[:80]}; "
+            f"expected a tuple of {len(task)} dicts, for each example {{token id: weight}}."
+        )
+    return weights
+
+
+def _are_weights(weights: Any, n: int) -> bool:
+    """Whether these are weights of logits for ``n`` examples."""
+    return (
+        isinstance(weights, tuple | list)
+        and len(weights) == n
+        and all(isinstance(row, dict) and row for row in weights)
+        and all(
+            isinstance(token, Integral) and isinstance(weight, Real) and math.isfinite(weight)
+            for row in weights
+            for token, weight in row.items()
+        )
+    )
 
 
 def check(metric: Metric, task: Any) -> None:
@@ -318,10 +345,19 @@ def read_tokens(
     """The tokens whose logits a metric reads, and the answer fields with ids that index these.
 
     None, and the fields as they are, for a metric that reads them all.
+
+    Raises:
+        MetricError: it says that it reads what the task does not have.
     """
     names = getattr(metric, "reads", ())
     if not names:
         return None, fields
+    absent = [name for name in names if f"{name}_mask" not in fields]
+    if absent:
+        raise MetricError(
+            f"{describe(metric)} says that it reads {', '.join(absent)}, which the task does not "
+            f"have; it has {', '.join(name for name in fields if f'{name}_mask' in fields)}."
+        )
     tokens = torch.cat([fields[name][fields[f"{name}_mask"]] for name in names]).unique()
     counted = {name: torch.searchsorted(tokens, fields[name]) for name in names}
     return tokens, fields | {name: ids.clamp(max=len(tokens) - 1) for name, ids in counted.items()}

@@ -205,3 +205,51 @@ def test_the_metrics_that_come_with_the_package_are_not_refused() -> None:
         for n in (1, 2, 3):
             found = nnattr.activation_patching(model, even_ioi(model)[:n], metric, normalized=False)
             assert found.raw.any()
+
+
+class Linear:
+    """A linear metric of a user's own, whose weights are what the test says."""
+
+    def __init__(self, weights: Callable[[Task], Any]) -> None:
+        self.weights = weights
+
+    def __call__(self, logits: Any, batch: Any) -> Any:
+        """A logit."""
+        return logits[:, -1, 5]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (lambda task: task.nothing, r"weights\(task\) failed: AttributeError"),
+        (lambda task: {5: 1.0}, "expected a tuple of 3 dicts"),
+        (lambda task: ({5: 1.0},), "expected a tuple of 3 dicts"),
+        (lambda task: ({},) * 3, "expected a tuple of 3 dicts"),
+        (lambda task: ({5: float("nan")},) * 3, "expected a tuple of 3 dicts"),
+        (lambda task: ({"w5": 1.0},) * 3, "expected a tuple of 3 dicts"),
+        (lambda task: None, "is NoneType None"),
+    ],
+)
+def test_a_direction_of_a_users_own(weights: Any, said: str) -> None:
+    model = teaching("teaching-llama")
+    with pytest.raises(MetricError, match=said):
+        nnattr.direct_logit_attribution(model, even_ioi(model), Linear(weights))
+    right = Linear(lambda task: ({5: 1.0},) * 3)
+    assert nnattr.direct_logit_attribution(model, even_ioi(model), right).raw.any()
+
+
+class Reading:
+    """A metric that names a field no task of single tokens has."""
+
+    reads = ("sequence",)
+
+    def __call__(self, logits: Any, batch: Any) -> Any:
+        """A logit."""
+        return logits[:, -1, 0]
+
+
+def test_a_metric_that_says_it_reads_what_the_task_has_not() -> None:
+    model = teaching("teaching-llama")
+    metric = Reading()
+    with pytest.raises(MetricError, match="reads sequence, which the task"):
+        nnattr.activation_patching(model, even_ioi(model), metric)
