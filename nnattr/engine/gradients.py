@@ -22,7 +22,7 @@ from nnattr.engine.pattern_patch import patched_by_patterns
 from nnattr.engine.question import Question, every_example, question_of, sandboxed
 from nnattr.engine.shortcuts import read_logits
 from nnattr.runs.inputs import inputs
-from nnattr.runs.places import cut, read
+from nnattr.runs.places import cut, raw, read
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import same_logits
 
@@ -97,6 +97,7 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
     every = every_example(question)
     theirs = observe(nn, question, question.source, SITE, start, fork(cache, every))
     source_logits = theirs.logits
+    require_passed_back(nn, layout.embed)
     given = inputs(
         question.base,
         layout.options,
@@ -138,6 +139,26 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         source_metric=measure(question, question.source, source_logits, clean),
         dtype=logits.dtype,
     )
+
+
+def require_passed_back(nn: Any, embed: str) -> None:
+    """Refuse a linear module that passes no gradient on: the residual stream goes round it.
+
+    Kernels of quantized weights often do not, and the estimate would silently lack that path.
+    """
+    like = nn.get(embed).weight
+    for path, part in raw(nn).named_modules():
+        width = getattr(part, "in_features", None)
+        usual = type(part) is torch.nn.Linear and type(part.weight) in (Tensor, torch.nn.Parameter)
+        if width is None or usual or like.is_meta:
+            continue
+        probe = torch.zeros(1, width, dtype=like.dtype, device=like.device, requires_grad=True)
+        if not part(probe).requires_grad:
+            raise RefusedError(
+                "arch",
+                f"{path} ({type(part).__name__}) passes no gradients back, as kernels of quantized "
+                "weights often do not; use activation_patching, which needs none.",
+            )
 
 
 def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:
