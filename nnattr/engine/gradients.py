@@ -153,16 +153,20 @@ def require_passed_back(nn: Any, embed: str) -> None:
         if width is None or usual or like.is_meta:
             continue
         probe = torch.zeros(1, width, dtype=like.dtype, device=like.device, requires_grad=True)
-        made = part(probe).sum()
-        (slope,) = (
-            torch.autograd.grad(made, probe, allow_unused=True) if made.requires_grad else (None,)
-        )
-        if slope is None:  # some kernels say that they have a gradient, and give none
+        if not passes_back(part, probe):
             raise RefusedError(
                 "arch",
                 f"{path} ({type(part).__name__}) passes no gradients back, as kernels of quantized "
                 "weights often do not; use activation_patching, which needs none.",
             )
+
+
+def passes_back(part: Any, probe: Tensor) -> bool:
+    """Whether a gradient reaches what the module is given; some kernels only say that it does."""
+    made = part(probe).sum()
+    if not made.requires_grad:
+        return False
+    return torch.autograd.grad(made, probe, allow_unused=True)[0] is not None
 
 
 def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:
