@@ -57,11 +57,18 @@ def load(
             ``attn_implementation="eager"``, ...). With ``gguf_file="x.gguf"`` weights and tokenizer
             are read from that file of the folder, and rounded weights dequantized.
 
+    Threads may share what is returned, their jobs here taking turns, and it is pickled with its
+    weights as they are, to be had by another process.
+
     Raises:
-        ArchError: there is no such model, or its structure is unknown and could not be proven.
+        ArchError: there is no such model, its structure is unknown and could not be proven, or it is
+            a module whose rows depend on each other (dynamic int8 of ``torch.ao``).
         TaskError: a loaded module was given without a tokenizer.
         BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
             remote backend.
+        ArchError: a module whose rows depend on each other (dynamic int8 of ``torch.ao``).
+
+    A `Model` may be shared by threads, whose jobs here take turns, and is pickled with its weights.
 
     Cost: the weights are read once; a family outside the table also costs a few short forward
     passes, on the backend, that prove its discovered structure.
