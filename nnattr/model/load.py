@@ -61,14 +61,11 @@ def load(
     weights as they are, to be had by another process.
 
     Raises:
-        ArchError: there is no such model, its structure is unknown and could not be proven, or it is
-            a module whose rows depend on each other (dynamic int8 of ``torch.ao``).
+        ArchError: there is no such model, its structure is unknown and could not be proven, or its
+            rows depend on each other (dynamic int8 of ``torch.ao``).
         TaskError: a loaded module was given without a tokenizer.
         BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
             remote backend.
-        ArchError: a module whose rows depend on each other (dynamic int8 of ``torch.ao``).
-
-    A `Model` may be shared by threads, whose jobs here take turns, and is pickled with its weights.
 
     Cost: the weights are read once; a family outside the table also costs a few short forward
     passes, on the backend, that prove its discovered structure.
