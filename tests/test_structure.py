@@ -46,6 +46,8 @@ PUBLIC = {
     "detect_heads",
     "decompose_attention",
     "direct_logit_attribution",
+    "edit",
+    "edited",
     "errors",
     "generate",
     "inspect_prompt",

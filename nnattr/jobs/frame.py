@@ -20,6 +20,7 @@ from nnattr.backend.refusals import accepted
 from nnattr.errors import BackendError, MetricError, TaskError
 from nnattr.jobs.record import ran
 from nnattr.results import Provenance, Scores
+from nnattr.results.baselines import caution
 
 
 class Frame(BaseModel):
@@ -28,7 +29,7 @@ class Frame(BaseModel):
     Attributes:
         layers, units, cells: sizes of the axes of ``change`` after the examples.
         unit: the axis of the units, ``"head"``, ``"kv_head"`` or ``"neuron"``; None for layers.
-        tokens: a label per position where each cell is one, else None.
+        places: where each cell is one position: its label and its token; else None.
         absent: for each example the cells that its prompt does not have.
         direction: which run was patched into.
         normalized: whether values are divided by the gap between the runs.
@@ -42,7 +43,7 @@ class Frame(BaseModel):
     units: int
     cells: int
     unit: str | None
-    tokens: tuple[str, ...] | None
+    places: tuple[tuple[int, str], ...] | None
     absent: tuple[tuple[bool, ...], ...]
     direction: Literal["denoising", "noising"]
     normalized: bool
@@ -75,7 +76,8 @@ class Frame(BaseModel):
         )
         scale = self._gap(base, source) if self.normalized else 1.0
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
-        update = {**ran(values, cost), "arguments": arguments}
+        doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
+        update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
         provenance = self.provenance.model_copy(update=update)
         raw = self._labelled(values["change"])
         return Scores.from_arrays(raw, baselines, scale, provenance)
@@ -127,10 +129,11 @@ class Frame(BaseModel):
                 "pos": np.arange(self.cells),
             },
         )
-        if self.tokens is None:
+        if self.places is None:
             array = array.isel(pos=0, drop=True)
         else:
-            array = array.assign_coords(token=("pos", list(self.tokens)))
+            labels, tokens = zip(*self.places, strict=True)
+            array = array.assign_coords(pos=list(labels), token=("pos", list(tokens)))
         if self.unit is None:
             return array.isel(unit=0, drop=True)
         named = array.rename(unit=self.unit)

@@ -48,6 +48,7 @@ def provenance_of(
         backend=model.backend.name,
         dtype=model.dtype,
         quantization=model.quantization,
+        edits=tuple(edit.said for edit in model.edits),
         task="" if task is None else task.name,
         task_hash="" if task is None else task.hash,
         examples=None if task is None else packed(task),

@@ -22,7 +22,7 @@ from nnattr.model.prompts import fits
 from nnattr.results import Provenance
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
-from nnattr.tasks.positions import Positions, spots
+from nnattr.tasks.positions import Positions, labels, spots
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 
@@ -89,12 +89,13 @@ class Study:
         """What the answer's numbers will mean."""
         chosen = spots(self.task, self.positions)
         unit, count = units(self.model, self.site)
+        each = isinstance(self.positions, str) and self.positions == "each"
         return Frame(
             layers=self.model.n_layers,
             units=count,
             cells=len(chosen),
             unit=unit,
-            tokens=self.task.labels if self.positions == "each" else None,
+            places=tuple(zip(labels(self.task), self.task.labels, strict=True)) if each else None,
             absent=tuple(map(tuple, (~chosen.any(-1)).T.tolist())),
             direction=self.direction,
             normalized=self.normalized,

@@ -15,6 +15,8 @@ from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
+from nnattr.model.edits import Edit
+from nnattr.runs.edits import edited_job
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
 from nnattr.runs.portions import TOKENS_PER_FORWARD
@@ -36,6 +38,7 @@ class Model:
         backend: where jobs run.
         name: the id, folder or teaching name it was loaded by.
         revision: the Hub revision, if one was asked for.
+        edits: what is changed in every run, in this order (see `nnattr.edited`).
     """
 
     nn: Any
@@ -44,6 +47,7 @@ class Model:
     backend: Backend
     name: str
     revision: str | None = None
+    edits: tuple[Edit, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -97,6 +101,11 @@ class Model:
     def architecture(self) -> str:
         """The Hugging Face model type, e.g. ``"gpt2"``."""
         return self.config.model_type
+
+    @property
+    def subject(self) -> str:
+        """The model in words: its name, and the edits under which it runs."""
+        return "; ".join((self.name, *(edit.said for edit in self.edits)))
 
     @property
     def dtype(self) -> str:
@@ -165,6 +174,9 @@ class Model:
             BackendError: the job failed where it ran.
             NnattrError: it refused, see `nnattr.backend.refusals`.
         """
+        if self.edits:
+            edits = [edit.payload for edit in self.edits]
+            job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
         outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
@@ -202,8 +214,8 @@ class Model:
         return Predictions(*(values[name] for name in ("ids", "logits", "asked", "log_norm")))
 
     def __repr__(self) -> str:
+        said = (self.dtype, self.quantization, *(edit.said for edit in self.edits))
         return (
             f"Model({self.name!r}, {self.architecture}: {self.n_layers} layers x {self.n_heads} "
-            f"heads, {self.dtype}{self.quantization and ', ' + self.quantization}, "
-            f"backend={self.backend.name!r})"
+            f"heads, {', '.join(filter(None, said))}, backend={self.backend.name!r})"
         )

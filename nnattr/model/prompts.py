@@ -11,7 +11,7 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks import Task
-from nnattr.tasks.positions import Positions, integers, spots
+from nnattr.tasks.positions import Positions, own_positions
 from nnattr.tokens import Tokens, encode
 
 #: Which prompts of a task.
@@ -44,7 +44,13 @@ def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
 
 
 def texts_and_tokens(
-    model: Model, prompts: Prompts, run: Run = "clean", *, what: str = "prompts", room: int = 0
+    model: Model,
+    prompts: Prompts,
+    run: Run = "clean",
+    *,
+    what: str = "prompts",
+    room: int = 0,
+    alone: bool = False,
 ) -> tuple[tuple[str, ...], Tokens]:
     """The texts and tokens of prompts, or of one run of a task.
 
@@ -54,6 +60,7 @@ def texts_and_tokens(
         run: which prompts of a task.
         what: how messages call them.
         room: how many tokens are to stay free in the model's context.
+        alone: leave out answers that stand behind a task's prompts: it is asked what comes there.
 
     Raises:
         TaskError: they cannot be used with this model, or the task has no such run.
@@ -68,9 +75,20 @@ def texts_and_tokens(
         return texts, prepared(model, texts, room)
     fits(model, prompts)
     _require_room(model, prompts.width, room)
-    if run == "clean":
-        return prompts.clean, prompts.clean_tokens
-    return prompts.corrupted, prompts.corrupted_tokens
+    texts, tokens = (
+        (prompts.clean, prompts.clean_tokens)
+        if run == "clean"
+        else (prompts.corrupted, prompts.corrupted_tokens)
+    )
+    return texts, _before_answers(prompts, tokens) if alone else tokens
+
+
+def _before_answers(task: Task, tokens: Tokens) -> Tokens:
+    """The prompts of a task without the answers that stand behind them."""
+    ends = [length for length, _ in task.lengths]
+    ids = [row[:end] for row, end in zip(tokens.rows, ends, strict=True)]
+    strings = [row[:end] for row, end in zip(tokens.strings, ends, strict=True)]
+    return Tokens.from_rows(ids, strings, int(tokens.ids[0, 0]))
 
 
 def fits(model: Model, task: Task) -> None:
@@ -118,30 +136,20 @@ def columns(
         TaskError: a position that a prompt does not have, or a span that is longer in one prompt
             than in another.
     """
-    if isinstance(given, Task) and isinstance(where, str) and where not in ("last", "each"):
-        return _span(given, where)
-    width = tokens.ids.shape[1]
-    if isinstance(where, str):
-        if where not in ("last", "each"):
-            raise TaskError(
-                f"positions is {where!r}; expected 'last', 'each', a number or a list of numbers, "
-                "or, where the prompts are a task, one of its spans."
-            )
-        picked = torch.arange(width) if where == "each" else torch.tensor([width - 1])
-        picked = picked.expand(len(tokens), -1)
-        return picked, tokens.mask.gather(1, picked)
-    wanted = integers(where)
-    if not wanted:
-        raise TaskError("No positions were given; name at least one.")
-    rows = []
-    for prompt, strings, pad in zip(prompts, tokens.strings, tokens.padding, strict=True):
-        outside = [at for at in wanted if not -len(strings) <= at < len(strings)]
-        if outside:
-            raise TaskError(
-                f"Position {outside[0]} is outside the prompt {prompt!r}, which has {len(strings)} "
-                f"tokens (0 to {len(strings) - 1}, or -1 for the last)."
-            )
-        rows.append([pad + at % len(strings) for at in wanted])
+    if isinstance(where, str) and where == "each":
+        return torch.arange(tokens.ids.shape[1]).expand(len(tokens), -1), tokens.mask
+    if isinstance(where, str) and where == "all":
+        raise TaskError("positions is 'all', and here each is read by itself: say 'each'.")
+    rows = [
+        [tokens.padding[i] + position for position in _own(given, prompts, tokens, where, i)]
+        for i in range(len(tokens))
+    ]
+    counts = sorted(set(map(len, rows)))
+    if len(counts) > 1:
+        raise TaskError(
+            f"The span {where!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
+            "another; capture it in tasks of one length each, or name positions."
+        )
     picked = torch.tensor(rows)
     return picked, torch.ones_like(picked, dtype=torch.bool)
 
@@ -157,14 +165,13 @@ def aligned(
     return own.clamp(max=width - 1), own < width
 
 
-def _span(task: Task, name: str) -> tuple[Tensor, Tensor]:
-    """The columns of a task's span."""
-    mask = spots(task, name)[0]
-    counts = sorted(set(mask.sum(1).tolist()))
-    if len(counts) > 1:
-        raise TaskError(
-            f"The span {name!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
-            "another; capture it in tasks of one length each, or name positions."
-        )
-    at = mask.nonzero()[:, 1].view(len(mask), -1)
-    return at, torch.ones_like(at, dtype=torch.bool)
+def _own(
+    given: Prompts, prompts: Sequence[str], tokens: Tokens, where: Positions, example: int
+) -> list[int]:
+    """The positions of one prompt, from its own first token."""
+    length = whole = len(tokens.strings[example])
+    spans: dict[str, Sequence[int]] = {}
+    if isinstance(given, Task):
+        length = given.lengths[example][0]
+        spans = {name: rows[example] for name, rows in given.spans.items()}
+    return own_positions(where, length, whole, spans, prompts[example])

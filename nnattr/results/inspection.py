@@ -10,6 +10,7 @@ import pandas as pd
 from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
+from nnattr.results.cells import counted
 from nnattr.templates import fill
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Inspection(Result):
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Inspection({self.model}, {len(self.steps)} steps)\n{self}"
+        return f"Inspection({self.model}, {counted(len(self.steps), 'step')})\n{self}"
 
     def _repr_html_(self) -> str:
         tables: list[dict[str, Any]] = [

@@ -92,6 +92,14 @@ class Examples:
         return tuple(len(row) - 1 for row in self.sequence_ids) or (0,) * len(self)
 
     @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """For each example the number of its prompt's tokens, and that with its answer behind."""
+        wholes = map(len, self.clean_tokens.strings)
+        return tuple(
+            (whole - more, whole) for whole, more in zip(wholes, self.appended, strict=True)
+        )
+
+    @property
     def width(self) -> int:
         """The number of tokens of the longest prompt."""
         return self.clean_tokens.ids.shape[1]

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnattr.arguments import File, Positive, Seed, checked
+from nnattr.arguments import JsonFile, Positive, Seed, checked
+from nnattr.tasks import positions
 from nnattr.tasks.answers import as_groups
 from nnattr.tasks.build import build
 from nnattr.tasks.choose import Keep, halves, judged
-from nnattr.tasks.description import Description, column_label, described
+from nnattr.tasks.description import Description, cell_label, described
 from nnattr.tasks.examples import Examples
 from nnattr.tasks.file import read_task, write_task
 from nnattr.tasks.form import Answers, Form, Spans, Unusable, Where
@@ -183,8 +184,13 @@ class Task(Examples):
         )
 
     @checked
-    def save(self, path: File) -> Path:
-        """Write the task as one JSON file (the folder must exist) and return its path."""
+    def save(self, path: JsonFile) -> Path:
+        """Write the task as one ``.json`` file (the folder must exist) and return its path.
+
+        Raises:
+            ArgumentError: the path has another ending.
+            TaskError: it cannot be written.
+        """
         return write_task(self, path)
 
     @classmethod
@@ -245,10 +251,10 @@ class Task(Examples):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """One text per position of the padded batch, for plots.
+        """One text per cell of ``positions="each"`` (see `nnattr.tasks.positions`), for plots.
 
-        A token that all examples share (from the right) stands as it is; one that differs between
-        the runs of a single pair as ``clean|corrupted``; elsewhere the name of the span that lies
-        there, or an ellipsis.
+        A token that all examples share stands as it is; one that differs between the runs of a
+        single pair as ``clean|corrupted``; elsewhere the name of the span that lies there, or an
+        ellipsis.
         """
-        return tuple(column_label(self, column) for column in range(self.width))
+        return tuple(cell_label(self, position) for position in positions.labels(self))

@@ -12,7 +12,7 @@ import nnattr
 from nnattr import LogitDiff, LogProb, SequenceLogProb, Task
 from nnattr.errors import MetricError, TaskError
 from nnattr.metrics import direction
-from nnattr.tasks.positions import spots
+from nnattr.tasks.positions import labels, spots
 from tests.tasks.common import PROMPTS as STORIES
 from tests.tasks.common import TWINS as OTHER_STORIES
 from tests.tasks.common import tokenizer_of
@@ -96,8 +96,28 @@ def test_positions_count_in_the_prompt():
         assert said == list(range(first, first + len(task.sequence_ids[example])))
     assert task.spans["second"][1] == (lengths[1] - 1,)
     assert torch.equal(spots(task, "all")[0], task.clean_tokens.mask)
-    with pytest.raises(TaskError, match="outside the prompt"):
-        spots(task, max(lengths))
+    behind = max(lengths)  # a token of either answer
+    for example, pad in enumerate(task.clean_tokens.padding):
+        assert spots(task, behind)[0, example].nonzero().flatten().tolist() == [pad + behind]
+    with pytest.raises(TaskError, match=r"outside the prompt .* and 1 of its answer behind"):
+        spots(task, behind + 1)
+
+
+def test_each_position_with_answers_behind_the_prompts():
+    """Answers go on from the prompt; prompts of several lengths have no label for them."""
+    tokenizer = tokenizer_of("teaching-llama")
+    given, twins = ([side[0]] * 2 for side in (STORIES, OTHER_STORIES))
+    answers = [" Mary and went home.", " Tom."]
+    task = Task.from_pairs(given, twins, answers, tokenizer=tokenizer, sequences=True)
+    assert labels(task) == tuple(range(task.width))
+    for cell, label in zip(spots(task, "each"), labels(task), strict=True):
+        for example, pad in enumerate(task.clean_tokens.padding):
+            there = [pad + label] if label < task.lengths[example][1] else []
+            assert cell[example].nonzero().flatten().tolist() == there
+    mixed = sequences(tiny_model("gpt2").tokenizer)
+    with pytest.raises(TaskError, match=r"'each' has no label.*3 to 5 tokens.*one length"):
+        spots(mixed, "each")
+    assert labels(mixed[:1]) == tuple(range(5 + 2))
 
 
 def test_what_sequences_cannot_do_is_said():

@@ -48,7 +48,7 @@ def generate(
 
     Cost: one forward pass of the prompts and one per new token, in one job.
     """
-    _, tokens = texts_and_tokens(model, prompts, room=max_new_tokens)
+    _, tokens = texts_and_tokens(model, prompts, room=max_new_tokens, alone=True)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -57,7 +57,7 @@ def most_frequent_answers(
             raise TaskError(
                 "A task's prompts, and tokens, are encoded already: no chat, no prefix."
             )
-        texts, tokens = texts_and_tokens(model, prompts)
+        texts, tokens = texts_and_tokens(model, prompts, alone=True)
     else:
         form = Form(model.tokenizer, chat, system, answer_prefix)
         texts = form.written(as_texts("prompts", prompts))

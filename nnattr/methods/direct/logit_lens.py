@@ -210,9 +210,9 @@ def _data(
             numbers = values[name].float().masked_fill(~shown, float("nan"))
             data[name] = (dims[: numbers.ndim], numbers.numpy())
     padding = torch.tensor(tokens.padding)[:, None]
-    own = (at - padding).where(present, -1)
+    own = (at - padding).double().masked_fill(~present, float("nan"))
     strings = [
-        [row[i] if i >= 0 else "" for i in own_row]
+        [row[int(i)] if i >= 0 else "" for i in own_row]
         for row, own_row in zip(tokens.strings, own.tolist(), strict=True)
     ]
     coords = {

@@ -127,7 +127,7 @@ def test_a_prompt_is_no_distance_from_itself_and_lengths_may_differ_at_the_end()
     ends = compare_runs(model, PROMPTS[0], PROMPTS[1])
     expected = (logits(model, PROMPTS[0])[-1] - logits(model, PROMPTS[1])[-1]).norm()
     assert float(ends.data["norm"][0]) == pytest.approx(float(expected), rel=1e-4)
-    assert "1 pairs" in str(ends)
+    assert "1 pair:" in str(ends)
     assert len(ends.to_dataframe()) == 1
     with pytest.raises(TaskError, match="not comparable"):
         compare_runs(model, PROMPTS[0], PROMPTS[1], positions="each")
