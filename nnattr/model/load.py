@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -203,20 +204,13 @@ def _parts(model: Model) -> tuple[Callable[..., Model], tuple[Any, ...]]:
             f"{model.name} runs on {model.backend.name} and has no weights here, so there is "
             f"nothing to pickle: call nnattr.load({model.name!r}, backend=...) where you want it."
         )
-    kept = model.tokenizer, model.spec, model.backend, model.name, model.revision
-    return _from_parts, (model.module, *kept)
+    kept = {one.name: getattr(model, one.name) for one in fields(model) if one.name != "nn"}
+    return _from_parts, (model.module, kept)
 
 
-def _from_parts(
-    module: Any,
-    tokenizer: Any,
-    spec: ArchSpec,
-    backend: Backend,
-    name: str,
-    revision: str | None,
-) -> Model:
-    nn = _wrap(module, name, tokenizer, revision, {})
-    return Model(nn, tokenizer, spec, backend, name, revision)
+def _from_parts(module: Any, kept: dict[str, Any]) -> Model:
+    nn = _wrap(module, kept["name"], kept["tokenizer"], kept["revision"], {})
+    return Model(nn, **kept)
 
 
 copyreg.pickle(Model, _parts)  # here, where models are made; also for copy.deepcopy

@@ -207,3 +207,12 @@ def test_a_model_on_a_server_says_why_it_is_not_pickled() -> None:
         nnattr.errors.BackendError, match=r"no weights here.*nnattr\.load\('teaching-llama'"
     ):
         pickle.dumps(there)
+
+
+def test_an_edited_model_stays_edited_in_a_pickle() -> None:
+    model = teaching("teaching-llama")
+    task = even_ioi(model)
+    edited = nnattr.edited(model, nnattr.edit.ablate((1, 2)))
+    again = pickle.loads(pickle.dumps(edited))
+    np.testing.assert_array_equal(heads(again, task), heads(edited, task))
+    assert (heads(edited, task) != heads(model, task)).any()
