@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.cache import Prefixes, fork, prefix_cache
+from nnattr.engine.measure import measure, require_own_numbers
 from nnattr.engine.pattern_patch import patched_by_patterns
-from nnattr.engine.question import Question, every_example, measure, require_one_number
+from nnattr.engine.question import Question, every_example
 from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_few_logits, read_logits
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
@@ -146,7 +147,7 @@ def kept(
         other = patched_by_patterns(nn, question, own, start)
     clean = (ours if question.base_is_clean else theirs).logits[:, -1]
     metric = measure(question, question.base, ours.logits, clean)
-    require_one_number(metric, len(question))
+    require_own_numbers(question, ours.logits, clean, metric)
     attention_arity, layer_arity = ours.arity or (0, 0)
     return BaseRun(
         start=start,

@@ -22,13 +22,19 @@ from torch import Tensor
 
 from nnattr.engine.base import SHORT, BaseRun, run_from
 from nnattr.engine.cache import prefix_cache
+from nnattr.engine.measure import measure
 from nnattr.engine.mode import Mode
 from nnattr.engine.packing import can_pack, rows_per_sequence
 from nnattr.engine.passes import passes
-from nnattr.engine.question import Question, measure, sandboxed
+from nnattr.engine.question import Question, sandboxed
 from nnattr.engine.rows import Rows, by_start, joined
+from nnattr.runs.patterns import implementations
 from nnattr.runs.portions import Budget, ran_out
 from nnattr.runs.tolerance import pass_tolerance, same_logits
+
+#: The kernel whose mask is an object for the whole batch, which rows that join cannot be cut from:
+#: given another number of rows it ends the process, so this is not left to the comparison.
+BLOCKS = "flex_attention"
 
 
 class Probes:
@@ -148,7 +154,8 @@ def candidates(
     layers = probes.rows.layer
     # in a sandbox a layer's arguments, cache and all, would travel at every join
     joins = bool(layers[0] < layers[-1]) and not sandboxed(nn, question.layout)
-    packs = can_pack(question, prefix_cache(nn, question, base.prefixes, probes.start))
+    joins = joins and BLOCKS not in implementations(nn)
+    packs = can_pack(nn, question, prefix_cache(nn, question, base.prefixes, probes.start))
     if rows_per_sequence(question, last, budget.tokens, None) == 1:  # as no pass would be packed
         packs = False
     either, never = (True, False), (False,)

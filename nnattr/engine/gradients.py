@@ -16,19 +16,13 @@ from torch import Tensor
 
 from nnattr.engine.base import SITE, first_difference, observe
 from nnattr.engine.cache import fork, prefix
+from nnattr.engine.measure import measure, measured, require_own_numbers
 from nnattr.engine.memory import portions_for
 from nnattr.engine.pattern_patch import patched_by_patterns
-from nnattr.engine.question import (
-    Question,
-    every_example,
-    measure,
-    question_of,
-    require_one_number,
-    sandboxed,
-)
+from nnattr.engine.question import Question, every_example, question_of, sandboxed
 from nnattr.engine.shortcuts import read_logits
 from nnattr.runs.inputs import inputs
-from nnattr.runs.places import cut, read
+from nnattr.runs.places import cut, raw, read
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import same_logits
 
@@ -103,6 +97,7 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
     every = every_example(question)
     theirs = observe(nn, question, question.source, SITE, start, fork(cache, every))
     source_logits = theirs.logits
+    require_passed_back(nn, layout.embed)
     given = inputs(
         question.base,
         layout.options,
@@ -124,12 +119,13 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
             logits = torch.cat([before, logits], 1)
             source_logits = torch.cat([before, source_logits], 1)
         clean = (logits.detach() if question.base_is_clean else source_logits)[:, -1]
-        metric = measure(question, question.base, logits, clean)
-        usable = isinstance(metric, Tensor) and metric.shape == (len(question),)
+        metric, problem = measured(question, question.base, logits, clean)
         slopes = ()
-        if tracked and usable and metric.requires_grad:
+        if tracked and metric.requires_grad and not problem:
             slopes = torch.autograd.grad(metric.sum(), live)
-    require_one_number(metric, len(question))
+    if problem:
+        raise RefusedError("metric", problem)
+    require_own_numbers(question, logits, clean, metric)
     require_gradients(tracked, slopes)
     by_layer = dict(enumerate(own))
     patterns = layout.pattern_paths
@@ -143,6 +139,34 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         source_metric=measure(question, question.source, source_logits, clean),
         dtype=logits.dtype,
     )
+
+
+def require_passed_back(nn: Any, embed: str) -> None:
+    """Refuse a linear module that passes no gradient on: the residual stream goes round it.
+
+    Kernels of quantized weights often do not, and the estimate would silently lack that path.
+    """
+    like = nn.get(embed).weight
+    for path, part in raw(nn).named_modules():
+        width = getattr(part, "in_features", None)
+        usual = type(part) is torch.nn.Linear and type(part.weight) in (Tensor, torch.nn.Parameter)
+        if width is None or usual or like.is_meta:
+            continue
+        probe = torch.zeros(1, width, dtype=like.dtype, device=like.device, requires_grad=True)
+        if not passes_back(part, probe):
+            raise RefusedError(
+                "arch",
+                f"{path} ({type(part).__name__}) passes no gradients back, as kernels of quantized "
+                "weights often do not; use activation_patching, which needs none.",
+            )
+
+
+def passes_back(part: Any, probe: Tensor) -> bool:
+    """Whether a gradient reaches what the module is given; some kernels only say that it does."""
+    made = part(probe).sum()
+    if not made.requires_grad:
+        return False
+    return torch.autograd.grad(made, probe, allow_unused=True)[0] is not None
 
 
 def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:

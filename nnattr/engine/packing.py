@@ -19,11 +19,21 @@ from torch import Tensor
 
 from nnattr.engine.question import Question
 from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.patterns import implementations
+
+#: Attention kernels that take a mask of numbers [example, 1, query, key]. Others, such as flex
+#: attention, are given masks of their own making, and one of ours aborts the process.
+DENSE = ("eager", "sdpa")
 
 
-def can_pack(question: Question, cache: Any) -> bool:
-    """Whether it is worth trying: positions can be given, and no window is shorter than prompts."""
+def can_pack(nn: Any, question: Question, cache: Any) -> bool:
+    """Whether it is worth trying: positions can be given, and no window is shorter than prompts.
+
+    And the kernel takes the mask by which a row sees only itself.
+    """
     if cache is None or not question.layout.takes_positions:
+        return False
+    if not implementations(nn) <= set(DENSE):
         return False
     width = question.base.width
     return all((getattr(layer, "sliding_window", None) or width) >= width for layer in cache.layers)

@@ -193,44 +193,6 @@ def question_of(payload: dict[str, Any], replacements: list[Tensor] | None = Non
     )
 
 
-class Batch:
-    """What a metric is told besides the logits; its attributes are listed in `nnattr.metrics`."""
-
-    def __init__(self, fields: dict[str, Tensor]) -> None:
-        self.__dict__.update(fields)
-
-
-def measure(
-    question: Question,
-    prompts: PromptBatch,
-    logits: Tensor,
-    clean: Tensor,
-    example: Tensor | None = None,
-) -> Tensor:
-    """The metric of each row; row *i* belongs to ``example[i]``, or to example *i*.
-
-    Args:
-        question: whose metric it is.
-        prompts: of all examples.
-        logits: of the rows [row, pos, token].
-        clean: the clean run's at the last position [example, token].
-        example: whose rows they are [row].
-    """
-    fields = {**question.answers, "ids": prompts.ids, "mask": prompts.mask, "clean_logits": clean}
-    fields = {name: value.to(logits.device) for name, value in fields.items()}
-    if example is not None:
-        rows = example.to(logits.device)
-        fields = {name: value[rows] for name, value in fields.items()}
-    return question.metric(logits, Batch(fields))
-
-
-def require_one_number(value: Any, n: int) -> None:
-    """Refuse a metric that is not one number for each of ``n`` examples."""
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if shape != (n,):
-        raise RefusedError("metric", f"expected one number for each of {n} examples, got {shape}")
-
-
 def sandboxed(nn: Any, layout: Layout) -> bool:
     """Whether the job runs in a sandbox, which has no weights and gets copies of activations."""
     return nn.get(layout.embed).weight.is_meta

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import Frozen, frozen
-from nnattr.runs.places import cut
+from nnattr.runs.interface import with_sinks
+from nnattr.runs.places import cut, raw
 from nnattr.runs.tolerance import weights_tolerance
 
 
@@ -60,6 +61,7 @@ class Form:
         cap: what they are capped at, or None.
         rotary: how q and k may be turned by their position, or None.
         shifted: whether q and k are made of more than v: a position embedding is added for them.
+        sinks: the path of the module that has each head's attention sink, or None.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Form:
         scales: tuple[float, ...],
         cap: float | None,
         rotary: dict[str, Any] | None,
+        sinks: str | None,
         shifted: bool = False,
     ) -> None:
         self.layer = layer
@@ -94,6 +97,7 @@ class Form:
         self.cap = cap
         self.rotary = None if rotary is None else Rotary(**rotary)
         self.shifted = shifted
+        self.sinks = sinks
 
 
 class Seen:
@@ -215,14 +219,24 @@ def rotations(nn: Any, form: Form, positions: Tensor, like: Tensor) -> list[tupl
         angles = positions[:, None] * torch.tensor(rotary.frequencies, device=like.device)
         cos, sin = angles.cos(), angles.sin()
     else:
-        x = torch.zeros(1, len(positions), 1, device=like.device)
-        cos, sin = nn.get(rotary.path)(x, positions[None], *rotary.arguments)
-        cos, sin = cos[0].float(), sin[0].float()
-        half = cos.shape[-1] // 2
-        halves = bool((sin[:, :half] - sin[:, half:]).abs().max() < 1e-4)
-        picked = slice(0, half) if halves else slice(0, None, 2)
-        cos, sin = cos[:, picked], sin[:, picked]
+        turning = torch.cat([positions, torch.ones_like(positions[:1])])  # at 0 nothing turns
+        x = torch.zeros(1, len(turning), 1, device=like.device)
+        cos, sin = nn.get(rotary.path)(x, turning[None], *rotary.arguments)
+        columns = once_each(sin[0])
+        cos, sin = (value[0, :-1, columns].float() for value in (cos, sin))
     return [*kinds, ("halves", cos, sin), ("pairs", cos, sin)]
+
+
+def once_each(sin: Tensor) -> slice:
+    """Which columns of angles [pos, column] hold each pair's once: models write them twice, or not.
+
+    As two halves, or each beside itself; or there is one column for each pair.
+    """
+    half = sin.shape[-1] // 2
+    if (sin[:, :half] - sin[:, half:]).abs().max() < 1e-4:
+        return slice(0, half)
+    twice = (sin[:, ::2] - sin[:, 1::2]).abs().max() < 1e-4
+    return slice(0, None, 2 if twice else None)
 
 
 def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
@@ -252,12 +266,13 @@ def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor])
     turns = rotations(nn, form, torch.arange(x.shape[1]), x)
     bias = slopes(form.heads, x.shape[1], x.device)
     found: list[Scoring] = []
+    sinks = sinks_of(nn, form)
     for alibi in (0.0, 1.0, "scale"):  # a bias for distance only if nothing fits without one
         for rotation in turns[:1] if alibi else turns:
             raw = rotate(q, rotation) @ rotate(k, rotation).mT
             for scale in form.scales:
                 factor = scale if alibi == "scale" else alibi
-                made = pattern(raw * scale + factor * bias, form.cap) @ v
+                made = pattern(raw * scale + factor * bias, form.cap, sinks) @ v
                 gap = float((made - z).abs().max() / z.abs().max())
                 found.append(Scoring(rotation[0], scale, factor, gap))
         best = min(found, key=lambda one: one.gap)
@@ -273,10 +288,21 @@ def output_gap(seen: Seen, weights: dict[str, Tensor]) -> float:
     return float((made - projected).abs().max() / projected.abs().max())
 
 
-def value_gap(seen: Seen, weights: dict[str, Tensor]) -> float:
-    """The largest error of the first position's z, which can only be its own value."""
+def sinks_of(nn: Any, form: Form) -> Tensor | None:
+    """Each head's attention sink [head], where there are any and the weights are here."""
+    sinks = None if form.sinks is None else raw(nn.get(form.sinks)).sinks
+    return None if sinks is None or sinks.is_meta else sinks.detach()
+
+
+def value_gap(form: Form, seen: Seen, weights: dict[str, Tensor]) -> float:
+    """The largest error of the first position's z, which can only be its own value.
+
+    Or a share of it, where the head has a sink.
+    """
     made = project(seen.entering[:, :1], weights, "v")[..., 0, :]
     z = seen.z[:, 0].float().unflatten(-1, made.shape[-2:])
+    if form.sinks is not None:
+        made = made * ((z * made).sum(-1, keepdim=True) / (made * made).sum(-1, keepdim=True))
     return float((made - z).abs().max() / z.abs().max())
 
 
@@ -285,11 +311,17 @@ def chosen(kind: str, turns: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     return next(rotation for rotation in turns if rotation[0] == kind)
 
 
-def pattern(scores: Tensor, cap: float | None) -> Tensor:
-    """The attention that scores [..., query_pos, key_pos] become, each query seeing its past."""
+def pattern(scores: Tensor, cap: float | None, sinks: Tensor | None = None) -> Tensor:
+    """The attention that scores [..., head, query_pos, key_pos] become, each query seeing its past.
+
+    Args:
+        scores: before the soft-cap.
+        cap: what they are capped at, or None.
+        sinks: each head's sink [head], or None.
+    """
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
-    return scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return with_sinks(scores.masked_fill(~seen, float("-inf")), sinks)
 
 
 def slopes(heads: int, pos: int, device: Any) -> Tensor:

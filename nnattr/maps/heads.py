@@ -118,7 +118,7 @@ def head_matrices(
             turn_apart(nn, form, one, weights, scoring.kind, question.distance)
             weights["q"] = weights["q"] * (scoring.scale if question.scaled else 1.0)
         else:
-            outputs = max(outputs, value_gap(one, weights))
+            outputs = max(outputs, value_gap(form, one, weights))
         if question.fold:
             norms = max(norms, fold_norms(nn, question, form, one, weights))
         found[layer] = weights

@@ -24,15 +24,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from threading import RLock
 from typing import Any, TypeAlias
 
+from nnattr.backend.alone import alone
 from nnattr.errors import ArchError
 from nnattr.runs.as_built import is_nnsights, is_users
 from nnattr.runs.places import raw
 
-#: Held while a module is on loan: two jobs would give it back in the wrong order.
-ONE = RLock()
 #: Where nnsight keeps what it found on a module.
 STATE = "__nnsight__"
 #: Where torch keeps a module's hooks: on what it is given, and on what it returns.
@@ -53,7 +51,7 @@ def on_loan(nn: Any, name: str, streams: Collection[str] = ()) -> Iterator[None]
     Raises:
         ArchError: modules were added, taken out or moved since the model was loaded.
     """
-    with ONE, ExitStack() as given_back:
+    with alone(), ExitStack() as given_back:  # two jobs would give it back in the wrong order
         _follow(nn, name)
         for path, part in raw(nn).named_modules():
             if part.training:
