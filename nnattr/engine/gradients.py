@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import SITE, first_difference, observe
-from nnattr.engine.cache import fork, prefix
+from nnattr.engine.cache import fork, inputs_from, prefix
 from nnattr.engine.memory import portions_for
 from nnattr.engine.pattern_patch import patched_by_patterns
 from nnattr.engine.question import (
@@ -27,7 +27,6 @@ from nnattr.engine.question import (
     sandboxed,
 )
 from nnattr.engine.shortcuts import read_logits
-from nnattr.runs.inputs import inputs
 from nnattr.runs.places import cut, read
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import same_logits
@@ -38,7 +37,7 @@ WORTH_SHARING = 256
 
 def attribution_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Both baselines and the estimated change for every cell."""
-    question = question_of(payload)
+    question = question_of(nn, payload)
     portions = portions_for(nn, tick, payload, question, backward=True)
     for some in portions:
         with portions.attempt():
@@ -103,14 +102,7 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
     every = every_example(question)
     theirs = observe(nn, question, question.source, SITE, start, fork(cache, every))
     source_logits = theirs.logits
-    given = inputs(
-        question.base,
-        layout.options,
-        start=start,
-        cache=fork(cache, every),
-        takes_positions=layout.takes_positions,
-    )
-    with nn.trace(**given):
+    with nn.trace(**inputs_from(layout, question.base, start, fork(cache, every))):
         nn.get(layout.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
         # of a part of an output there is no gradient: take it of the whole, and cut
         width = question.base.width - start

@@ -28,12 +28,12 @@ DISAGREES = "the suffix engine and full passes disagree on two probe rows"
 
 def patching_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Both baselines and the change of the metric for every cell."""
-    return in_portions(nn, tick, payload, question_of(payload))
+    return in_portions(nn, tick, payload, question_of(nn, payload))
 
 
 def ablation_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The change of the metric for every cell, with replacements in place of the source run."""
-    return in_portions(nn, tick, payload, question_of(payload, replacements_of(nn, payload)))
+    return in_portions(nn, tick, payload, question_of(nn, payload, replacements_of(nn, payload)))
 
 
 def in_portions(nn: Any, tick: Any, payload: dict[str, Any], question: Question) -> dict[str, Any]:
