@@ -17,6 +17,7 @@ from torch import Tensor
 from nnattr.engine.base import SITE, first_difference, observe
 from nnattr.engine.cache import fork, inputs_from, prefix
 from nnattr.engine.memory import portions_for
+from nnattr.engine.mode import reason
 from nnattr.engine.pattern_patch import patched_by_patterns
 from nnattr.engine.question import (
     Question,
@@ -33,6 +34,8 @@ from nnattr.runs.tolerance import same_logits
 
 #: Shared tokens below which a cache of them costs more passes than it saves.
 WORTH_SHARING = 256
+#: Why runs begin at the first token though they share more than that.
+DISAGREES = "an example's logits are others when it goes on from its keys and values"
 
 
 def attribution_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -51,6 +54,7 @@ class Differentiated:
 
     Attributes:
         start: the position at which both runs begin.
+        because: why that is the first one, though it would pay to begin later.
         own: the site in the base run, by layer [example, pos, width].
         other: the site in the source run, by layer [example, pos, width].
         slopes: the gradient of the metric there, by layer [example, pos, width].
@@ -62,6 +66,7 @@ class Differentiated:
         self,
         *,
         start: int,
+        because: str,
         own: dict[int, Tensor],
         other: dict[int, Tensor],
         slopes: list[Tensor],
@@ -70,6 +75,7 @@ class Differentiated:
         dtype: torch.dtype,
     ) -> None:
         self.start = start
+        self.because = because
         self.own = own
         self.other = other
         self.slopes = slopes
@@ -91,13 +97,15 @@ def attribute(nn: Any, question: Question) -> dict[str, Any]:
         "base": run.metric,
         "source": run.source_metric,
         "engine": "suffix" if run.start else "full",
+        "fell_back": run.because,
         "dtype": str(run.dtype),
     }
 
 
 def differentiated(nn: Any, question: Question) -> Differentiated:
     """Both runs, and the gradients of the base run's metric."""
-    layout, start = question.layout, resumable(nn, question)
+    layout = question.layout
+    start, because = resumable(nn, question)
     cache, before = prefix(nn, question, start)
     every = every_example(question)
     theirs = observe(nn, question, question.source, SITE, start, fork(cache, every))
@@ -128,6 +136,7 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
     other = patched_by_patterns(nn, question, by_layer, start) if patterns else theirs.site
     return Differentiated(
         start=start,
+        because=because,
         own=by_layer,
         other=other if isinstance(other, dict) else dict(enumerate(other)),
         slopes=[cut(slope, part) for slope, part in zip(slopes, parts, strict=True)],
@@ -146,22 +155,23 @@ def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:
         raise RefusedError("metric", f"it has no gradient; {instead}")
 
 
-def resumable(nn: Any, question: Question) -> int:
+def resumable(nn: Any, question: Question) -> tuple[int, str]:
     """Where runs may begin: after what all pairs share, if that pays and the model allows it.
 
-    It does where one example gives the same logits when it goes on from a cache; else this is 0.
+    It does where one example gives the same logits when it goes on from a cache; else this is 0,
+    with the reason.
     """
     start = first_difference(question)
     if len(question) * start < WORTH_SHARING:
-        return 0
+        return 0, ""
     one = question.take(slice(1))
     whole = observe(nn, one, one.base).logits
     try:
         cache, _ = prefix(nn, one, start)
         resumed = observe(nn, one, one.base, (), start, cache).logits
-    except Exception:  # whatever the model's own code has against a cache
-        return 0
-    return start if same_logits(resumed[:, -1], whole[:, -1]) else 0
+    except Exception as error:  # whatever the model's own code has against a cache
+        return 0, reason(error)
+    return (start, "") if same_logits(resumed[:, -1], whole[:, -1]) else (0, DISAGREES)
 
 
 def contribution(slope: Tensor, other: Tensor, own: Tensor, spots: Tensor, units: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from nnattr.engine.base import BaseRun, base_run
 from nnattr.engine.fastest import fastest, resumes
 from nnattr.engine.memory import portions_for
-from nnattr.engine.mode import Mode
+from nnattr.engine.mode import Mode, reason
 from nnattr.engine.packing import rows_per_sequence
 from nnattr.engine.passes import passes
 from nnattr.engine.question import Question, question_of, require_edits_in_place
@@ -20,8 +20,6 @@ from nnattr.engine.replacements import replacements_of
 from nnattr.engine.rows import Rows, by_start, effort, plan
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 
-#: Characters that are kept of what a model says against the engine.
-LONGEST = 300
 #: Why a model is served by full passes whose probe rows do not agree.
 DISAGREES = "the suffix engine and full passes disagree on two probe rows"
 
@@ -101,7 +99,7 @@ def prepared(nn: Any, question: Question, budget: Budget) -> Prepared:
         except Exception as error:  # whatever the model's own code has against a cache
             if isinstance(error, RefusedError) or ran_out(error):
                 raise
-            because = f"{type(error).__name__}: {error}"[:LONGEST]
+            because = reason(error)
     base, _ = base_run(nn, question, full=True)
     rows = plan(question, base.own, base.other, base.start)
     return Prepared(base, rows, Mode(full=True, because=because))
