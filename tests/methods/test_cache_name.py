@@ -32,7 +32,9 @@ def renamed(module: Any, name: str, known: str) -> Any:
     signature = inspect.signature(kind.forward)
 
     def forward(self: Any, **given: Any) -> Any:
-        given = {known if key == name else key: value for key, value in given.items()}
+        given.pop(known, None)  # as any argument that it does not know
+        if name in given:
+            given[known] = given.pop(name)
         output = kind.forward(self, **given)
         return SimpleNamespace(logits=output.logits, **{name: getattr(output, known)})
 
