@@ -4,6 +4,7 @@
 """
 
 from . import arch as arch
+from . import errors as errors
 from . import metrics as metrics
 from . import plots as plots
 from . import results as results
@@ -14,13 +15,7 @@ from .backend import Local as Local
 from .backend import Simulated as Simulated
 from .calls.submit import Job as Job
 from .calls.submit import submit as submit
-from .errors import ArchError as ArchError
-from .errors import ArgumentError as ArgumentError
-from .errors import BackendError as BackendError
-from .errors import MetricError as MetricError
 from .errors import NnattrError as NnattrError
-from .errors import ResultError as ResultError
-from .errors import TaskError as TaskError
 from .methods.attention.attention_patterns import attention_patterns as attention_patterns
 from .methods.attention.copying import copying_score as copying_score
 from .methods.attention.copying import name_mover_score as name_mover_score

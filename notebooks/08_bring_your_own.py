@@ -74,7 +74,7 @@ def attempt(**changes):
     pair = {"clean": ["The dog"], "corrupted": ["The dogs"], "answers": [" is"]}
     try:
         nnattr.Task.from_pairs(**{**pair, **changes}, tokenizer=model.tokenizer)
-    except nnattr.TaskError as error:
+    except nnattr.errors.TaskError as error:
         print(error, end="\n\n")
 
 
@@ -166,7 +166,7 @@ def mean_metric(logits, batch):
 
 try:
     nnattr.activation_patching(model, task, mean_metric)
-except nnattr.MetricError as error:
+except nnattr.errors.MetricError as error:
     print(error)
 
 # %% [markdown]

@@ -18,9 +18,9 @@ def task(model: nnattr.Model) -> nnattr.Task:
 
 
 def test_a_model_where_a_tokenizer_is_wanted(model: nnattr.Model) -> None:
-    with pytest.raises(nnattr.ArgumentError, match=r"tokenizer is .*model\.tokenizer"):
+    with pytest.raises(nnattr.errors.ArgumentError, match=r"tokenizer is .*model\.tokenizer"):
         nnattr.tasks.ioi(model, n=2)
-    with pytest.raises(nnattr.ArgumentError, match=r"tokenizer is .*model\.tokenizer"):
+    with pytest.raises(nnattr.errors.ArgumentError, match=r"tokenizer is .*model\.tokenizer"):
         nnattr.Task.from_prompts(["When John"], tokenizer=model)
 
 
@@ -35,15 +35,15 @@ def test_a_model_where_a_tokenizer_is_wanted(model: nnattr.Model) -> None:
 def test_a_name_or_prompts_where_model_and_task_are_wanted(
     method, model: nnattr.Model, task: nnattr.Task
 ) -> None:
-    with pytest.raises(nnattr.ArgumentError, match=r"model is .*nnattr\.load"):
+    with pytest.raises(nnattr.errors.ArgumentError, match=r"model is .*nnattr\.load"):
         method("teaching-gpt2", task, nnattr.LogitDiff())
-    with pytest.raises(nnattr.ArgumentError, match=r"task is .*from_pairs"):
+    with pytest.raises(nnattr.errors.ArgumentError, match=r"task is .*from_pairs"):
         method(model, ["When John and Mary"], nnattr.LogitDiff())
 
 
 def test_a_device_and_a_dtype_that_are_not() -> None:
-    with pytest.raises(nnattr.BackendError, match="device is 'gpu', which is not here"):
+    with pytest.raises(nnattr.errors.BackendError, match="device is 'gpu', which is not here"):
         nnattr.load("teaching-gpt2", device="gpu")
-    with pytest.raises(nnattr.BackendError, match="dtype is 'fp16'; expected 'float32'"):
+    with pytest.raises(nnattr.errors.BackendError, match="dtype is 'fp16'; expected 'float32'"):
         nnattr.load("teaching-gpt2", dtype="fp16")
     assert nnattr.load("teaching-gpt2", device="cpu", dtype="bfloat16").dtype == "bfloat16"

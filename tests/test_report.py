@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 import nnattr
-from nnattr import ResultError, Scores, TaskError
+from nnattr import Scores
 from nnattr.calls.registry import ANSWERS
+from nnattr.errors import ResultError, TaskError
 from nnattr.report import Entry, report_page
 from tests.browser import CHROMIUM, Tab, browser
 from tests.methods.common import even_ioi, teaching

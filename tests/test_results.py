@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nnattr import ArgumentError, ResultError, Scores
+from nnattr import Scores
+from nnattr.errors import ArgumentError, ResultError
 from nnattr.results import cell_label
 from tests.support.scores import PROVENANCE, scores
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnattr import ArgumentError, ResultError
+from nnattr.errors import ArgumentError, ResultError
 from nnattr.results.statistics import benjamini_hochberg, sign_flip_pvalues, smallest_pvalue
 from tests.support.scores import scores
 

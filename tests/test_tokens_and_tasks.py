@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnattr import ArgumentError, Task, TaskError, tasks
+from nnattr import Task, tasks
+from nnattr.errors import ArgumentError, TaskError
 from nnattr.tasks.positions import spots
 from nnattr.teaching import folder
 from nnattr.tokens import continuation_id, encode, prompt_ids

@@ -102,6 +102,9 @@ def demo(
     model: Annotated[
         str, typer.Option(help="A teaching model, a Hugging Face id, or a local folder.")
     ] = "teaching-llama",
+    real: Annotated[
+        bool, typer.Option("--real", help="The real model, smollm2-135m; minutes, not seconds.")
+    ] = False,
     n: Annotated[int, typer.Option(help="Number of prompt pairs.", min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Which names and places.")] = 0,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("nnattr-demo.html"),
@@ -113,8 +116,9 @@ def demo(
     from nnattr.cli.demo import measure, summary
     from nnattr.cli.demo_page import demo_page
     from nnattr.model.load import load
+    from nnattr.pretrained import NAME
 
-    found = measure(load(model, backend=backend), n, seed)
+    found = measure(load(NAME if real else model, backend=backend), n, seed)
     say(*summary(found))
     _write(output, demo_page(found))
 

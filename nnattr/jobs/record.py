@@ -47,6 +47,7 @@ def provenance_of(
         architecture=model.architecture,
         backend=model.backend.name,
         dtype=model.dtype,
+        quantization=model.quantization,
         task="" if task is None else task.name,
         task_hash="" if task is None else task.hash,
         examples=None if task is None else packed(task),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnattr import teaching
+from nnattr import pretrained, teaching
 from nnattr.arch.discover import candidates
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
@@ -37,9 +37,10 @@ def load(
     """Load a causal language model, here or on a server.
 
     Args:
-        model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``), a Hugging Face
-            id, a local folder, or a module that is already loaded (it is put in eval mode: dropout
-            would make a run differ from itself).
+        model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``),
+            ``"smollm2-135m"`` (see `nnattr.pretrained`), a Hugging Face id, a local folder, or a
+            module that is already loaded (it is put in eval mode: dropout would make a run differ
+            from itself).
         tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
             object. Without it ``NNATTR_BACKEND``, the user's file, then local. With a remote
@@ -50,7 +51,8 @@ def load(
         revision: a branch, tag or commit on the Hub.
         spec: your own `ArchSpec` for a family that nnattr does not know; it is proven before use.
         **kwargs: passed to ``from_pretrained`` (``trust_remote_code=True``,
-            ``attn_implementation="eager"``, ...).
+            ``attn_implementation="eager"``, ...). With ``gguf_file="x.gguf"`` weights and tokenizer
+            are read from that file of the folder, and rounded weights dequantized.
 
     Raises:
         ArchError: there is no such model, or its structure is unknown and could not be proven.
@@ -68,10 +70,17 @@ def load(
         name = source or type(model).__name__
     elif name in teaching.NAMES:
         source = str(teaching.folder(name))
+    elif name == pretrained.NAME:
+        source = _fetched(where)
     if module is not None and not where.holds_weights:
         raise BackendError(
             f"A loaded module cannot run on {where.name}: the server uses its own weights, not "
             "yours. Pass the model's id instead, or use backend='local'."
+        )
+    if kwargs.get("gguf_file") and not where.holds_weights:
+        raise BackendError(
+            f"A GGUF file cannot run on {where.name}: servers load models by their id. Pass the id "
+            "of the model it was made from, or use backend='local'."
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
     if where.holds_weights and module is None:
@@ -91,9 +100,9 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
     if isinstance(given, str | Path):
         if not str(given):
             raise TaskError(f"{name} was given as a loaded module: pass its tokenizer= as well.")
-        trust = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
+        passed = {key: kwargs[key] for key in ("trust_remote_code", "gguf_file") if key in kwargs}
         try:
-            given = AutoTokenizer.from_pretrained(str(given), revision=revision, **trust)
+            given = AutoTokenizer.from_pretrained(str(given), revision=revision, **passed)
         except Exception as error:
             raise ArchError(_not_found(str(given), "tokenizer", error)) from error
     given.padding_side = "left"
@@ -119,13 +128,25 @@ def _weights(
     _require_known(device, dtype)
     logging.disable_progress_bar()
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype or "auto", device_map=device, **kwargs
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype or "auto",
+            device_map=device,
+            output_loading_info=True,
+            **kwargs,
         )
     except Exception as error:
         raise ArchError(_not_found(name, "model", error)) from error
     finally:
         logging.enable_progress_bar()
+    module, report = loaded
+    if absent := sorted(report["missing_keys"]):
+        raise ArchError(
+            f"The checkpoint {name!r} has no weights for {len(absent)} parts of "
+            f"{type(module).__name__}, such as {absent[0]}: these would be random. Is it one of a "
+            "causal language model, and whole?"
+        )
     return module.requires_grad_(False)
 
 
@@ -161,7 +182,21 @@ def _wrap(
         raise ArchError(_not_found(name, "model", error)) from error
 
 
+def _fetched(where: Backend) -> str:
+    """The folder of the real model."""
+    if not where.holds_weights:
+        raise BackendError(
+            f"{pretrained.NAME!r} is a folder here, which {where.name} does not have; load "
+            f"{pretrained.ORIGINAL!r} there."
+        )
+    if not pretrained.is_here():
+        raise ArchError(pretrained.how_to_get())
+    return str(pretrained.folder())
+
+
 def _not_found(name: str, what: str, error: Exception) -> str:
+    if isinstance(error, ImportError) and "gguf" in str(error):
+        return f"Reading {name!r} needs the package gguf: `pip install 'nnattr[gguf]'`."
     reason = str(error).strip().splitlines()
     return (
         f"The {what} {name!r} could not be loaded ({type(error).__name__}: "

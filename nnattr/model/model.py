@@ -104,6 +104,15 @@ class Model:
         return str(self.nn.dtype).removeprefix("torch.")
 
     @property
+    def quantization(self) -> str:
+        """How the weights were rounded since training, as far as the configuration says; or ""."""
+        said = getattr(self.nn.config, "quantization_config", None) or {}
+        said = said if isinstance(said, Mapping) else said.to_dict()
+        file = said.get("gguf_file") or getattr(self.nn.config, "dequantized_from", None)
+        method = getattr(said.get("quant_method", ""), "value", said.get("quant_method", ""))
+        return f"dequantized from {file}" if file else method and f"quantized by {method}"
+
+    @property
     def context_length(self) -> int | None:
         """The longest prompt the model takes, if its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
@@ -195,5 +204,6 @@ class Model:
     def __repr__(self) -> str:
         return (
             f"Model({self.name!r}, {self.architecture}: {self.n_layers} layers x {self.n_heads} "
-            f"heads, {self.dtype}, backend={self.backend.name!r})"
+            f"heads, {self.dtype}{self.quantization and ', ' + self.quantization}, "
+            f"backend={self.backend.name!r})"
         )

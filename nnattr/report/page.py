@@ -78,7 +78,7 @@ def _grouped(entries: Entries) -> list[list[Entry[Result]]]:
     for entry in entries:
         p = entry.result.provenance
         if p.task:
-            groups.setdefault((p.model, p.dtype, p.task_hash), []).append(entry)
+            groups.setdefault((p.model, p.weights, p.task_hash), []).append(entry)
     return list(groups.values())
 
 

@@ -184,7 +184,7 @@ def origin(result: Result) -> Markup:
     memory = f"at most {p.peak_memory / 1e9:.2f} GB in use, {p.rows_per_forward} rows in a pass"
     entries = {
         "Model": p.model + (f" at {p.revision}" if p.revision else ""),
-        "Architecture": f"{p.architecture}, {p.dtype}",
+        "Architecture": f"{p.architecture}, {p.weights}",
         "Backend": p.backend,
         "Task": f"{p.task}, hash {p.task_hash}" if p.task else "",
         "Metric": p.metric,

@@ -136,7 +136,7 @@ class Result:
     def _repr_html_(self) -> str:
         head, _, rest = repr(self).partition("\n")
         p = self.provenance
-        where = f"{p.backend}, {p.dtype}, {p.seconds:.2f} s" if p.method else ""
+        where = f"{p.backend}, {p.weights}, {p.seconds:.2f} s" if p.method else ""
         made = " · ".join(part for part in (p.method, p.task, where) if part)
         return templates.fill("results/result.html.jinja", head=head, rest=rest, made=made)
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nnattr
-from nnattr import BackendError, LogitDiff, LogProb, Model, ResultError, Scores, Simulated, Task
+from nnattr import LogitDiff, LogProb, Model, Scores, Simulated, Task
 from nnattr.backend import JobFunction, Local, Outcome
-from nnattr.errors import TooLargeError
+from nnattr.errors import BackendError, ResultError, TooLargeError
 from tests.backend.common import KEY, patch, returning, values
 from tests.backend.scripted import Script, serving
 from tests.methods.common import assert_same

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import NDIF, BackendError
+from nnattr import NDIF
 from nnattr.backend.ndif import RETRIES
-from nnattr.errors import TooLargeError
+from nnattr.errors import BackendError, TooLargeError
 from tests.backend.common import KEY, causes, patch, remote, returning, saying, task, values
 from tests.backend.scripted import Line, Script, blob, chatter, done, serving, silence, status
 

@@ -15,8 +15,8 @@ import torch
 import zstandard
 from nnsight.schema.response import ResponseModel, Status
 
-from nnattr import BackendError
 from nnattr.backend import reading
+from nnattr.errors import BackendError
 from tests.backend.common import patch, saying, values
 from tests.backend.scripted import Script, blob, done, serving, status
 

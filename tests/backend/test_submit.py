@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import nnattr
-from nnattr import NDIF, BackendError, LogitDiff, ResultError
+from nnattr import NDIF, LogitDiff
 from nnattr.cli import app
+from nnattr.errors import BackendError, ResultError
 from tests.backend.common import KEY, remote, task, values
 from tests.backend.scripted import JOB, Script, blob, serving, status
 

@@ -13,9 +13,10 @@ import xarray as xr
 import yaml
 
 import nnattr
-from nnattr import LogitDiff, MetricError, ResultError, load_result
+from nnattr import LogitDiff, load_result
 from nnattr.calls import again
 from nnattr.calls.registry import ANSWERS, METHODS
+from nnattr.errors import MetricError, ResultError
 from nnattr.results import Result, legacy
 from tests.methods.common import even_ioi, teaching
 from tests.support.calls import example

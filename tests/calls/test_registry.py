@@ -8,8 +8,8 @@ from operator import attrgetter
 import pytest
 
 import nnattr
-from nnattr import ArgumentError
 from nnattr.calls.registry import METHODS, named, row_of
+from nnattr.errors import ArgumentError
 from nnattr.jobs.plain import plain, restored
 from tests.methods.common import even_ioi, teaching
 from tests.support.calls import EXAMPLES, example

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import nnattr
-from nnattr import ArchError, ArgumentError, LogitDiff, Loss, Model, Task, TaskError
+from nnattr import LogitDiff, Loss, Model, Task
+from nnattr.errors import ArchError, ArgumentError, TaskError
 from nnattr.jobs.plain import restored
 from tests.methods.common import (
     TEACHING,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import LogitDiff, MetricError, Task, activation_patching
+from nnattr import LogitDiff, Task, activation_patching
+from nnattr.errors import MetricError
 from tests.methods.common import (
     METHODS,
     SITES,

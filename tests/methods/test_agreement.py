@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 import nnattr
-from nnattr import LogitDiff, ResultError, Scores, agreement
+from nnattr import LogitDiff, Scores, agreement
+from nnattr.errors import ResultError
 from tests.methods.common import METHODS, TEACHING, even_ioi, ragged_tiny, teaching, tiny
 
 

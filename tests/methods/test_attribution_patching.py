@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import KL, LogitDiff, MetricError, Model, Task, activation_patching
+from nnattr import KL, LogitDiff, Model, Task, activation_patching
 from nnattr import attribution_patching as attribute
+from nnattr.errors import MetricError
 from tests.methods.common import (
     SITES,
     TEACHING,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import nnattr
-from nnattr import BackendError, LogitDiff, NnattrError
+from nnattr import LogitDiff, NnattrError
+from nnattr.errors import BackendError
 from nnattr.teaching import folder
 from tests.methods.common import (
     METHODS,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import ArchError, BackendError, TaskError, attention_patterns, capture
+from nnattr import attention_patterns, capture
+from nnattr.errors import ArchError, BackendError, TaskError
 from tests.methods.common import ragged_ioi, raw_module, teaching, tiny
 from tests.tiny import D_MODEL, FAMILIES, HEADS, LAYERS, tiny_model
 

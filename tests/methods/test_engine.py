@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import ArchError, LogitDiff, LogProb, Loss, Model, Prob
+from nnattr import LogitDiff, LogProb, Loss, Model, Prob
 from nnattr.engine import memory, passes, sweep
 from nnattr.engine.mode import Mode
 from nnattr.engine.shortcuts import Scratch, one_step_gelu
+from nnattr.errors import ArchError
 from nnattr.runs import portions
 from nnattr.runs.inputs import cache_argument
 from tests.methods.common import assert_same

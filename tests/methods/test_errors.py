@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import ArchError, ArgumentError, LogitDiff, MetricError, Task, TaskError
+from nnattr import LogitDiff, Task
+from nnattr.errors import ArchError, ArgumentError, MetricError, TaskError
 from tests.methods.common import METHODS, ragged_ioi, ragged_tiny, teaching, tiny
 from tests.support.metrics import entropy
 from tests.tiny import CONTEXT, FAMILIES, tiny_module, tiny_tokenizer

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import LogitDiff, Model, Task, TaskError, activation_patching
+from nnattr import LogitDiff, Model, Task, activation_patching
+from nnattr.errors import TaskError
 from tests.methods.common import (
     METHODS,
     SITES,

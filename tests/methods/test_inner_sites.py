@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import (
-    ArchError,
-    LogitDiff,
-    Scores,
-    activation_patching,
-    attribution_patching,
-)
+from nnattr import LogitDiff, Scores, activation_patching, attribution_patching
+from nnattr.errors import ArchError
 from tests.methods.common import (
     assert_same,
     cells,

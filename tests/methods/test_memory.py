@@ -11,9 +11,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import nnattr
-from nnattr import ArgumentError, LogProb, Scores, Task, activation_patching, attribution_patching
+from nnattr import LogProb, Scores, Task, activation_patching, attribution_patching
 from nnattr.engine import fastest, passes
 from nnattr.engine.memory import bytes_per_row
+from nnattr.errors import ArgumentError
 from tests.methods.common import METHODS, assert_same, even_ioi, raw_module, teaching, tiny
 from tests.support.engine import pair, task
 from tests.support.families import families
@@ -128,7 +129,7 @@ def test_what_never_fits_says_so():
     embedding = raw_module(model).get_submodule(model.spec.embed)
     handle = embedding.register_forward_hook(never)
     try:
-        with pytest.raises(nnattr.BackendError, match="out of memory"):
+        with pytest.raises(nnattr.errors.BackendError, match="out of memory"):
             activation_patching(model, question(2), LogProb())
     finally:
         handle.remove()

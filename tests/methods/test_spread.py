@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import nnattr
-from nnattr import ArchError, LogitDiff, Model
+from nnattr import LogitDiff, Model
+from nnattr.errors import ArchError
 from tests.methods.common import METHODS, assert_same
 from tests.support.engine import pair, task
 from tests.tiny import tiny_model

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import BackendError, Model
+from nnattr import Model
+from nnattr.errors import BackendError
 from nnattr.model.patterns import attention_paths
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.patterns import patterns

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import NDIF, BackendError, LogitDiff, Model, Scores, Task, teaching
+from nnattr import NDIF, LogitDiff, Model, Scores, Task, teaching
 from nnattr.calls.registry import METHODS
+from nnattr.errors import BackendError
 from tests.methods.common import assert_same
 from tests.ndif import processes
 from tests.ndif.server import Server

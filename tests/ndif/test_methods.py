@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import nnattr
-from nnattr import BackendError, LogitDiff, Model, Scores, Task
+from nnattr import LogitDiff, Model, Scores, Task
 from nnattr.cli import app
+from nnattr.errors import BackendError
 from tests.methods.common import METHODS, SITES, assert_same, ragged_ioi
 from tests.ndif import processes
 from tests.ndif.environment import STARTUP_FILE, client

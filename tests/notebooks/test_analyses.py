@@ -105,7 +105,7 @@ def test_facts_with_groups_of_answers_from_json(model, tmp_path):
     assert (exact.permutation_pvalue().stack(cell=("layer", "head")) < 0.05).any()
     mean_logits = nnattr.activation_patching(model, report, nnattr.LogitDiff(), normalized=False)
     assert mean_logits.baselines.sel(run="clean").mean() > 0
-    with pytest.raises(nnattr.MetricError, match="LogitDiff"):
+    with pytest.raises(nnattr.errors.MetricError, match="LogitDiff"):
         nnattr.direct_logit_attribution(model, report, nnattr.GroupLogProbDiff())
 
 
@@ -123,7 +123,7 @@ def test_looking_into_an_answer(model):
     assert float(answer[-1]) == pytest.approx(seen.steps[0].answer.probability, rel=1e-4)
     difference = nnattr.compare_runs(model, clean, other)
     assert float(difference.data["kl"].max()) > 1.0
-    with pytest.raises(nnattr.TaskError):
+    with pytest.raises(nnattr.errors.TaskError):
         nnattr.compare_runs(model, clean, "When John", positions="each")
 
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import nnattr
-from nnattr import ResultError
+from nnattr.errors import ResultError
 from nnattr.results import Provenance, Result, Scores
 from nnattr.results.load import KINDS
 from tests.methods.common import teaching
@@ -227,7 +227,7 @@ def test_what_earlier_schemas_did_not_know_is_empty() -> None:
     assert scores.provenance.method == "attribution_patching"
     with pytest.raises(ResultError, match="does not hold its task, ioi"):
         _ = nnattr.load_result(FILES / "scores-1.safetensors").task
-    with pytest.raises(nnattr.TaskError, match="does not hold its task"):
+    with pytest.raises(nnattr.errors.TaskError, match="does not hold its task"):
         nnattr.Task.load(FILES / "scores-1.safetensors")
     heads = nnattr.results.HeadScores.load(FILES / "head_scores-2.safetensors")
     _, header = old("head_scores-2.safetensors")

@@ -93,7 +93,7 @@ def test_half_as_many_where_memory_runs_out():
 
 def test_one_example_that_does_not_fit_is_an_error():
     model = tiny_model("llama")
-    with room_for(model, 0), pytest.raises(nnattr.BackendError, match="out of memory"):
+    with room_for(model, 0), pytest.raises(nnattr.errors.BackendError, match="out of memory"):
         ask(model)
 
 
@@ -112,13 +112,13 @@ def test_other_failures_are_not_tried_again():
     model = tiny_model("llama")
     broken = encode(model.tokenizer, PROMPTS).tensors
     broken["ids"] = broken["ids"] + 10_000
-    with pytest.raises(nnattr.BackendError, match="out of range"):
+    with pytest.raises(nnattr.errors.BackendError, match="out of range"):
         ask(model, prompts=broken)
 
 
 def test_a_refusal_ends_the_way():
     model = tiny_model("llama")
-    with room_for(model, 9) as seen, pytest.raises(nnattr.MetricError, match="9 is refused"):
+    with room_for(model, 9) as seen, pytest.raises(nnattr.errors.MetricError, match="9 is refused"):
         ask(model, rows=1, refuses=9)
     assert len(seen) == 3, "prompts behind the one that is refused are not run"
 

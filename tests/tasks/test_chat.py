@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import nnattr
-from nnattr import LogitDiff, Task, TaskError
+from nnattr import LogitDiff, Task
+from nnattr.errors import TaskError
 from tests.tasks.common import model, pairs, text_at, tokenizer_of
 from tests.tiny import tiny_tokenizer
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnattr
-from nnattr import Task, TaskError, tasks
+from nnattr import Task, tasks
+from nnattr.errors import TaskError
 from nnattr.tasks import Prediction, Predictions
 from tests.tasks.common import PROMPTS, TWINS, model, pairs, tokenizer_of
 

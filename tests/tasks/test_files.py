@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnattr import Task, TaskError, tasks
+from nnattr import Task, tasks
+from nnattr.errors import TaskError
 from tests.tasks.common import PROMPTS, pairs, tokenizer_of
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nnattr import ArgumentError, Task, TaskError, tasks
+from nnattr import Task, tasks
+from nnattr.errors import ArgumentError, TaskError
 from tests.tasks.common import ALL, text_at, tokenizer_of
 from tests.tiny import tiny_tokenizer
 

@@ -14,18 +14,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nnattr import (
-    KL,
-    GroupLogProbDiff,
-    GroupProbDiff,
-    LogitDiff,
-    LogProb,
-    Loss,
-    MetricError,
-    Prob,
-    Task,
-    tasks,
-)
+from nnattr import KL, GroupLogProbDiff, GroupProbDiff, LogitDiff, LogProb, Loss, Prob, Task, tasks
+from nnattr.errors import MetricError
 from nnattr.metrics import METRICS, answer_fields, direction
 from tests.tasks.common import PROMPTS, TEACHING, model, tokenizer_of
 

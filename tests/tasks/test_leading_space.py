@@ -40,6 +40,6 @@ def test_nothing_is_said_of_answers_that_are_right(tokenizer, name):
 
 def test_unknown_words_of_a_chat_are_named_without_the_template(tokenizer):
     asked = ["How do I sell a spaceship?"]
-    with pytest.raises(nnattr.TaskError, match="does not know 'spaceship") as caught:
+    with pytest.raises(nnattr.errors.TaskError, match="does not know 'spaceship") as caught:
         nnattr.Task.from_prompts(asked, ["I"], ["Here"], tokenizer=tokenizer, chat=True)
     assert "does not know '<|" not in str(caught.value)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import LogitDiff, LogProb, MetricError, SequenceLogProb, Task, TaskError
+from nnattr import LogitDiff, LogProb, SequenceLogProb, Task
+from nnattr.errors import MetricError, TaskError
 from nnattr.metrics import direction
 from nnattr.tasks.positions import spots
 from tests.tasks.common import PROMPTS as STORIES

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnattr import ArgumentError, Task, TaskError, tasks
+from nnattr import Task, tasks
+from nnattr.errors import ArgumentError, TaskError
 from tests.tasks.common import text_at, tokenizer_of
 
 MAP = {"True": [" Yes", " Sure", " Correct"], "False": [" No", " Wrong"]}

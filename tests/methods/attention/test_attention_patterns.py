@@ -11,15 +11,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import (
-    ArchError,
-    ArgumentError,
-    LogitDiff,
-    ResultError,
-    TaskError,
-    attention_patterns,
-    attribution_patching,
-)
+from nnattr import LogitDiff, attention_patterns, attribution_patching
+from nnattr.errors import ArchError, ArgumentError, ResultError, TaskError
 from nnattr.results import Patterns
 from tests.methods.common import TEACHING, ragged_ioi, raw_module, teaching, tiny
 from tests.oracles import attention

@@ -9,14 +9,8 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import (
-    ArgumentError,
-    Task,
-    TaskError,
-    attention_patterns,
-    copying_score,
-    name_mover_score,
-)
+from nnattr import Task, attention_patterns, copying_score, name_mover_score
+from nnattr.errors import ArgumentError, TaskError
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.tiny import FAMILIES, HEADS, tiny_model
 

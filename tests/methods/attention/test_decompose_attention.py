@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnattr import ArchError, ArgumentError, ResultError, TaskError, decompose_attention
+from nnattr import decompose_attention
+from nnattr.errors import ArchError, ArgumentError, ResultError, TaskError
 from nnattr.tasks import repeated_tokens
 from tests.methods.common import TEACHING, raw_module, teaching, tiny
 from tests.methods.weight_circuits.common import dense

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import (
-    ArchError,
-    ArgumentError,
-    ResultError,
-    Task,
-    TaskError,
-    attention_patterns,
-    capture,
-    detect_heads,
-)
+from nnattr import Task, attention_patterns, capture, detect_heads
+from nnattr.errors import ArchError, ArgumentError, ResultError, TaskError
 from nnattr.methods.attention.detect_heads import THRESHOLDS, repeated_tokens
 from nnattr.results import HeadScores
 from nnattr.runs.head_kinds import KINDS

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnattr import ArchError, BackendError, Model
+from nnattr import Model
+from nnattr.errors import ArchError, BackendError
 from nnattr.model.patterns import attention_paths
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import flaw, go_back, go_eager, patterns

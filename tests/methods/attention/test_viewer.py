@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nnattr import ResultError
+from nnattr.errors import ResultError
 from nnattr.results import Patterns, Provenance
 from tests.browser import CHROMIUM, Tab, browser
 

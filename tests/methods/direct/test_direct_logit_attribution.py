@@ -13,17 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nnattr import (
-    ArchError,
-    ArgumentError,
-    LogProb,
-    MetricError,
-    ResultError,
-    Scores,
-    Task,
-    TaskError,
-    direct_logit_attribution,
-)
+from nnattr import LogProb, Scores, Task, direct_logit_attribution
+from nnattr.errors import ArchError, ArgumentError, MetricError, ResultError, TaskError
 from nnattr.maps.linear import by_probing, linear_map
 from nnattr.maps.norm import apply, frozen, transpose
 from tests.methods.common import (

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import ArgumentError, ResultError, TaskError, logit_lens
+from nnattr import logit_lens
+from nnattr.errors import ArgumentError, ResultError, TaskError
 from nnattr.results import Lens
 from tests.methods.common import TEACHING, ragged_ioi, teaching, tiny
 from tests.tiny import FAMILIES, LAYERS, tiny_model

@@ -9,16 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnattr import (
-    ArchError,
-    ArgumentError,
-    Model,
-    ResultError,
-    Scores,
-    TaskError,
-    next_token_attribution,
-    plots,
-)
+from nnattr import Model, Scores, next_token_attribution, plots
+from nnattr.errors import ArchError, ArgumentError, ResultError, TaskError
 from nnattr.tasks import repeated_tokens
 from tests.methods.common import TEACHING, assert_far, raw_module, teaching, tiny
 from tests.tiny import FAMILIES, tiny_model

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import ArgumentError, TaskError, compare_runs, generate, inspect_prompt
+from nnattr import compare_runs, generate, inspect_prompt
+from nnattr.errors import ArgumentError, TaskError
 from tests.methods.common import TEACHING, ragged_ioi, teaching, tiny
 from tests.tiny import tiny_model
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnattr import ArchError, ArgumentError, ResultError, weights
+from nnattr import weights
+from nnattr.errors import ArchError, ArgumentError, ResultError
 from nnattr.methods.weight_circuits.composition import random_composition
 from tests.methods.common import TEACHING, teaching, tiny
 from tests.methods.weight_circuits.common import ov, qk

@@ -12,14 +12,8 @@ import torch
 from torch import Tensor
 
 import nnattr
-from nnattr import (
-    ArchError,
-    ArgumentError,
-    NnattrError,
-    ResultError,
-    TaskError,
-    weights,
-)
+from nnattr import NnattrError, weights
+from nnattr.errors import ArchError, ArgumentError, ResultError, TaskError
 from nnattr.maps import attention
 from nnattr.maps.linear import by_probing
 from nnattr.methods.weight_circuits import weight_circuit_job
