@@ -99,7 +99,7 @@ def install(combination: Combination, home: Path) -> None:
 
 def pip(python: Path, *words: str, **variables: str) -> None:
     """Install with an environment's pip; a constraint that is told replaces the machine's own."""
-    said = ("--quiet", "--disable-pip-version-check")
+    said = ("--quiet", "--disable-pip-version-check", "--no-compile")  # most is never imported
     run(python, "-m", "pip", "install", *said, *words, **variables)
 
 
