@@ -85,7 +85,7 @@ def environment(combination: Combination, home: Path) -> Path:
     pins = (ROOT / combination.constraints).read_text(encoding="utf-8")
     recipe = "\n".join([combination.python, *requirements(), pins])
     python = made(home, recipe, partial(install, combination))
-    pip(python, "--no-deps", "--no-build-isolation", "-e", ".")  # this checkout, not the last one
+    pip(python, "--no-deps", "--no-build-isolation", ".")  # this checkout's, not the last one's
     return python
 
 
@@ -93,7 +93,6 @@ def install(combination: Combination, home: Path) -> None:
     """Make the combination's environment, without nnattr itself."""
     run(interpreter(combination.python), "-m", "venv", home)
     python = home / "bin" / "python"
-    # hatchling first: it has to be there when nnattr is installed without a build of its own
     pip(python, *requirements(), PIP_CONSTRAINT=combination.constraints)
 
 
