@@ -190,14 +190,33 @@ def rotations(nn: Any, form: Form, positions: Tensor, like: Tensor) -> list[tupl
         angles = positions[:, None] * torch.tensor(rotary.frequencies, device=like.device)
         cos, sin = angles.cos(), angles.sin()
     else:
-        x = torch.zeros(1, len(positions), 1, device=like.device)
-        cos, sin = nn.get(rotary.path)(x, positions[None], *rotary.arguments)
-        cos, sin = cos[0].float(), sin[0].float()
-        half = cos.shape[-1] // 2
-        halves = bool((sin[:, :half] - sin[:, half:]).abs().max() < 1e-4)
-        picked = slice(0, half) if halves else slice(0, None, 2)
-        cos, sin = cos[:, picked], sin[:, picked]
+        cos, sin = angles_of(nn.get(rotary.path), positions, rotary.arguments)
     return [*kinds, ("halves", cos, sin), ("pairs", cos, sin)]
+
+
+def angles_of(module: Any, positions: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [pos, pair] as a rotary module makes them: in either order, once or twice.
+
+    At position 0 no angle is turned, and at 1 no two pairs by the same.
+    """
+    asked = torch.cat([torch.arange(2, device=positions.device), positions])
+    x = torch.zeros(1, len(asked), 1, device=positions.device)
+    cos, sin = (one[0].float() for one in module(x, asked[None], *arguments))
+    if cos[0].abs().max() < sin[0].abs().max():
+        cos, sin = sin, cos
+    half = cos.shape[-1] // 2
+    if alike(sin[1, :half], sin[1, half:]):
+        picked = slice(0, half)
+    elif alike(sin[1, 0::2], sin[1, 1::2]):
+        picked = slice(0, None, 2)
+    else:
+        picked = slice(None)
+    return cos[2:, picked], sin[2:, picked]
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether these are the same values, one by one."""
+    return a.shape == b.shape and bool((a - b).abs().max() < 1e-4)
 
 
 def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:

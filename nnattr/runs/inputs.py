@@ -62,7 +62,7 @@ def inputs(
 ) -> dict[str, Any]:
     """The model's arguments for the tokens from ``start`` to ``stop``.
 
-    A mask only with padding, or beside a cache: nnsight gives a pass that has none a mask of the new
+    A mask only with padding, or beside a cache: nnsight gives a pass without one a mask of the new
     tokens alone, unless it knows the name by which the cache is given.
 
     Args:
