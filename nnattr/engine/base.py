@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.engine.cache import Prefixes, fork, prefix_cache
+from nnattr.engine.cache import Prefixes, fork, inputs_from, prefix_cache
 from nnattr.engine.measure import measure, require_own_numbers
 from nnattr.engine.pattern_patch import patched_by_patterns
 from nnattr.engine.question import Question, every_example
 from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_few_logits, read_logits
-from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.inputs import PromptBatch, returned_cache
 from nnattr.runs.places import read
 
 #: Steps of a run (see `observe`) that read what rows enter with, and how modules return it.
@@ -224,15 +224,7 @@ def observe(
         "site": found.site,
     }
     width = prompts.width - start
-    given = inputs(
-        prompts,
-        layout.options,
-        start=start,
-        cache=cache,
-        keep_cache=keep_cache,
-        takes_positions=layout.takes_positions,
-    )
-    with nn.trace(**given):
+    with nn.trace(**inputs_from(layout, prompts, start, cache, keep_cache)):
         with torch.no_grad():
             for layer in layout.steps:
                 for name, where in layer:
@@ -249,6 +241,6 @@ def observe(
             # as rows read theirs; one pass from 0 on is what those are held against
             logits = read_few_logits(nn, question) if start else read_logits(nn, question)
             if keep_cache:
-                found.cache = nn.output.past_key_values
+                found.cache = returned_cache(nn.output)
     found.logits = logits
     return found

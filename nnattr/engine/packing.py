@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.engine.question import Question
+from nnattr.engine.question import Layout, Question
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.patterns import implementations
 
@@ -87,7 +87,7 @@ def unpack(value: Tensor, size: int) -> Tensor:
 
 def packed_inputs(
     prompts: PromptBatch,
-    options: dict[str, Any],
+    layout: Layout,
     start: int,
     cache: Any,
     size: int,
@@ -98,8 +98,8 @@ def packed_inputs(
         "input_ids": prompts.ids[:, start:].repeat(1, size),
         "position_ids": prompts.positions()[:, start:].repeat(1, size),
         "attention_mask": row_mask(prompts.mask, start, size, dtype),
-        "past_key_values": cache,
-        **{name: value for name, value in options.items() if name != "logits_to_keep"},
+        layout.cache_name: cache,
+        **{name: value for name, value in layout.options.items() if name != "logits_to_keep"},
     }
 
 

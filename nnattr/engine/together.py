@@ -39,7 +39,7 @@ def together_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The change of the metric with all chosen parts replaced at once."""
     path = payload["pos_embed"]
     removed = Removed(payload["ablated"], path, payload["replacement"] == "mean")
-    question = question_of(payload, None if path else replacements_of(nn, payload))
+    question = question_of(nn, payload, None if path else replacements_of(nn, payload))
     portions = portions_for(nn, tick, payload, question)
     for some in portions:
         with portions.attempt():

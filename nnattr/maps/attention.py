@@ -219,24 +219,33 @@ def rotations(nn: Any, form: Form, positions: Tensor, like: Tensor) -> list[tupl
         angles = positions[:, None] * torch.tensor(rotary.frequencies, device=like.device)
         cos, sin = angles.cos(), angles.sin()
     else:
-        turning = torch.cat([positions, torch.ones_like(positions[:1])])  # at 0 nothing turns
-        x = torch.zeros(1, len(turning), 1, device=like.device)
-        cos, sin = nn.get(rotary.path)(x, turning[None], *rotary.arguments)
-        columns = once_each(sin[0])
-        cos, sin = (value[0, :-1, columns].float() for value in (cos, sin))
+        cos, sin = angles_of(nn.get(rotary.path), positions, rotary.arguments)
     return [*kinds, ("halves", cos, sin), ("pairs", cos, sin)]
 
 
-def once_each(sin: Tensor) -> slice:
-    """Which columns of angles [pos, column] hold each pair's once: models write them twice, or not.
+def angles_of(module: Any, positions: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [pos, pair] as a rotary module makes them: in either order, once or twice.
 
-    As two halves, or each beside itself; or there is one column for each pair.
+    At position 0 no angle is turned, and at 1 no two pairs by the same.
     """
-    half = sin.shape[-1] // 2
-    if (sin[:, :half] - sin[:, half:]).abs().max() < 1e-4:
-        return slice(0, half)
-    twice = (sin[:, ::2] - sin[:, 1::2]).abs().max() < 1e-4
-    return slice(0, None, 2 if twice else None)
+    asked = torch.cat([torch.arange(2, device=positions.device), positions])
+    x = torch.zeros(1, len(asked), 1, device=positions.device)
+    cos, sin = (one[0].float() for one in module(x, asked[None], *arguments))
+    if cos[0].abs().max() < sin[0].abs().max():
+        cos, sin = sin, cos
+    half = cos.shape[-1] // 2
+    if alike(sin[1, :half], sin[1, half:]):
+        picked = slice(0, half)
+    elif alike(sin[1, 0::2], sin[1, 1::2]):
+        picked = slice(0, None, 2)
+    else:
+        picked = slice(None)
+    return cos[2:, picked], sin[2:, picked]
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether these are the same values, one by one."""
+    return a.shape == b.shape and bool((a - b).abs().max() < 1e-4)
 
 
 def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
