@@ -6,7 +6,7 @@ safest; sequences longer than those that were compared are never used later.
 
 Hooks, and forwards of somebody's own, may do another thing in every layer, and count positions from
 where a pass begins. Where a model has such, every layer with one is probed, wherever passes begin
-the base run is tried, and rows share no sequence.
+the base run is tried, and rows share no sequence. Layers that an edit changes are probed likewise.
 
 Inside a job: torch and plain values.
 """
@@ -28,6 +28,7 @@ from nnattr.engine.packing import can_pack, rows_per_sequence
 from nnattr.engine.passes import passes
 from nnattr.engine.question import Question, sandboxed
 from nnattr.engine.rows import Rows, by_start, joined
+from nnattr.runs.edits import edited_layers
 from nnattr.runs.patterns import implementations
 from nnattr.runs.portions import Budget, ran_out
 from nnattr.runs.tolerance import pass_tolerance, same_logits
@@ -104,7 +105,7 @@ def fastest(
 
     ``hooked`` are the layers that are not as they were built, or None (`touched`).
     """
-    chosen = probe_rows(question, rows, hooked or [])
+    chosen = probe_rows(question, rows, [*(hooked or []), *edited_layers(nn)])
     probes = full_passes(nn, question, base, budget, chosen)
     last = int(rows.start.max())
     plain = hooked is None
@@ -116,12 +117,12 @@ def fastest(
     return None
 
 
-def probe_rows(question: Question, rows: Rows, hooked: list[int]) -> Rows:
+def probe_rows(question: Question, rows: Rows, changed: list[int]) -> Rows:
     """The two rows on which modes are compared: one of the first layer, one of a later.
 
     Of examples with the most padding and with the least, where there is most to go wrong. Of the
     later layers it is the middle one whose rows go through a layer's attention. Besides there is a
-    row of every ``hooked`` layer and of the one before, whose rows may enter that.
+    row of every ``changed`` layer and of the one before, whose rows may enter that.
     """
     layout = question.layout
     through = layout.entry in ("before", "inside")
@@ -132,7 +133,7 @@ def probe_rows(question: Question, rows: Rows, hooked: list[int]) -> Rows:
     most = padding[early.example].argsort(stable=True, descending=True)[:1]
     least = padding[late.example].argsort(stable=True)
     other = least[-1:] if late is early else least[:1]
-    near = {*hooked, *(layer - 1 for layer in hooked)}
+    near = {*changed, *(layer - 1 for layer in changed)}
     more = [some.take(slice(1)) for some in rows.by_layer() if int(some.layer[0]) in near]
     found = joined([early.take(most), late.take(other), *more])
     return found.take(found.layer.argsort(stable=True))

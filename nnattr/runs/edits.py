@@ -52,6 +52,7 @@ class Edited:
         nn: the model whose traces replay them.
         first: the first layer of the pass at hand that is not skipped.
         attends: whether the attention of that layer is run.
+        layers: those that some edit changes.
         because: why rows cannot enter between layers under these edits; empty if they can.
     """
 
@@ -59,6 +60,7 @@ class Edited:
         self.nn = nn
         self.first = 0
         self.attends = True
+        self.layers: set[int] = set()
         self.because = because
 
     def __getattr__(self, name: str) -> Any:
@@ -91,6 +93,7 @@ def edited(nn: Any, edits: list[dict[str, Any]]) -> Edited:
     for edit in edits:
         for change in changes(found, edit):
             found.nn = changed(found, change)
+            found.layers.add(change.layer)
     return found
 
 
@@ -141,6 +144,11 @@ def begin_at(nn: Any, layer: int = 0, attends: bool = True) -> None:
 def why_whole(nn: Any) -> str:
     """Why patched rows need whole passes under a model's edits; empty if they do not."""
     return nn.because if isinstance(nn, Edited) else ""
+
+
+def edited_layers(nn: Any) -> list[int]:
+    """The layers that a model's edits change; none of a model without."""
+    return sorted(nn.layers) if isinstance(nn, Edited) else []
 
 
 def means(nn: Any, places: list[tuple[Any, ...]], prompts: PromptBatch, size: int) -> list[Tensor]:
