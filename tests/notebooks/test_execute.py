@@ -8,7 +8,6 @@ import jupytext
 import nbformat
 import pytest
 
-from nnattr.pretrained import NAME
 from tests.notebooks.build import (
     IMAGE,
     LARGEST,
@@ -16,19 +15,13 @@ from tests.notebooks.build import (
     ROOT,
     SOURCES,
     executed,
+    is_real,
     made_from,
     source,
 )
 from tests.support.real import needs_real_model
 
 NAMES = [path.stem for path in SOURCES]
-
-
-def is_real(path: Path) -> bool:
-    """Whether the notebook is about the real model."""
-    return NAME in path.read_text(encoding="utf-8")
-
-
 MARKED = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.real] if is_real(path) else [])
     for path in SOURCES
