@@ -48,6 +48,8 @@ print(
 )
 
 # %% [markdown]
+# The ten strongest heads are the same, and no score is off by more than 0.012. The rank correlation
+# over all 270 heads is low, because most of them do nothing and what orders those is the rounding.
 # Compare that with the standard errors before worrying about it:
 
 # %%
@@ -108,9 +110,9 @@ print(f"largest difference: {float(abs(tight.raw - full.raw).max()):.1e}")
 # %% [markdown]
 # ## Spend exact runs where they matter
 #
-# The way through a large model: estimate everything, then measure exactly what the estimate points
-# at. Sites and positions are the handles. First the whole model, coarsely; there are few layers, so
-# that we can afford both:
+# The usual way through a large model: estimate everything, then measure exactly what the estimate
+# points at. Sites and positions are the handles. First the whole model, coarsely; there are few
+# layers, so that we can afford both:
 
 # %%
 coarse = {
@@ -124,7 +126,10 @@ layers.loc[[cell.index[0] for cell in coarse["exact"].top(5)]].round(3)
 coarse["exact"].plot()
 
 # %% [markdown]
-# XXX
+# The estimate has the two strongest layers, 23 and 24, and misses 17 and 20, which move the answer by
+# four tenths of the way. Had we measured only where it points, we would not have looked there. Where
+# an exact sweep is affordable, as that of whole layers mostly is, it comes first. By position and
+# head there are too many cells, and the estimate has its turn:
 
 # %%
 by_span = {
@@ -137,7 +142,7 @@ pd.DataFrame({k: {"head": c.label, "estimate": c.value} for k, c in by_span.item
 
 # %% [markdown]
 # `IO` and `S1` stand before the first token in which a pair differs, where both runs are the same, so
-# their scores are exactly zero. Now exactly, at the position that matters:
+# their scores are exactly zero. Now exactly, at the last token:
 
 # %%
 at_the_end = nnattr.activation_patching(model, task, metric, site="z", positions="end")
@@ -211,7 +216,8 @@ print(
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - Estimate first, measure exactly what you report.
+# - Sweep exactly what is cheap to sweep, layers first; estimate the rest, with room for what an
+#   estimate misses; measure exactly what you report.
 # - Take a few prompts through the whole pipeline, look at the figures, and only then send many.
 # - Rounding, sampling and the choice of prompts all move a score. Of these the prompts usually move
 #   it most; a standard error shows it.
