@@ -145,9 +145,8 @@ for span in ("S2", "end"):
 # %% [markdown]
 # At `S2` there is one strong head, L17H4. The estimate puts it first there as well, with a ninth of
 # its effect, so that beside the heads at the end it does not show. At the end it puts L20H0 fifth
-# instead of third.
-# That division of labour, one head where the name is repeated and the others where the answer is
-# given, is invisible in the map of heads by layers.
+# instead of third. That division of labour, one head where the name is repeated and the others where
+# the answer is given, is invisible in the map of heads by layers.
 #
 # ## The other direction
 #
