@@ -22,6 +22,7 @@ from nnattr.errors import BackendError, ResultError
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
 from nnattr.metrics import describe
+from nnattr.model.edits import Edit
 
 #: What a part holds besides plain values.
 TENSORS = ("change", "base", "source")
@@ -120,10 +121,17 @@ def digest(study: Study) -> str:
         _code(study.metric),
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
         _weights(study.model.module),
+        [_edit(edit) for edit in study.model.edits],
         provenance.task_hash,
         provenance.versions,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _edit(edit: Edit) -> list[Any]:
+    """What an edit does: in words, and its numbers."""
+    given = [*edit.dataset.values(), *(one for *_, one in edit.places), edit.vector]
+    return [edit.said, edit.sites, [one.tolist() for one in given if one is not None]]
 
 
 def _code(metric: Any) -> list[str]:

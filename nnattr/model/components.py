@@ -48,7 +48,11 @@ def components(
     """What is added up to the residual stream that enters layer ``before``, or to the final one.
 
     ``layers`` are split into heads or neurons.
+
+    Raises:
+        ArchError: an edit of the model changes the residual stream itself.
     """
+    _require_sums(model)
     spec, config = model.spec, model.config
     scale = 1.0 if spec.residual_scale is None else getattr(config, spec.residual_scale)
     table = position_table(model)
@@ -79,6 +83,15 @@ def components(
     if before is None:
         reads.append(_final(model))
     return Plan(tuple(reads), tuple(parts), tuple(splits))
+
+
+def _require_sums(model: Model) -> None:
+    for edit in model.edits:
+        if any(site.startswith("resid") for site in edit.sites):
+            raise ArchError(
+                f"With {edit.said}, the residual stream of {model.name} is not the sum of what its "
+                "parts write; ask activation_patching, or edit attn_out, mlp_out or heads instead."
+            )
 
 
 def bias(split: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def load(
             ``"smollm2-135m"`` (see `nnattr.pretrained`), a Hugging Face id, a local folder, or a
             module that is already loaded (it is put in eval mode: dropout would make a run differ
             from itself).
-        tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module.
+        tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module. The model
+            gets a copy, which pads on the left: yours is not changed.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
             object. Without it ``NNATTR_BACKEND``, the user's file, then local. With a remote
             backend no weights are loaded here.
@@ -105,10 +107,23 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
             given = AutoTokenizer.from_pretrained(str(given), revision=revision, **passed)
         except Exception as error:
             raise ArchError(_not_found(str(given), "tokenizer", error)) from error
+    else:
+        given = _copied(given, name)
     given.padding_side = "left"
     if given.pad_token is None:
         given.pad_token = given.eos_token or given.bos_token or given.unk_token
     return given
+
+
+def _copied(tokenizer: Any, name: str) -> Any:
+    """A copy of a tokenizer, so that the caller's own stays as it is, and changes nothing later."""
+    try:
+        return deepcopy(tokenizer)
+    except Exception as error:  # one of somebody's own code may hold what cannot be copied
+        raise TaskError(
+            f"The tokenizer given for {name} cannot be copied ({type(error).__name__}: {error}). "
+            "Pass its id or folder instead."
+        ) from error
 
 
 def _weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
+from nnattr.model.edits import Edit
+from nnattr.runs.edits import edited_job
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
 from nnattr.runs.portions import TOKENS_PER_FORWARD
@@ -36,6 +38,7 @@ class Model:
         backend: where jobs run.
         name: the id, folder or teaching name it was loaded by.
         revision: the Hub revision, if one was asked for.
+        edits: what is changed in every run, in this order (see `nnattr.edited`).
     """
 
     nn: Any
@@ -44,6 +47,7 @@ class Model:
     backend: Backend
     name: str
     revision: str | None = None
+    edits: tuple[Edit, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -99,6 +103,11 @@ class Model:
         return self.config.model_type
 
     @property
+    def subject(self) -> str:
+        """The model in words: its name, and the edits under which it runs."""
+        return "; ".join((self.name, *(edit.said for edit in self.edits)))
+
+    @property
     def dtype(self) -> str:
         """The dtype of the weights in this process, e.g. ``"float32"``; a server has its own."""
         return str(self.nn.dtype).removeprefix("torch.")
@@ -116,6 +125,30 @@ class Model:
     def context_length(self) -> int | None:
         """The longest prompt the model takes, if its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the model knows: the rows of its token embedding.
+
+        A tokenizer may have more, tokens that were added to it alone.
+        """
+        return self.module.get_submodule(self.spec.embed).weight.shape[0]
+
+    def require_known(self, ids: Iterable[Sequence[int]]) -> None:
+        """Refuse token ids that the model has no embedding for.
+
+        Raises:
+            TaskError: there is one.
+        """
+        size = self.n_tokens
+        extremes = (extreme(row) for row in ids if len(row) for extreme in (min, max))
+        past = [token for token in extremes if not 0 <= token < size]
+        if past:
+            raise TaskError(
+                f"{self.name} has no token {past[0]}: its embedding has {size} rows, "
+                "counted from 0. If the tokenizer got new tokens, resize the model "
+                "(resize_token_embeddings), or use other words."
+            )
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument, such as ``"logits_to_keep"``."""
@@ -165,6 +198,9 @@ class Model:
             BackendError: the job failed where it ran.
             NnattrError: it refused, see `nnattr.backend.refusals`.
         """
+        if self.edits:
+            edits = [edit.payload for edit in self.edits]
+            job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
         outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
@@ -182,9 +218,10 @@ class Model:
             last: at how many of the last positions.
 
         Raises:
-            TaskError: a prompt is longer than the model's context.
+            TaskError: a prompt is longer than the model's context, or has tokens it does not know.
             BackendError: the job failed where it ran.
         """
+        self.require_known([*tokens.rows, *asked])
         width, limit = tokens.ids.shape[1], self.context_length
         if limit is not None and width > limit:
             raise TaskError(f"The longest prompt is {width} tokens, and {self.name} takes {limit}.")
@@ -202,8 +239,8 @@ class Model:
         return Predictions(*(values[name] for name in ("ids", "logits", "asked", "log_norm")))
 
     def __repr__(self) -> str:
+        said = (self.dtype, self.quantization, *(edit.said for edit in self.edits))
         return (
             f"Model({self.name!r}, {self.architecture}: {self.n_layers} layers x {self.n_heads} "
-            f"heads, {self.dtype}{self.quantization and ', ' + self.quantization}, "
-            f"backend={self.backend.name!r})"
+            f"heads, {', '.join(filter(None, said))}, backend={self.backend.name!r})"
         )

@@ -21,7 +21,6 @@ exercise. The cost is two forward passes and one more for the loss.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +40,7 @@ from nnattr.runs.head_kinds import KINDS, keys, scores
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
 from nnattr.runs.portions import Portions
-from nnattr.tokens import Tokens, pad_id, token_strings
+from nnattr.tokens import BYTE, Tokens, pad_id, token_strings
 
 THRESHOLDS = {
     "previous": 0.35,
@@ -50,7 +49,6 @@ THRESHOLDS = {
     "duplicate": 0.5,
     "induction": 0.5,
 }
-BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a tokenizer's fallback for what it cannot write
 
 
 @checked

@@ -19,7 +19,7 @@ from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
-from nnattr.tokens import continuation_id
+from nnattr.tokens import continuation_id, token_texts
 
 By = Literal["row", "column"]
 
@@ -214,11 +214,13 @@ class WeightCircuit:
 
     def _label(self, number: int, side: str) -> str:
         kind = (self.left if side == "row" else self.right).rows
-        return str(number) if kind == "positions" else self.model.tokenizer.decode([number])
+        return (
+            str(number) if kind == "positions" else token_texts(self.model.tokenizer, [number])[0]
+        )
 
     def _id(self, token: str | int) -> int:
         if isinstance(token, str):
-            return continuation_id(self.model.tokenizer, "", token)
+            return continuation_id(self.model.tokenizer, "\n", token)  # in the midst of a text
         size = self.model.config.vocab_size
         if self.left.rows == "positions":
             size = self.model.context_length or 0
