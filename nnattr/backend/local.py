@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
+from nnattr.backend.alone import alone
 from nnattr.backend.failures import too_large
 from nnattr.backend.progress import ProgressBar
 from nnattr.backend.seam import Cost, JobFunction, Outcome, session, silent
@@ -57,10 +58,8 @@ class Simulated:
 def _here(
     nn: Any, job: JobFunction, payload: Mapping[str, Any], tick: Any, carrier: Any, label: str
 ) -> dict[str, Any]:
-    import torch
-
     try:
-        with torch.inference_mode(False), torch.enable_grad():  # as on a server, whoever calls
+        with alone():
             return session(nn, job, payload, tick, carrier)
     except NnattrError:
         raise

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
 from nnattr.metrics import describe
 from nnattr.model.edits import Edit
+from nnattr.runs.as_built import is_users, runs_its_class
 
 #: What a part holds besides plain values.
 TENSORS = ("change", "base", "source")
+#: What says how an adapter of PEFT's is switched.
+ADAPTER = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
 #: Arguments that finished parts do not depend on.
 FREE = ("normalized", "max_memory")
 
@@ -120,7 +124,7 @@ def digest(study: Study) -> str:
         describe(study.metric),
         _code(study.metric),
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
-        _weights(study.model.module),
+        [*_weights(study.model.module), *_done_to(study.model.module)],
         [_edit(edit) for edit in study.model.edits],
         provenance.task_hash,
         provenance.versions,
@@ -145,6 +149,22 @@ def _code(metric: Any) -> list[str]:
     with contextlib.suppress(OSError, TypeError):  # no source at hand: the name has to do
         found.append(inspect.getsource(function))
     return found
+
+
+def _done_to(module: Any) -> list[str]:
+    """What tells a module from the same weights with other hooks, forwards or adapters.
+
+    What a hook does, no file can say: parts made with one are found again by this process alone.
+    """
+    marks = []
+    for name, part in module.named_modules():
+        hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+        own = [hook for hook in hooks if is_users(hook)]
+        own += [] if runs_its_class(part) else [vars(part)["__nnsight__"].original]
+        marks += [f"{name} {os.getpid()} {id(one)}" for one in own]
+        switches = {key: repr(getattr(part, key)) for key in ADAPTER if hasattr(part, key)}
+        marks += [f"{name} {switches}"] if switches else []
+    return marks
 
 
 def _weights(module: Any) -> list[str]:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copyreg
+import warnings
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nnattr import pretrained, teaching
 from nnattr.arch.discover import candidates
+from nnattr.arch.kind import (
+    require_causal,
+    require_generating,
+    require_head,
+    require_module,
+    require_unembedding,
+)
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
+from nnattr.backend.alone import alone
 from nnattr.errors import ArchError, BackendError, TaskError
+from nnattr.model.checkpoint import described, not_found, quiet, task, weights
+from nnattr.model.first_run import require_as_known
+from nnattr.model.loan import on_loan
 from nnattr.model.model import Model
+from nnattr.model.quantized import require_rows_apart
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
 from nnattr.tokens import Tokenizer
-
-#: Values of ``device`` by which transformers spreads a model over devices itself.
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @checked
@@ -40,8 +52,8 @@ def load(
     Args:
         model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``),
             ``"smollm2-135m"`` (see `nnattr.pretrained`), a Hugging Face id, a local folder, or a
-            module that is already loaded (it is put in eval mode: dropout would make a run differ
-            from itself).
+            module that is already loaded. Jobs run that as it is at the time, with its hooks and
+            adapters, but in eval mode: dropout would make a run differ from itself.
         tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module. The model
             gets a copy, which pads on the left: yours is not changed.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
@@ -56,20 +68,34 @@ def load(
             ``attn_implementation="eager"``, ...). With ``gguf_file="x.gguf"`` weights and tokenizer
             are read from that file of the folder, and rounded weights dequantized.
 
+    Threads may share what is returned, their jobs here taking turns, and it is pickled with its
+    weights as they are, to be had by another process.
+
     Raises:
-        ArchError: there is no such model, or its structure is unknown and could not be proven.
+        ArchError: there is no such model; it is not a causal language model, or its checkpoint
+            lacks weights; its structure is unknown and could not be proven; the module was changed
+            into something that its family is not, or its rows depend on each other (dynamic int8 of
+            ``torch.ao``).
         TaskError: a loaded module was given without a tokenizer.
         BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
             remote backend.
 
-    Cost: the weights are read once; a family outside the table also costs a few short forward
-    passes, on the backend, that prove its discovered structure.
+    A model with a vision tower is loaded whole, and its text part analysed.
+
+    Cost: the weights are read once, and one forward pass over eight tokens shows whether the module
+    is what its family is; a family outside the table costs a few more, on the backend, that prove
+    its discovered structure.
     """
     where = resolve(backend)
     module, source, name = None, model, str(model)
     if not isinstance(model, str | Path):
+        require_module(model)
         module, source = model, getattr(model, "name_or_path", "")
         name = source or type(model).__name__
+        require_causal(name, [type(model).__name__], model.config)
+        if spec is None:
+            require_unembedding(model)
+        require_generating(model)
     elif name in teaching.NAMES:
         source = str(teaching.folder(name))
     elif name == pretrained.NAME:
@@ -85,12 +111,23 @@ def load(
             "of the model it was made from, or use backend='local'."
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
-    if where.holds_weights and module is None:
-        module = _weights(str(source), name, device, dtype, revision, kwargs)
-    nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
+    config = module.config if module is not None else described(str(source), name, revision, kwargs)
+    if module is not None:
+        require_rows_apart(module, name)
+    elif not where.holds_weights:
+        require_head(name, config)
+    with alone():
+        if where.holds_weights and module is None:
+            module = weights(str(source), name, config, device, dtype, revision, kwargs)
+        target = str(source) if module is None else module
+        nn = _wrap(target, name, tokenizer, task(config) or "text-generation", revision, kwargs)
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, raw(nn)):
-        return Model(nn, tokenizer, known, where, name, revision)
+        found = Model(nn, tokenizer, known, where, name, revision)
+        if where.holds_weights:
+            with on_loan(nn, name):
+                require_as_known(found)
+        return found
     specs = [spec] if spec is not None else list(candidates(raw(nn)))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
 
@@ -106,7 +143,7 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
         try:
             given = AutoTokenizer.from_pretrained(str(given), revision=revision, **passed)
         except Exception as error:
-            raise ArchError(_not_found(str(given), "tokenizer", error)) from error
+            raise ArchError(not_found(str(given), "tokenizer", error)) from error
     else:
         given = _copied(given, name)
     given.padding_side = "left"
@@ -126,75 +163,50 @@ def _copied(tokenizer: Any, name: str) -> Any:
         ) from error
 
 
-def _weights(
-    source: str,
+def _wrap(
+    target: Any,
     name: str,
-    device: str | None,
-    dtype: str | None,
+    tokenizer: Any,
+    task: str,
     revision: str | None,
     kwargs: Mapping[str, Any],
-) -> Any:
-    """The Hugging Face module with its weights, in eval mode and frozen."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _require_known(device, dtype)
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype or "auto",
-            device_map=device,
-            output_loading_info=True,
-            **kwargs,
-        )
-    except Exception as error:
-        raise ArchError(_not_found(name, "model", error)) from error
-    finally:
-        logging.enable_progress_bar()
-    module, report = loaded
-    if absent := sorted(report["missing_keys"]):
-        raise ArchError(
-            f"The checkpoint {name!r} has no weights for {len(absent)} parts of "
-            f"{type(module).__name__}, such as {absent[0]}: these would be random. Is it one of a "
-            "causal language model, and whole?"
-        )
-    return module.requires_grad_(False)
-
-
-def _require_known(device: str, dtype: str | None) -> None:
-    """Refuse an unknown device or dtype, before transformers fails on it."""
-    import torch
-
-    if device not in SPREAD:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise BackendError(
-                f"device is {device!r}, which is not here ({str(error).splitlines()[0]}). Expected "
-                "'cpu', 'cuda', 'cuda:1' or 'auto'."
-            ) from error
-    named = str(dtype or "float32").removeprefix("torch.")
-    if named != "auto" and not isinstance(getattr(torch, named, None), torch.dtype):
-        raise BackendError(f"dtype is {dtype!r}; expected 'float32', 'bfloat16' or 'float16'.")
-
-
-def _wrap(
-    target: Any, name: str, tokenizer: Any, revision: str | None, kwargs: Mapping[str, Any]
 ) -> Any:
     """The nnsight model: around a loaded module, or from the configuration alone."""
     from nnsight import TransformersModel
 
-    given = {"tokenizer": tokenizer, "task": "text-generation"}
     try:
-        if isinstance(target, str):
-            return TransformersModel(target, revision=revision, **given, **kwargs)
-        return TransformersModel(target.eval(), **given)
+        with quiet(), warnings.catch_warnings():
+            # of forwards that were replaced: a job follows them
+            warnings.filterwarnings("ignore", message=".*after nnsight wrapped this module")
+            if isinstance(target, str):
+                given = {"tokenizer": tokenizer, "task": task, "revision": revision}
+                return TransformersModel(target, **given, **kwargs)
+            return TransformersModel(target, tokenizer=tokenizer, task="text-generation")
     except Exception as error:
-        raise ArchError(_not_found(name, "model", error)) from error
+        raise ArchError(not_found(name, "model", error)) from error
+
+
+def _parts(model: Model) -> tuple[Callable[..., Model], tuple[Any, ...]]:
+    """What a `Model` is pickled as: the Hugging Face module, which nnsight wraps anew.
+
+    Raises:
+        BackendError: its weights are on a server.
+    """
+    if not model.backend.holds_weights:
+        raise BackendError(
+            f"{model.name} runs on {model.backend.name} and has no weights here, so there is "
+            f"nothing to pickle: call nnattr.load({model.name!r}, backend=...) where you want it."
+        )
+    kept = {one.name: getattr(model, one.name) for one in fields(model) if one.name != "nn"}
+    return _from_parts, (model.module, kept)
+
+
+def _from_parts(module: Any, kept: dict[str, Any]) -> Model:
+    nn = _wrap(module, kept["name"], kept["tokenizer"], "text-generation", kept["revision"], {})
+    return Model(nn, **kept)
+
+
+copyreg.pickle(Model, _parts)  # here, where models are made; also for copy.deepcopy
 
 
 def _fetched(where: Backend) -> str:
@@ -207,14 +219,3 @@ def _fetched(where: Backend) -> str:
     if not pretrained.is_here():
         raise ArchError(pretrained.how_to_get())
     return str(pretrained.folder())
-
-
-def _not_found(name: str, what: str, error: Exception) -> str:
-    if isinstance(error, ImportError) and "gguf" in str(error):
-        return f"Reading {name!r} needs the package gguf: `pip install 'nnattr[gguf]'`."
-    reason = str(error).strip().splitlines()
-    return (
-        f"The {what} {name!r} could not be loaded ({type(error).__name__}: "
-        f"{reason[0] if reason else ''}). Expected one of {', '.join(teaching.NAMES)}, a Hugging "
-        "Face id of a causal language model, or a local folder."
-    )

@@ -22,10 +22,11 @@ from nnattr.maps.attention import (
     read_attention,
     rotate,
     rotations,
+    sinks_of,
 )
 from nnattr.maps.heads import Proof
 from nnattr.maps.norm import apply, per_unit
-from nnattr.maps.parts import Split, by_head, output_map
+from nnattr.maps.parts import Split, by_head, output_map, token_part
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions, RefusedError
@@ -41,6 +42,7 @@ class HeadQuestion:
     Attributes:
         form: of its layer.
         head: its number there.
+        embed: the path of the token embedding.
         reads: (name, path, side) of the parts of the residual stream, in forward order.
         parts: (name, factor) of what the stream is the sum of.
         splits: by name, those that fall apart into heads.
@@ -52,6 +54,7 @@ class HeadQuestion:
         *,
         form: dict[str, Any],
         head: int,
+        embed: str,
         reads: list[tuple[str, str, str]],
         parts: list[tuple[str, float]],
         splits: list[dict[str, Any]],
@@ -59,6 +62,7 @@ class HeadQuestion:
     ) -> None:
         self.form = Form(**form)
         self.head = head
+        self.embed = embed
         self.reads = reads
         self.parts = parts
         self.splits = {one["part"]: Split(**one) for one in splits}
@@ -144,6 +148,10 @@ def taken_apart(
                 name: read(nn, (path, side, None), prompts.width).float()
                 for name, path, side in question.reads
             }
+            if "pos_embed" in parts:
+                stream, positions = parts["embed"], parts["pos_embed"]
+                own = token_part(nn, question.embed, prompts, stream, positions)
+                parts["embed"] = own
             (seen,) = read_attention(nn, [question.form])
             with torch.autocast(seen.z.device.type, enabled=False):
                 vectors = components(nn, question, parts, seen.stream)
@@ -151,7 +159,9 @@ def taken_apart(
                 total, spread = sums.total(), sums.spread()
                 kept = strongest(pairs, question.names, spread)
                 maps = [sums.of(query, key) for query, key in kept]
-                attention = pattern(total[None, None], question.form.cap)
+                sinks = sinks_of(nn, question.form)
+                own = None if sinks is None else sinks[question.head][None]
+                attention = pattern(total[None, None], question.form.cap, own)
                 made = attention[0] @ sums.v
     z = seen.z.float().unflatten(-1, (question.form.heads, -1))[:, :, question.head]
     output = float((made - z).abs().max() / seen.z.abs().max())
@@ -182,8 +192,10 @@ def summed(nn: Any, question: HeadQuestion, vectors: Tensor, seen: Seen) -> tupl
     both = []
     for name in ("q", "k"):
         matrix, bias = weights[name][head], weights[f"{name} bias"][head]
-        constant = (norm.bias @ matrix + bias).expand(1, vectors.shape[1], -1)
-        both.append(rotate(torch.cat([entering @ matrix, constant]), turn))
+        parts = [entering @ matrix]
+        parts += [] if seen.positions is None else [seen.positions.float() @ matrix]
+        parts.append((norm.bias @ matrix + bias).expand(1, vectors.shape[1], -1))
+        both.append(rotate(torch.cat(parts), turn))
     v = seen.entering.float() @ weights["v"][head] + weights["v bias"][head]
     proof = Proof(seen.z.dtype, scoring.gap, norms, [scoring])
     return Sums(both[0], both[1], v, scoring.scale), proof
@@ -191,8 +203,6 @@ def summed(nn: Any, question: HeadQuestion, vectors: Tensor, seen: Seen) -> tupl
 
 def components(nn: Any, question: HeadQuestion, parts: dict[str, Tensor], like: Tensor) -> Tensor:
     """What the residual stream is the sum of: vectors [component, pos, d_model]."""
-    if "pos_embed" in parts:
-        parts = {**parts, "embed": parts["embed"] - parts["pos_embed"]}
     vectors = []
     for name, factor in question.parts:
         split = question.splits.get(name)
@@ -232,13 +242,13 @@ def require_sum(proof: Proof, stream: float, output: float) -> None:
         stream: the largest error of the sum of parts, relative to the residual stream.
         output: that of the head's output, relative to the layer's.
     """
+    proof.require()
     if proof.alibi:
         raise RefusedError(
             "arch",
             "the model adds a bias for the distance of query and key to its scores (ALiBi), which "
             "comes from no component; the scores are more than the sum of these pairs.",
         )
-    proof.require()
     limit = attention_tolerance(proof.dtype)
     if not max(output, stream) <= limit:
         raise RefusedError(

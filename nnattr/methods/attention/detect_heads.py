@@ -96,7 +96,7 @@ def detect_heads(
     else:
         (texts, tokens), second = texts_and_tokens(model, prompts, run), None
     width = tokens.ids.shape[1]
-    pattern, vocab = model.n_heads * width**2, model.config.vocab_size
+    pattern, vocab = model.n_heads * width**2, model.vocab_size
     payload = {
         "prompts": tokens.tensors,
         "paths": attention_paths(model),
@@ -177,7 +177,7 @@ def repeated_tokens(model: Model, n: int, length: int, seed: int) -> tuple[Token
             f"Two copies of {length} tokens are {width} tokens with the BOS, and {model.name} "
             f"takes {model.context_length}; use a smaller length."
         )
-    names = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), model.config.vocab_size)))
+    names = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), model.vocab_size)))
     special = set(tokenizer.all_special_ids)
     ordinary = [
         i for i, name in enumerate(names) if i not in special and name and not BYTE.fullmatch(name)

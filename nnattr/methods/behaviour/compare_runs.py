@@ -73,7 +73,7 @@ def compare_runs(
     if positions == "each":
         _aligned(left, both.strings[:n], both.strings[n:])
     at, present = columns([*left, *right], [*left, *right], both, positions)
-    logits = at.shape[1] * model.config.vocab_size
+    logits = at.shape[1] * model.vocab_size
     payload = {
         "a": {"ids": both.ids[:n], "mask": both.mask[:n]},
         "b": {"ids": both.ids[n:], "mask": both.mask[n:]},

@@ -101,6 +101,8 @@ def generate(
         **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}),
         "pad_token_id": pad_id(model.tokenizer),
     }
+    if not (model.accepts("past_key_values") or model.accepts("cache")):
+        options["use_cache"] = False  # transformers would hand on the newest token alone
     payload = {
         "prompts": tokens.tensors,
         "options": options,

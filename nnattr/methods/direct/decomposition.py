@@ -68,6 +68,7 @@ def decomposition(
                 "multiplier": multiplier,
                 "capped": cap is not None,
             },
+            "embed": model.spec.embed,
             "whole": unit != "accumulated",
             "each": norm == "each",
             "keeps": model.accepts("logits_to_keep"),

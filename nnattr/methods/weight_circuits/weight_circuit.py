@@ -204,7 +204,7 @@ class WeightCircuit:
                 "unembed": model.spec.unembed,
                 "multiplier": multiplier,
                 "capped": cap is not None,
-                "size": model.config.vocab_size,
+                "size": model.vocab_size,
                 "context": model.context_length or 0,
             },
             "left": self.left._asdict(),
@@ -221,7 +221,7 @@ class WeightCircuit:
     def _id(self, token: str | int) -> int:
         if isinstance(token, str):
             return continuation_id(self.model.tokenizer, "\n", token)  # in the midst of a text
-        size = self.model.config.vocab_size
+        size = self.model.vocab_size
         if self.left.rows == "positions":
             size = self.model.context_length or 0
         if not 0 <= token < size:
