@@ -24,9 +24,9 @@ test: .venv/installed-dev
 real-model: .venv/installed-dev
 	$(RUN) nnattr.pretrained
 
-# what is claimed of the real model, measured again: four minutes
+# what is claimed of the real model, and the pages and notebooks on it, again: some minutes
 test-real: real-model
-	NNATTR_REQUIRE_REAL=1 $(RUN) pytest tests/real
+	NNATTR_REQUIRE_REAL=1 $(RUN) pytest tests/real tests/docs tests/notebooks -m real
 
 # a real NDIF server on this machine; says what is missing (Python >= 3.12, redis-server) and fails
 test-ndif: .venv/installed-dev

@@ -1,8 +1,9 @@
 """The figures of the README and the documentation: ``python -m docs.figures [NAME ...]``.
 
-Each function here is one picture, drawn from a run on a teaching model with a fixed seed, and
-`write` has Chromium turn it into ``docs/figures/NAME.png``. They are committed, so that the site
-builds without a model.
+Each function here is one picture, drawn from a run with a fixed seed on a teaching model, and the
+overview on the real one; where that has not been fetched its picture is left as it is. `write` has
+Chromium turn it into ``docs/figures/NAME.png``. They are committed, so that the site builds without
+a model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 import nnattr
-from nnattr import Scores
+from nnattr import Scores, pretrained
 from nnattr.cli.demo import Demo, measure
 from nnattr.plots import look
 
@@ -60,12 +61,18 @@ def demo() -> Demo:
     return measure(model(), 32, 0)
 
 
+@cache
+def real() -> Demo:
+    """The same of the real model, as ``nnattr demo --real`` measures it."""
+    return measure(nnattr.load(pretrained.NAME), 16, 0)
+
+
 def overview() -> go.Figure:
     """What nnattr answers, in one picture: which heads, how good the estimate is, and where."""
-    found = demo()
+    found = real()
     parts = [found.exact, found.estimate, found.by_position]
     maps: list[Any] = [scores.plot(title="").data[0] for scores in parts]
-    limit = max(abs(float(one.zmax)) for one in maps[:2])
+    heads = max(abs(float(one.zmax)) for one in maps[:2])
     axes = [scores.plot(title="").layout for scores in parts]
     figure = make_subplots(
         rows=2,
@@ -74,20 +81,25 @@ def overview() -> go.Figure:
         subplot_titles=[
             "<b>Which heads?</b>  activation patching, exact",
             f"attribution patching, the estimate (r = {found.agreement.pearson:.2f})",
-            "<b>Where in the prompt?</b>  residual stream before each layer, position by position",
+            "<b>Where in the prompt?</b>  residual stream before each layer, position by position"
+            " (S2: the giver, named again)",
         ],
-        vertical_spacing=0.2,
+        vertical_spacing=0.14,
         horizontal_spacing=0.12,
     )
     for trace, axis, (row, column) in zip(maps, axes, ((1, 1), (1, 2), (2, 1)), strict=True):
-        trace.update(zmin=-limit, zmax=limit, showscale=row == 2, xgap=1, ygap=1)
-        bar = {"title": {"text": "share of the behaviour", "side": "right"}, "y": 0.5, "len": 420}
-        trace.colorbar.update(**bar, yanchor="middle")
+        limit = heads if row == 1 else float(trace.zmax)
+        trace.update(zmin=-limit, zmax=limit, showscale=(row, column) != (1, 1), xgap=1, ygap=1)
         figure.add_trace(trace, row=row, col=column)
+        low, high = next(figure.select_yaxes(row=row, col=column)).domain
+        bar = {"title": {"text": "share of the behaviour", "side": "right"}, "y": (low + high) / 2}
+        figure.data[-1].colorbar.update(**bar, len=high - low, lenmode="fraction", yanchor="middle")
         for side, update in (("xaxis", figure.update_xaxes), ("yaxis", figure.update_yaxes)):
             given = axis[side].to_plotly_json()
             keep = {"tickvals", "ticktext", "title", "autorange", "tickangle"}
             kept = {key: value for key, value in given.items() if key in keep}
+            if len(kept["tickvals"]) > 20:  # every layer, where each has a few pixels
+                kept |= {key: kept[key][::5] for key in ("tickvals", "ticktext")}
             update(row=row, col=column, showgrid=False, zeroline=False, **kept)
     clean, right = found.task.clean[0], found.task.answers[0][0]
     prompt = f"“{clean} …<b>{right}</b>”"
@@ -95,17 +107,18 @@ def overview() -> go.Figure:
         template="none",
         font={"family": look.FONT, "size": 12, "color": look.INK},
         title={
-            "text": f"<b>Which parts of {MODEL} decide who receives?</b><br>"
+            "text": "<b>Which parts of SmolLM2-135M-Instruct decide who receives?</b><br>"
             f"<span style='font-size:12px;color:{look.SOFT}'>{prompt}<br>"
             f"one activation at a time from the clean run into the corrupted one, {len(found.task)}"
-            " pairs: 0 changes nothing, 1 brings the whole behaviour back</span>",
+            " pairs: 0 changes nothing, 1 brings the whole behaviour back<br>"
+            "30 layers x 9 heads; weights of 4 bits (Q4_1), dequantized</span>",
             "x": 0.015,
             "y": 0.97,
             "yanchor": "top",
         },
         width=880,
-        height=660,
-        margin={"t": 120, "r": 20, "b": 100, "l": 60},
+        height=900,
+        margin={"t": 135, "r": 20, "b": 100, "l": 60},
     )
     return figure.update_annotations(font_size=13)
 
@@ -301,7 +314,13 @@ def write(name: str) -> Path:
     return path
 
 
+#: The figures that need the real model.
+OF_THE_REAL = {"overview"}
+
 if __name__ == "__main__":
     for wanted in sys.argv[1:] or FIGURES:
+        if wanted in OF_THE_REAL and not pretrained.is_here():
+            print(f"{wanted}: left as it is; {pretrained.how_to_get()}")
+            continue
         written = write(wanted)
         print(f"{written}  {written.stat().st_size / 1e3:.0f} KB")

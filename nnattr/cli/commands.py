@@ -105,7 +105,12 @@ def demo(
     real: Annotated[
         bool, typer.Option("--real", help="The real model, smollm2-135m; minutes, not seconds.")
     ] = False,
-    n: Annotated[int, typer.Option(help="Number of prompt pairs.", min=1)] = 32,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of prompt pairs.", min=1, show_default="32; of the real model 16"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which names and places.")] = 0,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("nnattr-demo.html"),
     backend: BackendName = None,
@@ -113,12 +118,16 @@ def demo(
     """Find the heads that identify the indirect object, exactly and by estimate."""
     _check_output("output", output, "Page")
     from nnattr.cli.console import say
-    from nnattr.cli.demo import measure, summary
+    from nnattr.cli.demo import beforehand, measure, summary
     from nnattr.cli.demo_page import demo_page
     from nnattr.model.load import load
     from nnattr.pretrained import NAME
 
-    found = measure(load(NAME if real else model, backend=backend), n, seed)
+    loaded = load(NAME if real else model, backend=backend)
+    n = n or (16 if real else 32)
+    if real:
+        say(beforehand(loaded, n), "")
+    found = measure(loaded, n, seed)
     say(*summary(found))
     _write(output, demo_page(found))
 

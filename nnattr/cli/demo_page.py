@@ -12,10 +12,12 @@ from nnattr.report.values import NBSP, baseline, measured
 
 def demo_page(demo: Demo) -> str:
     """The whole page as HTML."""
+    rounded = demo.model.quantization
+    named = f"{demo.model.name} ({rounded})" if rounded else demo.model.name
     lead = html.paragraph(
         "After “When Mary and John went to the store, John gave a drink to”, a language model "
         "that keeps track of who is who continues with “Mary”. This page asks which attention "
-        f"heads of {demo.model.name} do that, twice: exactly, by patching one head at a time, and "
+        f"heads of {named} do that, twice: exactly, by patching one head at a time, and "
         "by an estimate for all heads from a single backward pass.",
         "lead",
     )

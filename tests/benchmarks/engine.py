@@ -2,11 +2,12 @@
 
 ::
 
-    python -m tests.benchmarks.engine [--json PATH] [--repeats 5] [--threads 1] [--quick]
+    python -m tests.benchmarks.engine [--json PATH] [--repeats 5] [--threads 1] [--quick | --real]
 
-Random models of two shapes, float32, pairs that differ at one token. Times are processor seconds,
-so that other work on the machine does not count, and medians. Where all layers would take long,
-everybody is asked for the cells of a few. Everybody's answers are compared on some cells.
+Random models of two shapes, or the real model, float32, pairs that differ at one token. Times are
+processor seconds, so that other work on the machine does not count, and medians. Where all layers
+would take long, everybody is asked for the cells of a few. Everybody's answers are compared on some
+cells.
 
 ==============  ================================================================================
 ours            the job of `activation_patching`, every cell of these layers
@@ -44,7 +45,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import nnattr
-from nnattr import LogitDiff, Model, Task
+from nnattr import LogitDiff, Model, Task, pretrained
+from nnattr.cli.demo import same_layout
 from nnattr.jobs.study import Study
 from nnattr.methods.patching.activation_patching import patching_job
 from nnattr.runs.portions import CPU_TOKENS
@@ -96,7 +98,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="z at all positions of GPT-2 only")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="z at all positions of GPT-2 only")
+    which.add_argument("--real", action="store_true", help="heads of SmolLM2-135M for IOI only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
@@ -105,10 +109,12 @@ def main() -> None:
         "versions": {n: version(n) for n in ("nnattr", "nnsight", "torch", "transformer-lens")},
         "rows": [],
     }
-    for row in table(options.repeats, options.quick):
+    rows = real(options.repeats) if options.real else table(options.repeats, options.quick)
+    for row in rows:
         report["rows"].append({**row, "load": os.getloadavg()})
         keep(report, options.json)
-    report["exponents"] = exponents()
+    if not options.real:
+        report["exponents"] = exponents()
     keep(report, options.json)
     print(json.dumps({k: v for k, v in report.items() if k != "rows"}, indent=1))
 
@@ -137,6 +143,23 @@ def table(repeats: int, short: bool) -> Iterator[dict[str, Any]]:
                         case |= Ask(model, task, site, positions, layers).row(repeats, others)
                         show(case)
                         yield case
+
+
+def real(repeats: int) -> Iterator[dict[str, Any]]:
+    """Every head of the real model, for pairs of IOI of one layout."""
+    print(HEADER)
+    model = nnattr.load(pretrained.NAME, device="cpu", backend="local")
+    ioi = same_layout(model.tokenizer, 8, 0)
+    for n in (2, 8):
+        task = ioi[:n]
+        middle = Ask(model, task, "z", "all", [model.n_layers * 2 // 3])
+        others = passes(middle, str(pretrained.folder()), repeats)
+        ask = Ask(model, task, "z", "all")
+        case = {"shape": model.name, "site": "z", "positions": "all", "tokens": task.width}
+        case |= {"differs": ask.start, "pairs": n, "layers": ask.layers, "of": model.n_layers}
+        case |= ask.row(repeats, others)
+        show(case)
+        yield case
 
 
 def asked(model: Model, task: Task, site: str, positions: str) -> list[int]:
@@ -175,11 +198,6 @@ def saved(module: Any, folder: Path) -> Model:
     return nnattr.load(folder, device="cpu", backend="local")
 
 
-def difference(logits: Tensor) -> Tensor:
-    """The metric, as the peers compute it [example]."""
-    return logits[:, -1, RIGHT] - logits[:, -1, WRONG]
-
-
 def pairs(model: Model, tokens: int, differs: int, n: int) -> Task:
     """Pairs of prompts that differ at one token."""
     rows = [[f"w{3000 + 200 * row + i}" for i in range(tokens)] for row in range(n)]
@@ -201,6 +219,14 @@ class Ask:
         self.start = int(differing.int().argmax())
         self.places = task.width - self.start if positions == "each" else 1
         self.units = model.n_heads if site == "z" else 1
+        encode = partial(model.tokenizer.encode, add_special_tokens=False)
+        sides = (task.answers, task.wrong_answers)
+        self.words = [torch.tensor([encode(row[0]) for row in side]) for side in sides]
+
+    def difference(self, logits: Tensor) -> Tensor:
+        """The metric, as the peers compute it [example]."""
+        right, wrong = (logits[:, -1].gather(1, ids)[:, 0] for ids in self.words)
+        return right - wrong
 
     def row(self, repeats: int, others: dict[str, tuple[float, float]]) -> dict[str, Any]:
         """Processor seconds of everybody, after a comparison."""
@@ -287,7 +313,7 @@ class TransformerLens:
         self.ask = ask
         with quiet():
             self.bridge = TransformerBridge.boot_transformers(folder, device="cpu").eval()
-        self.index = pd.DataFrame([{"layer": LAYER, **cell} for cell in cells])
+        self.index = pd.DataFrame([{"layer": ask.layers[0], **cell} for cell in cells])
 
     def both_runs(self) -> Tensor:
         """Keep the clean run's z, and measure the other run."""
@@ -296,7 +322,7 @@ class TransformerLens:
             _, self.cache = self.bridge.run_with_cache(
                 tokens, names_filter=lambda name: "attn.hook_z" in name
             )
-            self.before = difference(self.bridge(self.ask.task.corrupted_tokens.ids))
+            self.before = self.ask.difference(self.bridge(self.ask.task.corrupted_tokens.ids))
         return self.before
 
     def patched(self) -> Tensor:
@@ -305,7 +331,7 @@ class TransformerLens:
 
         with quiet(), torch.no_grad():
             found = patching.generic_activation_patch(
-                self.bridge, self.ask.task.corrupted_tokens.ids, self.cache, difference,
+                self.bridge, self.ask.task.corrupted_tokens.ids, self.cache, self.ask.difference,
                 reduce="none", patch_setter=patching.layer_head_vector_patch_setter,
                 activation_name="z", index_df=self.index,
             )  # fmt: skip
@@ -344,7 +370,7 @@ class Hooks:
             lambda _, args: (hook(args[0]), *args[1:]) if hook else None
         )
         with handle:
-            return difference(self.module(ids, use_cache=False, logits_to_keep=1).logits)
+            return self.ask.difference(self.module(ids, use_cache=False, logits_to_keep=1).logits)
 
     def patch(self, value: Tensor, pos: int | None = None, head: int | None = None) -> Tensor:
         """The value with one cell of the clean run's."""

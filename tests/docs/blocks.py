@@ -2,28 +2,40 @@
 
 A ``python`` block runs in its page's namespace, a ``sh`` block whose lines all begin with
 ``nnattr`` as commands. A ``text`` block right after one of them is what it prints. A block whose
-first line is ``# not run here: REASON`` is shown and not run.
+first line is ``# not run here: REASON`` is shown and not run. Blocks on the real model need it: one
+that loads it, and what follows up to where another model is loaded.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from nnattr.pretrained import NAME
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = "# not run here: "
+REAL = re.compile(rf"\b{NAME}\b|--real\b")
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its language, its text, the page's line that its text begins at, and what
-    it prints if the page says so."""
+    """One fenced block.
+
+    Attributes:
+        language: as the fence says.
+        code: its text.
+        line: the page's line that its text begins at.
+        real: whether it needs the real model.
+        printed: what it prints, if the page says so.
+    """
 
     language: str
     code: str
     line: int
+    real: bool = False
     printed: str | None = None
 
     @property
@@ -37,17 +49,21 @@ def blocks(page: Path) -> list[Block]:
     """The blocks of ``page``, each ``text`` block joined to the one right before it."""
     text = page.read_text(encoding="utf-8")
     found: list[Block] = []
-    end = 0
+    end, model_is_real = 0, False
     for match in FENCE.finditer(text):
         language, code = match[1], match[2]
         line = text.count("\n", 0, match.start(2)) + 1
         follows = found and not text[end : match.start()].strip()
         end = match.end()
         if language == "text" and follows:
-            last = found.pop()
-            found.append(Block(last.language, last.code, last.line, code))
-        else:
-            found.append(Block(language, code, line))
+            found.append(replace(found.pop(), printed=code))
+            continue
+        real = bool(REAL.search(code))
+        if language == "python":
+            if real or "nnattr.load(" in code:
+                model_is_real = real
+            real = model_is_real
+        found.append(Block(language, code, line, real))
     return found
 
 

@@ -16,21 +16,46 @@ import nnattr
 import nnattr.errors
 from nnattr.cli import app
 from tests.docs.blocks import FENCE, Block, agrees, blocks
+from tests.support.real import needs_real_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUNNING = [page for page in PAGES if any(b.language in ("python", "sh") for b in blocks(page))]
 
 
-@pytest.mark.parametrize("page", RUNNING, ids=lambda page: str(page.relative_to(ROOT)))
+def runs(block: Block) -> bool:
+    """Whether a reader can run it."""
+    return block.reason is None and block.language in ("python", "sh")
+
+
+def pages(real: bool) -> list[Any]:
+    """The pages with something to run, on the real model or elsewhere."""
+    found = [page for page in PAGES if any(runs(b) and b.real == real for b in blocks(page))]
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in found]
+
+
+@pytest.mark.parametrize("page", pages(real=False))
 def test_the_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_blocks(page, False, tmp_path, monkeypatch)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", pages(real=True))
+def test_the_blocks_on_the_real_model_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_real_model()
+    run_blocks(page, True, tmp_path, monkeypatch)
+
+
+def run_blocks(page: Path, real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page that need the real model, or those that do not, in their order."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: None)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for i, block in enumerate(blocks(page)):
-        if block.reason is not None or block.language not in ("python", "sh"):
+        if not runs(block) or block.real != real:
             continue
         where = f"{page.relative_to(ROOT)}:{block.line}"
         if block.language == "python":

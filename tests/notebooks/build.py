@@ -20,6 +20,8 @@ from typing import Any
 import jupytext
 from nbclient import NotebookClient
 
+from nnattr import pretrained
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -39,6 +41,11 @@ def source(path: Path) -> Any:
     for i, cell in enumerate(notebook.cells):
         cell["id"], cell["metadata"] = f"cell-{i}", {}
     return notebook
+
+
+def is_real(path: Path) -> bool:
+    """Whether the notebook is about the real model."""
+    return pretrained.NAME in path.read_text(encoding="utf-8")
 
 
 def made_from(path: Path) -> str:
@@ -98,6 +105,9 @@ def main(names: list[str]) -> None:
     """Execute the sources (those named, or all) and write their notebooks."""
     for path in SOURCES:
         if names and not any(name in path.stem for name in names):
+            continue
+        if is_real(path) and not pretrained.is_here():
+            print(f"{path.stem}: left as it is; {pretrained.how_to_get()}", flush=True)
             continue
         notebook = pictured(executed(path))
         notebook.metadata["made_from"] = made_from(path)

@@ -15,11 +15,17 @@ from tests.notebooks.build import (
     ROOT,
     SOURCES,
     executed,
+    is_real,
     made_from,
     source,
 )
+from tests.support.real import needs_real_model
 
 NAMES = [path.stem for path in SOURCES]
+MARKED = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.real] if is_real(path) else [])
+    for path in SOURCES
+]
 
 
 def figures(notebook: nbformat.NotebookNode) -> list[dict[str, object]]:
@@ -64,10 +70,12 @@ def test_the_first_cell_picks_model_and_backend(path: Path):
     assert "Llama-3.1-8B" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+@pytest.mark.parametrize("path", MARKED)
 def test_a_notebook_runs(path: Path):
     committed = jupytext.read(path.with_suffix(".ipynb"))
     if committed.metadata.get("made_from") == made_from(path):
         pytest.skip("what is committed was made from these very files")
+    if is_real(path):
+        needs_real_model()
     fresh = executed(path)
     assert len(figures(fresh)) == len(figures(committed))

@@ -1,19 +1,19 @@
 """Tests of what is claimed of the real model, SmolLM2-135M-Instruct with weights of 4 bits (Q4_1).
 
 They run when the folder is asked for (``make test-real``, which fetches the model), not with the
-other tests. Without the model they are skipped; with ``NNATTR_REQUIRE_REAL=1``, as in CI, they
-fail.
+other tests; `tests.support.real` says what happens without the model. Pages and notebooks that show
+this model are held against it in ``tests/docs`` and ``tests/notebooks``, under the same mark.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 import nnattr
 from nnattr import Model, Scores, Task, pretrained
+from tests.support.real import needs_real_model
 
 HERE = Path(__file__).parent
 
@@ -32,9 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model() -> Model:
-    if not pretrained.is_here():
-        required = os.environ.get("NNATTR_REQUIRE_REAL") == "1"
-        (pytest.fail if required else pytest.skip)(pretrained.how_to_get())
+    needs_real_model()
     return nnattr.load(pretrained.NAME)
 
 

@@ -62,6 +62,17 @@ def test_which_tasks_it_does(model: Model, name: str) -> None:
     assert runs.mean("example").to_numpy() == pytest.approx([clean, corrupted], abs=0.02 * clean)
 
 
+def test_tasks_that_it_does_not_do(model: Model) -> None:
+    for name, preferred in (("facts", (10, 10)), ("requests", (32, 32))):
+        task = getattr(nnattr.tasks, name)(model.tokenizer, n=32, seed=0)
+        metric = nnattr.GroupLogProbDiff()
+        scores = nnattr.attribution_patching(
+            model, task, metric, site="resid_post", normalized=False
+        )
+        found = [int((scores.baselines.sel(run=run) > 0).sum()) for run in ("clean", "corrupted")]
+        assert found == pytest.approx(preferred, abs=1)  # as many of either kind: it cannot tell
+
+
 def test_the_heads_of_ioi(exact: Scores) -> None:
     same_heads(exact, EXACT)
     assert exact.provenance.fell_back == ""
