@@ -22,6 +22,7 @@ class Local:
 
     name: str = field(default="local", init=False)
     holds_weights: bool = field(default=True, init=False)
+    in_process: bool = field(default=True, init=False)
     max_job_seconds: float | None = field(default=None, init=False)
     max_job_bytes: int | None = field(default=None, init=False)
 
@@ -43,6 +44,7 @@ class Simulated:
 
     name: str = field(default="simulated", init=False)
     holds_weights: bool = field(default=True, init=False)
+    in_process: bool = field(default=False, init=False)
     max_job_seconds: float | None = None
     max_job_bytes: int | None = None
 
