@@ -102,21 +102,28 @@ class Keeper:
         self.latest: tuple[slice, dict[str, Any]] | None = None
 
     def __call__(self, some: slice, values: dict[str, Any]) -> None:
-        """Hear of what the job has found for some of the examples."""
+        """Hear what the job has found for some examples; it goes on to fill ``values``."""
+        if self.latest is not None and self.latest[0] != some:
+            self._take()
         self.latest = some, values
         if time.perf_counter() >= self.next:
             self.keep()
 
     def keep(self) -> None:
-        """Write down what was heard last."""
+        """Write down what was heard."""
         if self.latest is None:
             return
-        some, values = self.latest
         began = time.perf_counter()
-        self.found.take(values, self.layers, some)
+        self._take()
         self.store.write(self.found, self.found.cost + Cost(began - self.began))
         ended = time.perf_counter()
         self.next = ended + max(PAUSE, (ended - began) / SHARE)
+
+    def _take(self) -> None:
+        """What was heard last becomes a part of what is known."""
+        if self.latest is not None:
+            some, values = self.latest
+            self.found.take(values, self.layers, some)
 
 
 def digest(study: Study) -> str:
@@ -129,11 +136,13 @@ def digest(study: Study) -> str:
         _named(study.metric),
         _code(study.metric),
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
+        study.model.config.to_dict(),
         _weights(study.model.module),
         provenance.task_hash,
         provenance.versions,
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _named(metric: Any) -> str:
@@ -156,10 +165,24 @@ def _code(metric: Any) -> list[str]:
 
 
 def _weights(module: Any) -> list[str]:
-    """Samples of the weights that are loaded here, which tell apart two models of one name."""
+    """Marks of the weights that are loaded here, which tell apart two models of one name."""
     marks = []
-    for name, value in module.named_parameters():
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.device.type != "meta":
             few = value.detach().flatten()[:: max(1, value.numel() // 16)].tolist()
-            marks.append(f"{name} {value.sum(dtype=torch.float64).item():.6e} {few}")
+            marks.append(f"{name} {value.dtype} {_sum(value.detach())} {few}")
     return [hashlib.sha256(mark.encode()).hexdigest()[:16] for mark in marks]
+
+
+def _sum(value: torch.Tensor) -> float:
+    """A number that another bit in any weight changes: the sum of the memory as integers.
+
+    It takes a fifth of the time of a sum in double precision, and is the same on any number of
+    threads. Weights whose memory cannot be seen (of some quantizers) are summed as they are.
+    """
+    try:
+        memory = value.contiguous().flatten().view(torch.uint8)
+        whole = len(memory) // 8 * 8
+        return memory[:whole].view(torch.int64).sum().item() + memory[whole:].sum().item()
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return value.sum(dtype=torch.float64).item()

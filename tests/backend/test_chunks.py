@@ -200,8 +200,9 @@ def passes(stop_after: int | None = None, **options: Any) -> tuple[Scores | None
 
 def small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row or a few in a pass, so that there are many; and all that is found is kept."""
-    monkeypatch.setattr(portions, "CPU_TOKENS", 4)
+    monkeypatch.setattr(portions, "CPU_TOKENS", 8)
     monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
 
 
 @pytest.mark.parametrize("engine", ["suffix", "full"])
@@ -288,7 +289,8 @@ def test_a_remote_analysis_keeps_its_jobs(tmp_path: Path) -> None:
 def slow(folder: Path) -> None:
     """For a child process: slow passes, on one thread as here, so to the same bits."""
     torch.set_num_threads(1)
-    portions.CPU_TOKENS, checkpoint.PAUSE, Interrupting.seconds = 4, 0.0, 0.05
+    portions.CPU_TOKENS, Interrupting.seconds = 8, 0.05
+    checkpoint.PAUSE, checkpoint.SHARE = 0.0, 1e9
     passes(checkpoint=folder)
 
 

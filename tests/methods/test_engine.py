@@ -7,6 +7,7 @@ position.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 import nnattr
 from nnattr import LogitDiff, LogProb, Loss, Model, Prob
+from nnattr.backend import Local
 from nnattr.engine import memory, passes, sweep
 from nnattr.engine.mode import Mode
 from nnattr.engine.shortcuts import Scratch, one_step_gelu
@@ -246,14 +248,22 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(
         assert_same(found.raw, expected.raw)
 
 
+@dataclass(frozen=True)
+class LayerByLayer(Local):
+    """This process, in jobs of one layer."""
+
+    max_job_bytes: int | None = field(default=1, init=False)
+
+
 @pytest.mark.parametrize("fails", [0, 1, 2])
 @pytest.mark.parametrize("parts", ["layers", "examples"])
-def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch, tmp_path):
-    """Of three parts, whichever it is: by layers with a checkpoint, by examples without memory."""
+def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch):
+    """Of three parts, whichever it is: by layers for a limit, by examples without memory."""
     model = tiny_model("llama")
     question = task(model, *[pair(9, 4, shift=i) for i in range(3)])
-    options = {"checkpoint": tmp_path} if parts == "layers" else {}
     right = nnattr.activation_patching(model, question, LogitDiff())
+    if parts == "layers":
+        model = replace(model, backend=LayerByLayer())
     seen, fastest = [], sweep.fastest
 
     def failing(*given):
@@ -263,7 +273,7 @@ def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch, tmp_p
     monkeypatch.setattr(sweep, "fastest", failing)
     if parts == "examples":
         monkeypatch.setattr(memory, "bytes_per_example", lambda *_: 1 << 60)
-    scores = nnattr.activation_patching(model, question, LogitDiff(), **options)
+    scores = nnattr.activation_patching(model, question, LogitDiff())
     assert len(seen) == 3
     assert scores.provenance.arguments["engine"] == "full"
     assert scores.provenance.fell_back == sweep.DISAGREES
