@@ -8,10 +8,17 @@ the part of the outer one that was kept for it (`ProgressBar.next_part`).
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Seconds between drawings.
 EVERY = 0.5
@@ -43,12 +50,14 @@ class ProgressBar:
         self._part: tuple[float, float] | None = None
         self._outer: ProgressBar | None = None
         self._token: Token[ProgressBar | None] | None = None
+        self._began = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> ProgressBar:
         self._outer = _AROUND.get()
         self._token = _AROUND.set(self)
+        self._began = time.time()
         if self._outer is None and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             self._thread = threading.Thread(target=self._draw, daemon=True)
             self._thread.start()
@@ -73,7 +82,8 @@ class ProgressBar:
     def next_part(self, first: float, last: float) -> None:
         """From now on the bars that are opened inside move this one from ``first`` to ``last``."""
         self._part = first, last
-        self._move(first)
+        if first:
+            self._move(first)
 
     def _move(self, share: float) -> None:
         self.share = share
@@ -87,7 +97,9 @@ class ProgressBar:
             return
         from tqdm.auto import tqdm
 
-        bar: Any = tqdm(total=1.0, desc=self.label, leave=False, bar_format=UNKNOWN)
+        look = {"leave": False, "bar_format": UNKNOWN, **_size()}
+        bar: Any = tqdm(total=1.0, desc=self.label, **look)
+        bar.start_t = self._began
         while True:
             bar.bar_format = UNKNOWN if self.share is None else KNOWN
             bar.n = self.share or 0.0
@@ -95,3 +107,25 @@ class ProgressBar:
             if self._stop.wait(EVERY):
                 break
         bar.close()
+
+
+def _size() -> dict[str, int]:
+    """The terminal's size; a usual one where it says that it has none, as in a container."""
+    if "ipykernel" in sys.modules:
+        return {}
+    columns, lines = shutil.get_terminal_size()
+    return {"ncols": columns, "nrows": lines}
+
+
+def with_bar(label: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator that shows a bar while a function runs."""
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def shown(*args: P.args, **kwargs: P.kwargs) -> R:
+            with ProgressBar(label):
+                return function(*args, **kwargs)
+
+        return shown
+
+    return decorated

@@ -12,6 +12,7 @@ from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
+from nnattr.backend.progress import with_bar
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
@@ -23,6 +24,7 @@ SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @checked
+@with_bar("load the model")
 def load(
     model: str | Path | Any,
     *,
