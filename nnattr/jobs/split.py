@@ -51,7 +51,7 @@ def in_jobs(study: Study, frame: Frame, store: Store | None, bar: ProgressBar) -
         layers = pending[:size] if study.by_layer else pending
         bar.next_part(layers[0] / frame.layers, (layers[-1] + 1) / frame.layers)
         try:
-            outcome = _job(study, frame, found, store, layers)
+            outcome = _outcome(study, frame, found, store, layers)
         except TooLargeError:
             if not (study.by_layer and len(layers) > 1):
                 raise
@@ -67,7 +67,7 @@ def in_jobs(study: Study, frame: Frame, store: Store | None, bar: ProgressBar) -
     return found
 
 
-def _job(
+def _outcome(
     study: Study, frame: Frame, found: Found, store: Store | None, layers: list[int]
 ) -> Outcome:
     """The outcome of one job about these layers, which is kept while it runs if that can be."""

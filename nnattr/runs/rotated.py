@@ -28,27 +28,35 @@ NO_CALL = (
     "does not hand its queries and keys to transformers' common attention interface, so they "
     "cannot be read after the rotary turn; use q and k, from before it."
 )
+#: Scores below this come from a mask: half of what float16 can hold, the smallest that models use.
+LOWEST = -32000.0
 OTHER = "multiplies other queries and keys than those that it hands on; use q and k."
 
 
 def rotated(
-    nn: Any, prompts: PromptBatch, paths: list[list[str]], options: dict[str, Any] | None
-) -> list[tuple[Tensor, Tensor]]:
-    """One pass: each layer's q [example, head, pos, d_head] and k [example, kv_head, pos, d_head].
+    nn: Any,
+    prompts: PromptBatch,
+    paths: list[list[str]],
+    options: dict[str, Any] | None,
+    scores: bool = False,
+) -> list[Any]:
+    """One pass: each layer's queries and keys as they meet, or their scores.
 
     Args:
         nn: the nnsight model.
         prompts: what is run.
         paths: of the layers wanted; see `nnattr.model.patterns.attention_paths`.
         options: further arguments of the pass.
+        scores: whether scores are wanted.
 
     Returns:
-        queries and keys.
+        for each layer q [example, head, pos, d_head] and k [example, kv_head, pos, d_head]; or
+        what the softmax gets [example, head, query_pos, key_pos], -inf where a query does not look.
 
     Raises:
         RefusedError: they cannot be read, or are not what the model multiplies.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[Any] = []
     problems: list[tuple[str, str]] = []
     before = go_eager(nn)
     try:
@@ -64,12 +72,13 @@ def rotated(
                     q, k, mask = arguments[1], arguments[2], arguments[4]
                     pattern = read_pattern(nn, inside)
                     problem = flaw(pattern, prompts.mask, inside[0])
-                    if problem is None and not explains(q, k, mask, named, pattern, prompts):
+                    before_softmax = attention_scores(q, k, mask, named)
+                    if problem is None and not explains(before_softmax, pattern, prompts):
                         problem = ("arch", f"{inside[0]} {OTHER}")
                     if problem is not None:
                         problems.append(problem)
                         break
-                    found.append((q.clone(), k.clone()))
+                    found.append(unmasked(before_softmax) if scores else (q.clone(), k.clone()))
                 logits = nn.output.logits[:, -1]
     finally:
         go_back(before)
@@ -80,22 +89,23 @@ def rotated(
     return found
 
 
-def explains(
-    q: Tensor,
-    k: Tensor,
-    mask: Tensor | None,
-    named: dict[str, Any],
-    pattern: Any,
-    prompts: PromptBatch,
-) -> bool:
-    """Whether the pattern is what these queries and keys give."""
+def attention_scores(q: Tensor, k: Tensor, mask: Tensor | None, named: dict[str, Any]) -> Tensor:
+    """What the softmax gets of these queries and keys [example, head, query_pos, key_pos]."""
     shared = q.shape[1] // k.shape[1]
     scores = q.float() @ k.float().repeat_interleave(shared, 1).transpose(-1, -2)
     scores = scores * named["scaling"]
     if named.get("softcap") is not None:
         scores = named["softcap"] * torch.tanh(scores / named["softcap"])
-    if mask is not None:
-        scores = scores + mask[..., : k.shape[-2]].float()
-    rows = prompts.mask.to(q.device)[:, None, :, None]
+    return scores if mask is None else scores + mask[..., : k.shape[-2]].float()
+
+
+def unmasked(scores: Tensor) -> Tensor:
+    """The scores with -inf for the very low number that a mask adds, whatever it is."""
+    return scores.masked_fill(scores < LOWEST, float("-inf"))
+
+
+def explains(scores: Tensor, pattern: Any, prompts: PromptBatch) -> bool:
+    """Whether the pattern is what these scores give."""
+    rows = prompts.mask.to(scores.device)[:, None, :, None]
     gap = ((scores.softmax(-1) - pattern.float()) * rows).abs().max()
     return bool(gap <= scores_tolerance(pattern.dtype))
