@@ -4,6 +4,7 @@
 """
 
 from . import arch as arch
+from . import edit as edit
 from . import errors as errors
 from . import metrics as metrics
 from . import plots as plots
@@ -43,6 +44,8 @@ from .metrics import LogProb as LogProb
 from .metrics import Loss as Loss
 from .metrics import Prob as Prob
 from .metrics import SequenceLogProb as SequenceLogProb
+from .metrics import SequenceLogProbDiff as SequenceLogProbDiff
+from .model.edited import edited as edited
 from .model.load import load as load
 from .model.model import Model as Model
 from .model.verify import verify as verify

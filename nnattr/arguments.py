@@ -71,16 +71,24 @@ class Between:
 
 @dataclass(frozen=True)
 class Writable:
-    """A path that can be there: without zero bytes, and a file's with a name."""
+    """A path that can be there: without zero bytes, and a file's with an ending that says what.
 
-    file: bool
+    Attributes:
+        endings: those of a file, in small letters: an ending decides the format that is written.
+            None for a folder.
+    """
+
+    endings: tuple[str, ...] = ()
 
     def holds(self, value: Any) -> bool:
         """Whether the path can be one."""
-        return "\0" not in str(value) and (not self.file or bool(Path(value).name))
+        known = not self.endings or Path(value).suffix.lower() in self.endings
+        return "\0" not in str(value) and known
 
     def __str__(self) -> str:
-        return f"that can name a {'file' if self.file else 'folder'}"
+        if not self.endings:
+            return "that can name a folder"
+        return f"that can name a file ending in {' or '.join(self.endings)}"
 
 
 #: How many there are to be, at least one.
@@ -91,9 +99,12 @@ Natural: TypeAlias = Annotated[int, Between(0)]
 Share: TypeAlias = Annotated[float, Between(0, 1)]
 #: What random numbers start from.
 Seed: TypeAlias = Annotated[int, Between(0, 2**63 - 1)]
-#: Where to write.
-File: TypeAlias = Annotated[str | Path, Writable(file=True)]
-Folder: TypeAlias = Annotated[str | Path, Writable(file=False)]
+#: Where to write: a result or its table alone, what is JSON, settings, a page, many files.
+ResultFile: TypeAlias = Annotated[str | Path, Writable((".safetensors", ".csv"))]
+JsonFile: TypeAlias = Annotated[str | Path, Writable((".json",))]
+YamlFile: TypeAlias = Annotated[str | Path, Writable((".yaml", ".yml"))]
+Page: TypeAlias = Annotated[str | Path, Writable((".html", ".htm"))]
+Folder: TypeAlias = Annotated[str | Path, Writable()]
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -210,11 +221,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _own(value: Any) -> Any:
-    """Numbers, arrays and columns of tables as Python's own, in lists and tuples as well."""
+    """Numbers, arrays and columns of tables as Python's own, in lists, tuples and dicts as well."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return value.tolist()
     if type(value) in (list, tuple):
         return type(value)(map(_own, value))
+    if type(value) is dict:
+        return {key: _own(one) for key, one in value.items()}
     if _is_column(value):
         return list(map(_own, value))
     return value

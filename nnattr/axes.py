@@ -9,7 +9,8 @@ component   a named part of the residual stream (``embed``, ``L3 attn``) or poin
 layer       decoder layer, from 0
 head        attention head (query head); a head's output is its slice of the projection's input
 kv_head     key/value head; under grouped-query attention several query heads share one
-pos         token position, counted in the left-padded batch (the last token is the last position)
+pos         token position, counted from the prompt's own first token; negative ones count from its
+            end (-1 is the last), where prompts of several lengths are lined up there
 query_pos   the position that attends
 key_pos     the position attended to
 neuron      hidden unit of an MLP

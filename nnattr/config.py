@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nnattr.arguments import YamlFile, checked
 from nnattr.errors import NnattrError
 
 
@@ -43,8 +44,13 @@ class Config(BaseModel):
             keys = ", ".join(cls.model_fields)
             raise NnattrError(f"{path}: {problems}. The keys are {keys}.") from error
 
-    def to_file(self, path: str | Path) -> None:
-        """Write this as YAML."""
+    @checked
+    def to_file(self, path: YamlFile) -> None:
+        """Write this as YAML.
+
+        Raises:
+            ArgumentError: the path has another ending.
+        """
         Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
@@ -102,12 +108,13 @@ class RunConfig(Config):
     ``prompts``. ``site``, ``positions``, ``direction``, ``normalized`` and a ``metric``, with its
     ``metric_arguments``, are arguments that many methods have; ``options`` are the others. What is
     left out is as the method has it (a metric that it needs is LogitDiff). ``output`` is a file for
-    the result, ``top`` how many cells are printed.
+    the result, whose ending says the format: ``.safetensors`` for all of it, ``.csv`` for its table
+    alone; ``top`` is how many cells are printed.
     """
 
     model: str
     task: TaskConfig | None = None
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str | tuple[int, ...], ...] = ()
     revision: str | None = None
     backend: str | None = None
     device: str | None = None

@@ -16,6 +16,10 @@ token ids (``("answers", "wrong_answers")``). Then only these are computed: the 
 logits that it is given is these tokens alone, and the ids in ``batch`` count in it. Only metrics
 that come out the same need apply: a difference of logits does, a probability does not.
 
+A metric that compares two answers of several tokens says so in a class variable ``contrasts``:
+every example is run once with each answer behind its prompt, the metric sees one of them as
+``sequence``, and the second number is taken from the first.
+
 The classes here are such functions with a name. Metrics travel to the server: torch and the
 standard library only. They compute in float32 whatever the model's dtype.
 
@@ -34,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -159,12 +164,39 @@ class SequenceLogProb:
     last_only: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("sequence_ids",)
 
+    def __post_init__(self) -> None:
+        _require_bool(self, self.per_token)
+
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
-        wanted, counted = batch.sequence, batch.sequence_mask
-        predicted = logits[:, -wanted.shape[1] :].float().log_softmax(-1)
-        found = (predicted.gather(-1, wanted[..., None])[..., 0] * counted).sum(-1)
-        return found / counted.sum(-1) if self.per_token else found
+        return sequence_log_prob(logits, batch, self.per_token)
+
+
+@dataclass(frozen=True)
+class SequenceLogProbDiff:
+    r"""How much more probable one answer of several tokens is than another, in nats.
+
+    :math:`m = \sum_t \log p(a_t \mid \text{prompt}, a_{<t}) - \sum_t \log p(w_t \mid
+    \text{prompt}, w_{<t})`, teacher-forced: the task (``Task.from_pairs(..., sequences=True)``)
+    has answers and wrong answers. For minimal pairs of sentences, as in BLiMP, the prompt is what
+    the two have in common (`Task.from_sentences`), so :math:`m` is the difference of the
+    sentences' log-probabilities. ``per_token=True`` takes means over the tokens instead.
+
+    Each example is run twice, once with each answer, at twice the cost; `__call__` measures one of
+    them.
+    """
+
+    per_token: bool = False
+    last_only: ClassVar[bool] = False
+    contrasts: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("sequence_ids", "wrong_sequence_ids")
+
+    def __post_init__(self) -> None:
+        _require_bool(self, self.per_token)
+
+    def __call__(self, logits: Logits, batch: Any) -> PerExample:
+        """Measure each example with the answer that stands behind it."""
+        return sequence_log_prob(logits, batch, self.per_token)
 
 
 @dataclass(frozen=True)
@@ -198,6 +230,20 @@ class Loss:
     last_only: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        if self.last is None:
+            return
+        try:
+            last = index(self.last)  # of any integer type
+        except TypeError:
+            last = 0
+        if isinstance(self.last, bool) or last < 1:
+            raise MetricError(
+                f"Loss(last={self.last!r}) counts no tokens; expected a whole number from 1 on, or "
+                "None for all."
+            )
+        object.__setattr__(self, "last", last)
+
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
         """Measure each example."""
         predicted = logits[:, :-1].float().log_softmax(-1)
@@ -208,17 +254,32 @@ class Loss:
         return (loss * counted).sum(-1) / counted.sum(-1)
 
 
+#: What to do about a task that lacks a field.
+SEQUENCE_HINTS = {
+    "sequence_ids": "make it with sequences=True",
+    "wrong_sequence_ids": "make it with sequences=True and wrong_answers",
+}
+
 #: The metrics by name, as the command line and configuration files know them.
 METRICS: dict[str, Callable[..., Metric]] = {
     "LogitDiff": LogitDiff,
     "GroupLogProbDiff": GroupLogProbDiff,
     "GroupProbDiff": GroupProbDiff,
     "SequenceLogProb": SequenceLogProb,
+    "SequenceLogProbDiff": SequenceLogProbDiff,
     "LogProb": LogProb,
     "Prob": Prob,
     "KL": KL,
     "Loss": Loss,
 }
+
+
+def sequence_log_prob(logits: Tensor, batch: Any, per_token: bool) -> Tensor:
+    """The log-probability of each example's sequence, or its mean over the tokens."""
+    wanted, counted = batch.sequence, batch.sequence_mask
+    predicted = logits[:, -wanted.shape[1] :].float().log_softmax(-1)
+    found = (predicted.gather(-1, wanted[..., None])[..., 0] * counted).sum(-1)
+    return found / counted.sum(-1) if per_token else found
 
 
 def group_mean(logits: Tensor, words: Tensor, mask: Tensor) -> Tensor:
@@ -276,7 +337,7 @@ def check(metric: Metric, task: Any) -> None:
         )
     for name in getattr(metric, "needs", ()):
         if not getattr(task, name):
-            hint = "; make it with sequences=True" if name == "sequence_ids" else ""
+            hint = f"; {SEQUENCE_HINTS[name]}" if name in SEQUENCE_HINTS else ""
             raise MetricError(f"{describe(metric)} needs {name}, and the task has none{hint}.")
 
 
@@ -306,6 +367,12 @@ def read_tokens(
     tokens = torch.cat([fields[name][fields[f"{name}_mask"]] for name in names]).unique()
     counted = {name: torch.searchsorted(tokens, fields[name]) for name in names}
     return tokens, fields | {name: ids.clamp(max=len(tokens) - 1) for name, ids in counted.items()}
+
+
+def _require_bool(metric: Metric, per_token: Any) -> None:
+    if not isinstance(per_token, bool):
+        name = type(metric).__name__
+        raise MetricError(f"{name}(per_token={per_token!r}): expected True or False.")
 
 
 def _filled(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,16 @@
 """Tensors and plain values in one file: safetensors, with the plain values as JSON in its header.
 
-A file appears whole or not at all, and reading it runs no code. What the tensors mean is not known
-here: results, the parts of a checkpoint and the task inside a result's file are all read this way.
+A file appears whole or not at all, with the permissions of any new file, and reading it runs no
+code. What the tensors mean is not known here: results, the parts of a checkpoint and the task
+inside a result's file are all read this way.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,26 @@ SCHEMA, READS = 3, (1, 2, 3)
 KEY = "nnattr"
 
 
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``path`` once all is written; else nothing is left of it.
+
+    Raises:
+        ResultError: the file cannot be written.
+    """
+    partial = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as any new file; safetensors hides its own from others
+        yield partial
+        partial.chmod(mode)
+        os.replace(partial, path)
+    except Exception as error:  # safetensors has errors of its own for what the system refuses
+        raise ResultError(f"{str(path)!r} could not be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> Path:
     """Write the tensors, and ``header`` as JSON; the folder must exist.
 
@@ -32,13 +54,9 @@ def write(path: str | Path, tensors: Mapping[str, torch.Tensor], header: Mapping
     from safetensors.torch import save_file
 
     text = json.dumps({"schema": SCHEMA, **header})
-    partial = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.partial")
-    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    try:
-        save_file(whole, str(partial), metadata={KEY: text})
-        os.replace(partial, path)
-    except Exception as error:  # safetensors has errors of its own for what the system refuses
-        raise ResultError(f"{str(path)!r} could not be written: {error}") from error
+    dense = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    with whole(path) as partial:
+        save_file(dense, str(partial), metadata={KEY: text})
     return Path(path)
 
 

@@ -122,6 +122,12 @@ def test_the_example_is_a_valid_file(tmp_path: Path):
         ({"task": {"name": "ioi"}, "metric": "Accuracy"}, "LogitDiff"),
         ({"task": {"name": "ioi"}, "sight": "z"}, "sight"),
         ({"task": {"name": "ioi"}, "output": "/no/such/folder/a.safetensors"}, "no folder"),
+        (
+            {"task": {"name": "ioi"}, "output": "scores.xlsx"},
+            "output is 'scores.xlsx' (str); expected str | Path that can name a file ending in "
+            ".safetensors or .csv.",
+        ),
+        ({"task": {"name": "ioi"}, "output": "scores"}, "ending in .safetensors or .csv."),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_message(tmp_path: Path, settings: dict, message: str):
@@ -139,7 +145,27 @@ def test_run_without_a_file():
 
 def test_output_is_checked_before_the_work(tmp_path: Path):
     assert "no folder" in call("demo", "--output", tmp_path / "no" / "page.html", code=1)
-    assert "is a folder" in call("demo", "--output", tmp_path, code=1)
+    (tmp_path / "page.html").mkdir()
+    assert "is a folder" in call("demo", "--output", tmp_path / "page.html", code=1)
+    for words in (
+        ["demo", "--output", "page.pdf"],
+        ["report", "scores.safetensors", "-o", "page.png"],
+        ["lens", "no/model", "a b", "--plot", "page"],
+        ["dla", "no/model", "a b", " c", " d", "--output", "scores.json"],
+    ):
+        assert re.search(r"(output|plot) is .* ending in \.\w+ or \.\w+\.", call(*words, code=1))
+
+
+@NEEDS_MODEL
+def test_an_outputs_ending_decides_its_format(tmp_path: Path):
+    config, table = tmp_path / "a.yaml", tmp_path / "a.csv"
+    settings = {"model": "teaching-gpt2", "task": {"name": "ioi", "arguments": {"n": 2}}}
+    config.write_text(yaml.safe_dump({**settings, "output": str(table)}))
+    assert f"Wrote {table}" in call("run", config)
+    assert table.read_text().splitlines()[0] == "example,layer,head,value,raw"
+    direct = ("When Mary and John went to the store, John gave a ball to", " Mary", " John")
+    call("dla", "teaching-gpt2", *direct, "--output", tmp_path / "b.CSV")
+    assert (tmp_path / "b.CSV").read_text().startswith("example,component,value,raw\n")
 
 
 def test_debug_shows_the_error_itself():
@@ -151,7 +177,7 @@ def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_must_be_writable", interrupted)
+    monkeypatch.setattr(commands, "_check_output", interrupted)
     assert call("demo", code=130) == ""
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import nnattr
 from nnattr import NnattrError
@@ -10,6 +14,7 @@ from nnattr.backend import NDIF, Local, Simulated, resolve
 from nnattr.config import RunConfig, TaskConfig
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.teaching import folder
+from tests.tiny import tiny_tokenizer
 
 
 def test_the_switch(monkeypatch, tmp_path):
@@ -99,3 +104,15 @@ def test_a_remote_model_holds_no_weights_and_fails_clearly_without_a_server():
     task = nnattr.tasks.ioi(model.tokenizer, n=2)
     with pytest.raises(BackendError, match=r"no NDIF server answered at http://127.0.0.1:9"):
         nnattr.activation_patching(model, task, nnattr.LogitDiff())
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    module = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=64))
+    module.save_pretrained(tmp_path)
+    tiny_tokenizer(64).save_pretrained(tmp_path)
+    nnattr.load(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ArchError, match=r"no weights for 1 parts.*h\.1\.mlp\.c_fc"):
+        nnattr.load(tmp_path)

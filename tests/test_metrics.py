@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,9 @@ from nnattr import (
     Loss,
     Prob,
     SequenceLogProb,
+    SequenceLogProbDiff,
 )
+from nnattr.errors import MetricError
 from nnattr.metrics import METRICS, answer_fields, describe, read_tokens
 
 # two examples, one position, three words; probabilities 0.5, 0.25, 0.25 and 0.1, 0.2, 0.7
@@ -121,3 +124,20 @@ def test_a_metric_that_reads_every_logit_gets_every_logit():
     )
     for name in ("LogProb", "Prob", "KL", "Loss", "GroupProbDiff"):
         assert read_tokens(METRICS[name](), fields) == (None, fields)
+
+
+@pytest.mark.parametrize("last", [0, -1, True, 1.5, "2"])
+def test_a_loss_over_no_tokens_is_refused(last):
+    with pytest.raises(MetricError, match="expected a whole number from 1 on"):
+        Loss(last=last)
+
+
+@pytest.mark.parametrize("metric", [SequenceLogProb, SequenceLogProbDiff])
+def test_a_word_is_no_answer_to_yes_or_no(metric):
+    with pytest.raises(MetricError, match="expected True or False"):
+        metric(per_token="false")
+
+
+def test_a_count_is_of_any_integer_type():
+    assert describe(Loss(last=np.int64(3))) == "Loss(last=3)"
+    assert Loss(last=torch.tensor(3)) == Loss(last=3)

@@ -186,6 +186,29 @@ def test_sizes_from_small_to_large(layers: int, heads: int):
     assert len(figure.layout.xaxis.ticktext) <= 32
 
 
+def test_colours_of_a_matrix_begin_at_zero_where_nothing_is_negative():
+    numbers = np.random.default_rng(0).random((3, 5))
+    (trace,) = plots.matrix(xr.DataArray(numbers, dims=("a", "b"))).data
+    assert (trace.zmin, trace.zmax) == (0, numbers.max())
+    assert trace.zmid is None
+    white, blue = (eval(trace.colorscale[end][1].removeprefix("rgb")) for end in (0, -1))
+    assert min(white) > 200
+    assert blue[2] > blue[0]
+    (trace,) = plots.matrix(xr.DataArray(numbers - 0.1, dims=("a", "b"))).data
+    assert trace.zmin == -trace.zmax < 0
+
+
+@pytest.mark.parametrize("n", [4, 30, 128, 512])
+def test_a_matrix_of_the_same_things_is_square_and_fits_a_screen(n: int):
+    figure = plots.matrix(xr.DataArray(np.eye(n), dims=("query_pos", "key_pos")), title="")
+    wide, tall = figure.layout.width - 170, figure.layout.height
+    assert tall <= 1200
+    assert wide <= 1200
+    if n > 4:
+        assert abs(wide - (tall - 16 - 60 - 16)) < 1
+    assert list(figure.layout.xaxis.tickvals) == list(figure.layout.yaxis.tickvals)
+
+
 def test_agreement_scatter():
     exact = make("layer", "head")
     estimate = exact.with_arrays(raw=exact.raw * 0.9)

@@ -135,7 +135,8 @@ def test_what_no_file_can_say_is_said_in_python(saved: Path):
     scores = nnattr.activation_patching(model, task, my_metric, normalized=False)
     html = unescape(report_page([Entry(scores, "mine.safetensors")]))
     assert "To make it again, use Python: The metric" in html
-    assert "result = nnattr.activation_patching(\n    model,\n    task=before.task,\n" in html
+    again = "result = nnattr.activation_patching(\n    model,\n    task=nnattr.Task.load("
+    assert f"{again}'mine.safetensors'),\n" in html
     with pytest.raises(ResultError, match="at least one result"):
         report_page([])
 

@@ -84,6 +84,43 @@ def test_a_part_by_label_keeps_its_labels():
         scores().sel(layer=7)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "labels"),
+    [(2, [2]), ([4, 1], [4, 1]), ([3, 3], [3, 3]), (slice(1, 3), [1, 2, 3])],  # labels: 3 is in
+)
+def test_chosen_examples_keep_their_baselines(tmp_path, chosen, labels):
+    """In memory, on disk and after the average; of numbers that tell the examples apart."""
+    whole = scores()
+    runs = whole.baselines + np.arange(6) * np.array([[1.0], [-1.0]])
+    whole = whole.with_arrays(baselines=runs)
+    part = whole.sel(example=chosen)
+    np.testing.assert_array_equal(part.raw, whole.raw.sel(example=labels))
+    for kept in (part, part.mean(), Scores.load(part.save(tmp_path / "part.safetensors"))):
+        np.testing.assert_array_equal(kept.baselines, whole.baselines.sel(example=labels))
+        assert kept.baselines["example"].to_numpy().tolist() == labels
+        assert kept.scale == whole.scale
+    assert f"clean {float(runs.sel(run='clean', example=labels).mean()):+.4g}" in repr(part)
+
+
+def test_chosen_cells_keep_all_baselines_and_their_rest():
+    whole = scores(dims=("layer", "pos"), token=("pos", ["a", "b", "c", "d"]))
+    names = {"example": np.arange(6), "component": ["embed", "bias"], "pos": np.arange(4)}
+    rest = xr.DataArray(np.arange(48.0).reshape(6, 2, 4), names)
+    whole = whole.with_arrays(rest=rest.assign_coords(token=("pos", ["a", "b", "c", "d"])))
+    for part in (whole.sel(pos=[3, 1]), whole.sel(pos=[3, 1]).mean(), whole.mean().sel(pos=[3, 1])):
+        xr.testing.assert_identical(part.baselines, whole.baselines)
+        assert part.raw["token"].to_numpy().tolist() == ["d", "b"]
+        assert part.rest is not None
+        assert part.rest["pos"].to_numpy().tolist() == [3, 1]
+        assert part.rest["token"].to_numpy().tolist() == ["d", "b"]
+    assert whole.sel(layer=1).rest is None, "the rest beside all layers is not that beside one"
+    chosen = whole.sel(example=[5, 0])
+    np.testing.assert_array_equal(chosen.rest, whole.rest.sel(example=[5, 0]))
+    for nothing in ({"example": []}, {"layer": []}, {"layer": slice(7, 9)}):
+        with pytest.raises(ResultError, match="leaves nothing"):
+            whole.sel(**nothing)
+
+
 def test_a_table_has_one_row_per_example_and_cell():
     table = scores().to_dataframe()
     assert len(table) == 6 * 3 * 4

@@ -136,20 +136,15 @@ def dissect(module: Any, config: Any) -> Anatomy:
     """
     name = f"{type(module).__name__} (model_type {config.model_type!r})"
     n_layers, n_heads, d_model = _sizes(name, config)
-    lists = [
-        (path, part)
-        for path, part in module.named_modules()
-        if type(part).__name__ in ("ModuleList", "Sequential") and len(part) == n_layers
-    ]
-    layers, first, projections = _layer_list(name, lists, n_heads, d_model)
-    every = [{path for path, _ in layer.named_modules()} for layer in module.get_submodule(layers)]
-    shared = set.intersection(*every)  # some models are dense first and then mixtures of experts
     paths = {id(part): path for path, part in module.named_modules()}
-    embed = paths.get(id(module.get_input_embeddings()))
-    unembed = paths.get(id(module.get_output_embeddings()))
+    embed, unembed = (paths.get(id(part)) for part in _embeddings(module))
     if embed is None or unembed is None:
         lacking = "token embedding" if embed is None else "unembedding"
         raise ArchError(f"{name} has no {lacking} that Hugging Face knows of. {EXAMPLE}")
+    lists = _lists(module, embed, n_layers)
+    layers, first, projections = _layer_list(name, lists, n_heads, d_model)
+    every = [{path for path, _ in layer.named_modules()} for layer in module.get_submodule(layers)]
+    shared = set.intersection(*every)  # some models are dense first and then mixtures of experts
     return Anatomy(
         layers=layers,
         embed=embed,
@@ -161,6 +156,17 @@ def dissect(module: Any, config: Any) -> Anatomy:
         norms=tuple(key for key, part in first.named_children() if is_norm(key, part)),
         mlps=_mlps(first, projections[0].partition(".")[0], d_model),
     )
+
+
+def _embeddings(module: Any) -> tuple[Any, Any]:
+    """The token embedding and the unembedding, as far as a module says which they are."""
+    found = []
+    for ask in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            found.append(getattr(module, ask)())
+        except (AttributeError, NotImplementedError):
+            found.append(None)
+    return found[0], found[1]
 
 
 def _sizes(name: str, config: Any) -> tuple[int, int, int]:
@@ -181,6 +187,28 @@ def _sizes(name: str, config: Any) -> tuple[int, int, int]:
             "analyses models in which every layer has attention heads."
         )
     return sizes[0], sizes[1], sizes[2]
+
+
+def _lists(module: Any, embed: str, n_layers: int) -> list[tuple[str, Any]]:
+    """The lists that may hold the decoder layers: those nearest to the token embedding.
+
+    A vision tower has layers too, and may have as many. From lists of another length than the
+    configuration says (layers were cut) the longest is taken.
+    """
+    found = [
+        (path, part)
+        for path, part in module.named_modules()
+        if type(part).__name__ in ("ModuleList", "Sequential") and len(part)
+    ]
+    around = embed
+    while around:
+        around = around.rpartition(".")[0]
+        root = f"{around}." if around else ""
+        near = [(path, part) for path, part in found if path.startswith(root)]
+        fitting = [(path, part) for path, part in near if len(part) == n_layers]
+        if fitting:
+            return fitting
+    return sorted(found, key=lambda one: len(one[1]))
 
 
 def _layer_list(
@@ -307,9 +335,14 @@ def _mlps(layer: Any, attention: str, d_model: int) -> tuple[str, ...]:
     return (*sorted(reversed(whole), key=lambda key: not MLP.search(key)), *inner)
 
 
-def _arrangements(found: Anatomy, projection: str) -> Iterator[tuple[Place, Place, Place | None]]:
+def _arrangements(
+    found: Anatomy, projection: str
+) -> Iterator[tuple[Place, Place | None, Place | None]]:
     """(attn_out, mlp_out, resid_mid) as the parts of a layer allow, likely ones first."""
     plain = Place(projection, "output")
+    if not found.mlps:  # attention alone
+        yield plain, None, None
+        return
     serial = [
         (plain, Place(mlp, "output"), Place(mid, "stream"))
         for mlp, mid in product(found.mlps, [*found.norms[1:], *found.norms[:1]])

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from nnattr.errors import ArchError
+
 #: How a place is read and written.
 #:
 #: ``input``   what enters the module; writing replaces it for this module alone.
@@ -62,8 +64,8 @@ class QKV(NamedTuple):
 class ArchSpec:
     """The map of one model family.
 
-    Paths of ``layers``, ``embed``, ``final_norm`` and ``unembed`` start at the model; all others
-    start at one decoder layer.
+    Paths of ``layers``, ``embed``, ``final_norm``, ``unembed`` and ``qk_positions`` start at the
+    model; all others start at one decoder layer.
 
     Attributes:
         layers: the list of decoder layers, e.g. ``"transformer.h"``.
@@ -74,12 +76,16 @@ class ArchSpec:
             side. (Its output mixes the heads: a slice of it belongs to no head.)
         attn_out: where attention's contribution to the residual stream is found, after a
             post-norm if the family has one.
-        mlp_out: the same for the MLP (or mixture of experts).
+        mlp_out: the same for the MLP (or mixture of experts); None where layers are attention
+            alone, and then ``resid_mid`` is None too.
         resid_mid: the residual stream between attention and MLP; None where both read the same
             residual stream (parallel blocks).
         qkv: the projections to queries, keys and values; None where they are not of this kind.
         mlp_proj: the MLP's output projection in a layer; its *input* is the neurons. None for
             mixtures of experts.
+        qk_positions: the table of position embeddings that is added to what queries and keys are
+            made of, behind the norm and in every layer, and not to the residual stream
+            (shortformer); None where positions come in another way. Starts at the model.
         residual_scale: the config attribute that multiplies each contribution before it is added
             (Granite), or None.
         logit_scale: the config attribute that multiplies (Cohere) the logits, or None.
@@ -93,18 +99,26 @@ class ArchSpec:
     unembed: str
     attn_proj: str
     attn_out: Place
-    mlp_out: Place
+    mlp_out: Place | None
     resid_mid: Place | None
     qkv: QKV | None = None
     mlp_proj: str | None = None
+    qk_positions: str | None = None
     residual_scale: str | None = None
     logit_scale: str | None = None
     logit_divisor: str | None = None
     logit_softcap: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.mlp_out is None and (self.resid_mid, self.mlp_proj) != (None, None):
+            raise ArchError(
+                "A spec without mlp_out is of layers that are attention alone: resid_mid and "
+                "mlp_proj have to be None as well."
+            )
+
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP both read the same residual stream."""
+        """Whether nothing reads what attention has just written: no MLP, or one beside it."""
         return self.resid_mid is None
 
 
@@ -117,6 +131,6 @@ def missing(spec: ArchSpec, module: Any) -> list[str]:
     inside += [spec.mlp_proj] if spec.mlp_proj is not None else []
     inside += [*spec.qkv[:3], *(spec.qkv.norms or ())] if spec.qkv is not None else []
     wanted = [spec.layers, spec.embed, spec.unembed]
-    wanted += [spec.final_norm] if spec.final_norm is not None else []
+    wanted += [path for path in (spec.final_norm, spec.qk_positions) if path is not None]
     wanted += [f"{layer}.{path}" for layer in sorted(layers) for path in inside]
     return [path for path in wanted if path not in names]

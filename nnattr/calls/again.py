@@ -54,6 +54,11 @@ def call_of(result: Result, path: str) -> Call:
         said = f"it is of {p.method!r}" if p.method else "its file does not say of which"
         raise ResultError(f"This is not the result of one method alone: {said}.")
     method = ANSWERS[p.method]
+    if p.edits:
+        raise ResultError(
+            f"It was made under edits, whose numbers no file keeps: {'; '.join(p.edits)}. Edit the "
+            f"model again with nnattr.edited, and ask {method.name}."
+        )
     if "dataset_hash" in p.arguments:
         raise ResultError(
             f"The file is of an older nnattr and does not hold its dataset, "
@@ -107,7 +112,7 @@ def python(result: Result, path: str) -> str:
     long = [key for key in call.arguments if _from_file(call, key)]
     where = "".join(f", {key}={value!r}" for key, value in _where(p).items())
     lines = ["import nnattr", *(["from nnattr.jobs.plain import restored"] if long else []), ""]
-    if call.reads_task or long:
+    if long:
         lines.append(f"before = nnattr.load_result({path!r})")
     lines.append(f"model = nnattr.load({p.model!r}{where})")
     if "metric" in call.method.arguments:
@@ -119,7 +124,8 @@ def python(result: Result, path: str) -> str:
 
 def _written(call: Call) -> dict[str, str]:
     """The arguments besides the model, as code."""
-    given = {str(call.method.reads): "before.task"} if call.reads_task else {}
+    read = f"nnattr.Task.load({call.path!r})"  # all of it, whatever part of the result was kept
+    given = {str(call.method.reads): read} if call.reads_task else {}
     if "metric" in call.method.arguments:
         given["metric"] = "metric"
     for key, value in call.arguments.items():

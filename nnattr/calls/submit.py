@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nnattr.arguments import File, checked
+from nnattr.arguments import JsonFile, checked
 from nnattr.backend import NDIF, JobFunction, Outcome
 from nnattr.backend.ndif import Ticket
 from nnattr.calls.registry import named, row_of
@@ -146,10 +146,11 @@ class Job:
         )
 
     @checked
-    def save(self, path: File) -> Path:
-        """Write the ticket and the call to a file, for `load` in another process.
+    def save(self, path: JsonFile) -> Path:
+        """Write the ticket and the call to a ``.json`` file, for `load` in another process.
 
         Raises:
+            ArgumentError: the path has another ending.
             ResultError: the file cannot be written, or an argument cannot.
         """
         model = self.arguments["model"]

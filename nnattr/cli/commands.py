@@ -8,7 +8,7 @@ Commands import what they need when they run, so that ``nnattr --help`` is quick
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -37,7 +37,7 @@ direction: denoising             # or noising
 normalized: true
 options: {}                      # the method's other arguments, such as {heads: [L1H0]}
 backend: local                   # local, simulated, ndif, or the http(s) address of a server
-output: scores.safetensors       # read it again with nnattr.load_result
+output: scores.safetensors       # read it again with nnattr.load_result; or a table: scores.csv
 top: 10
 
 # The methods, with what they take besides model, task or prompts, and metric:
@@ -102,19 +102,23 @@ def demo(
     model: Annotated[
         str, typer.Option(help="A teaching model, a Hugging Face id, or a local folder.")
     ] = "teaching-llama",
+    real: Annotated[
+        bool, typer.Option("--real", help="The real model, smollm2-135m; minutes, not seconds.")
+    ] = False,
     n: Annotated[int, typer.Option(help="Number of prompt pairs.", min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Which names and places.")] = 0,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("nnattr-demo.html"),
     backend: BackendName = None,
 ) -> None:
     """Find the heads that identify the indirect object, exactly and by estimate."""
-    _must_be_writable(output)
+    _check_output("output", output, "Page")
     from nnattr.cli.console import say
     from nnattr.cli.demo import measure, summary
     from nnattr.cli.demo_page import demo_page
     from nnattr.model.load import load
+    from nnattr.pretrained import NAME
 
-    found = measure(load(model, backend=backend), n, seed)
+    found = measure(load(NAME if real else model, backend=backend), n, seed)
     say(*summary(found))
     _write(output, demo_page(found))
 
@@ -155,9 +159,8 @@ def run(
     settings = RunConfig.from_file(config)
     if backend is not None:
         settings = settings.model_copy(update={"backend": backend})
-    for path in (settings.output, plot):
-        if path is not None:
-            _must_be_writable(Path(path))
+    _check_output("output", settings.output, "ResultFile")
+    _check_output("plot", plot, "Page")
     from nnattr.cli.console import say
     from nnattr.cli.run import analyse, described
 
@@ -183,7 +186,7 @@ def report(
     backend: BackendName = None,
 ) -> None:
     """Write saved results of any kind as one page: question, figures, reading, origin."""
-    _must_be_writable(output)
+    _check_output("output", output, "Page")
     from nnattr.model.load import load
     from nnattr.report import Entry, report_page
     from nnattr.results import load_result
@@ -205,8 +208,7 @@ def lens(
     backend: BackendName = None,
 ) -> None:
     """Show what the model would say after the prompt if it ended at each layer."""
-    if plot is not None:
-        _must_be_writable(plot)
+    _check_output("plot", plot, "Page")
     from nnattr.methods.direct.logit_lens import logit_lens
     from nnattr.model.load import load
 
@@ -228,12 +230,13 @@ def dla(
         str, typer.Option(help="component, head, neuron or accumulated.")
     ] = "component",
     top: Annotated[int, typer.Option(help="How many to print.", min=1)] = 10,
-    output: Annotated[Path | None, typer.Option(help="Keep the scores in this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Keep the scores in this file, .safetensors or .csv.")
+    ] = None,
     backend: BackendName = None,
 ) -> None:
     """Show which parts of the model write the answer rather than the wrong one."""
-    if output is not None:
-        _must_be_writable(output)
+    _check_output("output", output, "ResultFile")
     from nnattr.methods.direct.direct_logit_attribution import direct_logit_attribution
     from nnattr.model.components import Unit
     from nnattr.model.load import load
@@ -289,8 +292,13 @@ def main() -> None:
     app(prog_name="nnattr")
 
 
-def _must_be_writable(path: Path) -> None:
-    """Refuse a bad output path before the work, not after it."""
+def _check_output(name: str, given: str | Path | None, kind: Literal["Page", "ResultFile"]) -> None:
+    """Refuse a bad output path before the work, not after it, in the words of a call."""
+    if given is None:
+        return
+    from nnattr import arguments
+
+    path = Path(arguments.of_type(given, getattr(arguments, kind), "nnattr", name))
     if path.is_dir():
         raise ResultError(f"{str(path)!r} is a folder; name a file in it.")
     if not path.parent.is_dir():

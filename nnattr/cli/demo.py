@@ -53,13 +53,14 @@ class Demo:
     def warning(self) -> str:
         """What to think of the scores if the model does not do the task; empty if it does."""
         clean, corrupted = (baseline(self.exact, run).preferred for run in ("clean", "corrupted"))
-        if clean > 0.5 > corrupted:
-            return ""
-        return (
+        unable = (
             f"{self.model.name} does not do this task: it does not prefer the right name more "
             "often than the other. The scores below say how its outputs come about, not how the "
             "task is solved."
         )
+        caution = self.exact.provenance.caution
+        said = ["" if clean > 0.5 > corrupted else unable, caution and f"Caution: {caution}"]
+        return " ".join(filter(None, said))
 
     @property
     def ranked(self) -> list[tuple[Cell, Cell]]:

@@ -135,6 +135,7 @@ def _positions(demo: Demo) -> Markup:
             f"{pairs} pairs that share one template. It shows where the information that decides "
             "the answer is, layer by layer."
         ),
+        *sections.caution(scores),
         sections.heat(
             scores,
             "positions",

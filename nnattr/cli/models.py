@@ -1,4 +1,4 @@
-"""``nnattr models``: the teaching models, the known families, and what a server has."""
+"""``nnattr models``: the models at hand, the known families, and what a server has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnattr import pretrained
 from nnattr.arch.table import ROWS
 from nnattr.backend import NDIF, resolve
 from nnattr.backend.status import Deployment, deployments
@@ -24,13 +25,16 @@ SIZES = {
 
 
 def here() -> list[Block]:
-    """The teaching models and the known families."""
+    """The teaching models, the real one, and the known families."""
     found = {name: _about(folder(name)) for name in NAMES}
+    found[pretrained.NAME] = _about(pretrained.folder())
     known = {name: about for name, about in found.items() if about}
     missing = [name for name in NAMES if name not in known]
     blocks: list[Block] = [_side_by_side(known)] if known else []
     if missing:
         blocks.append(f"Not here: {', '.join(missing)}; `python -m nnattr.teaching.train` makes it")
+    if not pretrained.is_here():
+        blocks.append(pretrained.how_to_get())
     return [
         *blocks,
         "",
@@ -69,7 +73,7 @@ def _known(one: Deployment) -> str:
 
 
 def _about(folder: Path) -> dict[str, str]:
-    """A teaching model's size and held-out accuracies; nothing where it is not there."""
+    """A model's size and, of a teaching model, held-out accuracies; nothing where it is not."""
     config = _json(folder / "config.json")
     if not config:
         return {}

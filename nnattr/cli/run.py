@@ -21,6 +21,8 @@ from nnattr.model.model import Model
 from nnattr.plots import words
 from nnattr.report.values import measured
 from nnattr.results import Result, Scores
+from nnattr.results.baselines import spelled
+from nnattr.results.cells import cautioned
 from nnattr.tasks import GENERATORS
 
 #: The fields of `TaskConfig` of which exactly one describes the task.
@@ -179,19 +181,18 @@ def described(result: Result, top: int) -> list[Block]:
     """What was asked, what came out, and how long it took."""
     p = result.provenance
     options = ", ".join(f"{key}={shown(value)}" for key, value in p.arguments.items())
-    where = f"{p.model} on {p.backend}" + (f", {p.task}" if p.task else "")
+    where = f"{p.subject} on {p.backend}" + (f", {p.task}" if p.task else "")
     found = _scores(result, top) if isinstance(result, Scores) else [repr(result)]
     return [f"{p.method}({options})", where, "", *found, "", f"{p.seconds:.2f} s"]
 
 
 def _scores(scores: Scores, top: int) -> list[Block]:
     """The metric of both runs, and the strongest cells."""
-    means = scores.baselines.mean("example").dropna("run").to_series()
     ranking, cells = scores.top(top), scores.mean().raw.size
     error = " (± standard error)" if scores.baselines.sizes["example"] > 1 else ""
     return [
-        f"{scores.provenance.metric}: "
-        + ", ".join(f"{run} {value:+.4f}" for run, value in means.items()),
+        spelled(scores.baselines, scores.provenance.metric),
+        *cautioned(scores.provenance.caution),
         "",
         f"The {len(ranking)} strongest of {cells}{error}:",
         table(

@@ -26,6 +26,7 @@ from nnattr.engine.patches import Entry, patched_site
 from nnattr.engine.question import Layout, Question
 from nnattr.engine.rows import Rows
 from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
+from nnattr.runs.edits import begin_at
 from nnattr.runs.inputs import inputs
 from nnattr.runs.places import read, write
 
@@ -120,6 +121,7 @@ def run(
     """
     layout, tokens = question.layout, question.base.width - start
     order, scratch = ordered(question, rows, size), Scratch()
+    begin_at(nn, order.first, order.first < layout.depth and bool(order.attending[order.first]))
     with nn.trace(**inputs_of_rows(nn, question, base, order, start)):
         with torch.no_grad():
             for layer in range(order.first, layout.depth + 1):

@@ -19,6 +19,7 @@ from nnattr.engine.mode import Mode
 from nnattr.engine.patches import enter_patched
 from nnattr.engine.question import Question, measure
 from nnattr.engine.rows import Rows
+from nnattr.runs.edits import begin_at
 from nnattr.runs.portions import Budget, ran_out, release
 
 
@@ -65,7 +66,10 @@ def changes(
         logits = run_full(nn, question, base, rows, start)
     else:
         enter = partial(enter_patched, nn, question, base, start)
-        logits = run(nn, question, base, rows, enter, mode, start, size)
+        try:
+            logits = run(nn, question, base, rows, enter, mode, start, size)
+        finally:  # passes of other kinds skip nothing
+            begin_at(nn)
     if not question.last_only:
         before = base.logits[rows.example.to(base.logits.device), :start]
         logits = torch.cat([before, logits], 1)

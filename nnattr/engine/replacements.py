@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nnattr.engine.base import SITE, observe
 from nnattr.engine.question import Question, question_of
+from nnattr.runs.edits import masked
 from nnattr.runs.inputs import PromptBatch
 
 
@@ -60,8 +61,3 @@ def means(
         total = [old + new for old, new in zip(total, sums, strict=True)] if total else sums
     count = dataset.mask.sum(over, keepdim=True)[..., None]
     return [value / count.to(value.device) for value in total]
-
-
-def masked(value: Tensor, mask: Tensor) -> Tensor:
-    """The activations [prompt, pos, width] in float32, those of padding as zeros."""
-    return value.float() * mask.to(value.device)[..., None]

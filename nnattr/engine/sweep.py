@@ -20,6 +20,7 @@ from nnattr.engine.passes import passes
 from nnattr.engine.question import Question, question_of, require_edits_in_place
 from nnattr.engine.replacements import replacements_of
 from nnattr.engine.rows import Rows, by_start, effort, plan
+from nnattr.runs.edits import why_whole
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 
 #: Characters that are kept of what a model says against the engine.
@@ -124,8 +125,8 @@ class Prepared:
 
 def prepared(nn: Any, question: Question, budget: Budget) -> Prepared:
     """What rows need, by the engine if it serves this model, else for full passes."""
-    because = ""
-    if not question.full_passes:
+    because = why_whole(nn)
+    if not question.full_passes and not because:
         try:
             found = by_engine(nn, question, budget)
             if found is not None:

@@ -25,6 +25,7 @@ from nnattr.jobs.found import Found
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
 from nnattr.metrics import describe
+from nnattr.model.edits import Edit
 
 #: The file in a study's folder.
 FILE = "found.safetensors"
@@ -138,6 +139,7 @@ def digest(study: Study) -> str:
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
         study.model.config.to_dict(),
         _weights(study.model.module),
+        [_edit(edit) for edit in study.model.edits],
         provenance.task_hash,
         provenance.versions,
     ]
@@ -149,6 +151,12 @@ def _named(metric: Any) -> str:
     """The metric's name; of an object without a text of its own, not where it lies in memory."""
     plain = not inspect.isfunction(metric) and type(metric).__repr__ is object.__repr__
     return type(metric).__qualname__ if plain else describe(metric)
+
+
+def _edit(edit: Edit) -> list[Any]:
+    """What an edit does: in words, and its numbers."""
+    given = [*edit.dataset.values(), *(one for *_, one in edit.places), edit.vector]
+    return [edit.said, edit.sites, [one.tolist() for one in given if one is not None]]
 
 
 def _code(metric: Any) -> list[str]:

@@ -20,6 +20,7 @@ from nnattr.backend.refusals import accepted
 from nnattr.errors import BackendError, MetricError, TaskError
 from nnattr.jobs.record import ran
 from nnattr.results import Provenance, Scores
+from nnattr.results.baselines import caution
 
 
 class Frame(BaseModel):
@@ -28,10 +29,11 @@ class Frame(BaseModel):
     Attributes:
         layers, units, cells: sizes of the axes of ``change`` after the examples.
         unit: the axis of the units, ``"head"``, ``"kv_head"`` or ``"neuron"``; None for layers.
-        tokens: a label per position where each cell is one, else None.
+        places: where each cell is one position: its label and its token; else None.
         absent: for each example the cells that its prompt does not have.
         direction: which run was patched into.
         normalized: whether values are divided by the gap between the runs.
+        contrast: whether every example was read twice, see `nnattr.tasks.contrast`.
         prompts: the clean prompts, for messages.
         provenance: everything but the cost.
     """
@@ -42,10 +44,11 @@ class Frame(BaseModel):
     units: int
     cells: int
     unit: str | None
-    tokens: tuple[str, ...] | None
+    places: tuple[tuple[int, str], ...] | None
     absent: tuple[tuple[bool, ...], ...]
     direction: Literal["denoising", "noising"]
     normalized: bool
+    contrast: bool = False
     prompts: tuple[str, ...]
     provenance: Provenance
 
@@ -64,6 +67,7 @@ class Frame(BaseModel):
             TaskError: the runs do not differ, so there is nothing to divide by.
             BackendError: the values are not what the job was to return.
         """
+        values = self._contrasted(values)
         base, source = (values[key].double().numpy() for key in ("base", "source"))
         self._finite(base, "patched into")
         self._finite(source, "patched from")
@@ -75,7 +79,8 @@ class Frame(BaseModel):
         )
         scale = self._gap(base, source) if self.normalized else 1.0
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
-        update = {**ran(values, cost), "arguments": arguments}
+        doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
+        update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
         provenance = self.provenance.model_copy(update=update)
         raw = self._labelled(values["change"])
         return Scores.from_arrays(raw, baselines, scale, provenance)
@@ -87,7 +92,8 @@ class Frame(BaseModel):
 
     def shapes(self, layers: int | None = None) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors that a job returns for so many layers; None means all."""
-        n, layers = len(self.prompts), self.layers if layers is None else layers
+        n = len(self.prompts) * (2 if self.contrast else 1)
+        layers = self.layers if layers is None else layers
         return {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
 
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
@@ -108,6 +114,14 @@ class Frame(BaseModel):
                 )
         if not all(isinstance(values.get(key), str) for key in ("engine", "dtype")):
             raise BackendError(f"{said}: what came back does not say how it was computed.")
+
+    def _contrasted(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of the first reading less those of the second, where there are two."""
+        if not self.contrast:
+            return values
+        n = len(self.prompts)
+        both = {key: values[key].double() for key in ("base", "source", "change")}
+        return {**values, **{key: value[:n] - value[n:] for key, value in both.items()}}
 
     def _labelled(self, change: torch.Tensor) -> xr.DataArray:
         absent = torch.tensor(self.absent)[:, None, None, :]
@@ -130,10 +144,11 @@ class Frame(BaseModel):
                 "pos": np.arange(self.cells),
             },
         )
-        if self.tokens is None:
+        if self.places is None:
             array = array.isel(pos=0, drop=True)
         else:
-            array = array.assign_coords(token=("pos", list(self.tokens)))
+            labels, tokens = zip(*self.places, strict=True)
+            array = array.assign_coords(pos=list(labels), token=("pos", list(tokens)))
         if self.unit is None:
             return array.isel(unit=0, drop=True)
         named = array.rename(unit=self.unit)

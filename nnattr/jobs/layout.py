@@ -146,7 +146,7 @@ def _out_path(spec: ArchSpec, site: SiteName) -> list[str]:
     """
     if site == "z":
         return [spec.attn_proj]
-    if site != "neuron" or spec.mlp_proj is None:
+    if site != "neuron" or spec.mlp_proj is None or spec.mlp_out is None:
         return []
     behind = not f"{spec.mlp_proj}.".startswith(f"{spec.mlp_out.path}.")
     return [spec.mlp_proj, spec.mlp_out.path] if behind else [spec.mlp_proj]
@@ -157,7 +157,8 @@ def _tail(spec: ArchSpec) -> list[str]:
 
     What comes out of them is added to the residual stream, so one position does for all.
     """
-    mlp = spec.mlp_proj.rpartition(".")[0] if spec.mlp_proj else spec.mlp_out.path
+    mlp = spec.mlp_out.path if spec.mlp_out else ""
+    mlp = spec.mlp_proj.rpartition(".")[0] if spec.mlp_proj else mlp
     return [path for path in (spec.attn_proj, mlp) if path]
 
 

@@ -47,6 +47,8 @@ def provenance_of(
         architecture=model.architecture,
         backend=model.backend.name,
         dtype=model.dtype,
+        quantization=model.quantization,
+        edits=tuple(edit.said for edit in model.edits),
         task="" if task is None else task.name,
         task_hash="" if task is None else task.hash,
         examples=None if task is None else packed(task),
@@ -72,7 +74,14 @@ def untold(prompts: Any, name: str = "prompts") -> dict[str, Any]:
 
     Tokens, whose texts may be encoded otherwise, and that there were none.
     """
-    return {name: prompts} if prompts is None or isinstance(prompts, Tokens) else {}
+    return {name: prompts} if prompts is None or _as_ids(prompts) else {}
+
+
+def _as_ids(prompts: Any) -> bool:
+    """Whether prompts, one or several, were given as tokens."""
+    if isinstance(prompts, str | Task | Tokens):
+        return isinstance(prompts, Tokens)
+    return not all(isinstance(prompt, str) for prompt in prompts)
 
 
 def as_task(given: Any, texts: Sequence[str], tokens: Tokens) -> Task:
@@ -89,4 +98,5 @@ def as_task(given: Any, texts: Sequence[str], tokens: Tokens) -> Task:
         answer_ids=(),
         wrong_answer_ids=(),
         name="prompts",
+        from_ids=given is not None and _as_ids(given),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
+from nnattr.errors import TaskError
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
 from nnattr.jobs.record import provenance_of
@@ -22,7 +23,8 @@ from nnattr.model.prompts import fits
 from nnattr.results import Provenance
 from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
-from nnattr.tasks.positions import Positions, spots
+from nnattr.tasks.contrast import both_readings, uneven
+from nnattr.tasks.positions import Positions, labels, spots
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 
@@ -52,16 +54,47 @@ class Study:
     def __post_init__(self) -> None:
         fits(self.model, self.task)
         check(self.metric, self.task)
+        if self.reads_twice:
+            self._require_even()
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether the metric compares two answers of several tokens, each in a reading of its own.
+
+        See `nnattr.tasks.contrast`.
+        """
+        return bool(getattr(self.metric, "contrasts", False))
+
+    def _require_even(self) -> None:
+        """Refuse what would compare other tokens, or other prompts, in the two readings."""
+        kind = self.fill.kind if self.fill else ""
+        if kind == "resample":
+            raise TaskError(
+                f"{describe(self.metric)} reads each prompt with two answers, and two prompts "
+                "would be drawn for them. Use replacement='mean'."
+            )
+        example = uneven(self.task)
+        if example is not None and (self.positions == "each" or kind == "mean_positional"):
+            sizes = len(self.task.sequence_ids[example]), len(self.task.wrong_sequence_ids[example])
+            raise TaskError(
+                f"The answers of example {example} are {sizes[0]} and {sizes[1]} tokens, so that "
+                "positions behind the prompt do not correspond. Use positions='all', 'last' or "
+                "numbers, and for an ablation replacement='mean'."
+            )
 
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """What travels to the job, for these layers: tensors, plain values and the metric."""
+        task = both_readings(self.task) if self.reads_twice else self.task
         order = ("corrupted", "clean") if self.direction == "denoising" else ("clean", "corrupted")
-        runs = {"clean": self.task.clean_tokens}
-        runs["corrupted"] = self.fill.source if self.fill else self.task.corrupted_tokens
+        runs = {"clean": task.clean_tokens}
+        if self.fill is None:
+            runs["corrupted"] = task.corrupted_tokens
+        else:
+            runs["corrupted"] = task.clean_tokens if self.reads_twice else self.fill.source
         last_only = bool(getattr(self.metric, "last_only", False))
         keeps = last_only and self.model.accepts("logits_to_keep")
         layers = list(range(self.model.n_layers)) if layers is None else list(layers)
-        tokens, answers = read_tokens(self.metric, answer_fields(self.task))
+        tokens, answers = read_tokens(self.metric, answer_fields(task))
         return {
             "base": runs[order[0]].tensors,
             "source": runs[order[1]].tensors,
@@ -72,8 +105,8 @@ class Study:
             "last_only": last_only,
             "layers": layers,
             "units": units(self.model, self.site)[1],
-            "spots": spots(self.task, self.positions),
-            "rows": max(1, TOKENS_PER_FORWARD // self.task.width),
+            "spots": spots(task, self.positions),
+            "rows": max(1, TOKENS_PER_FORWARD // task.width),
             "tokens": TOKENS_PER_FORWARD,
             "max_memory": self.max_memory,
             "engine": self.engine,
@@ -89,15 +122,17 @@ class Study:
         """What the answer's numbers will mean."""
         chosen = spots(self.task, self.positions)
         unit, count = units(self.model, self.site)
+        each = isinstance(self.positions, str) and self.positions == "each"
         return Frame(
             layers=self.model.n_layers,
             units=count,
             cells=len(chosen),
             unit=unit,
-            tokens=self.task.labels if self.positions == "each" else None,
+            places=tuple(zip(labels(self.task), self.task.labels, strict=True)) if each else None,
             absent=tuple(map(tuple, (~chosen.any(-1)).T.tolist())),
             direction=self.direction,
             normalized=self.normalized,
+            contrast=self.reads_twice,
             prompts=self.task.clean,
             provenance=self._provenance(),
         )

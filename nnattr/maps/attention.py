@@ -59,6 +59,7 @@ class Form:
         scales: what scores may be multiplied with, the likeliest first.
         cap: what they are capped at, or None.
         rotary: how q and k may be turned by their position, or None.
+        shifted: whether q and k are made of more than v: a position embedding is added for them.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Form:
         scales: tuple[float, ...],
         cap: float | None,
         rotary: dict[str, Any] | None,
+        shifted: bool = False,
     ) -> None:
         self.layer = layer
         self.places = places
@@ -91,6 +93,7 @@ class Form:
         self.scales = scales
         self.cap = cap
         self.rotary = None if rotary is None else Rotary(**rotary)
+        self.shifted = shifted
 
 
 class Seen:
@@ -100,12 +103,23 @@ class Seen:
         stream: the residual stream in front of it [example, pos, d_model].
         entering: what entered its projections [example, pos, d_model].
         z: what its heads made [example, pos, heads * d_head].
+        positions: what is added to ``entering`` for queries and keys [example, pos, d_model], or
+            None.
     """
 
-    def __init__(self, stream: Tensor, entering: Tensor, z: Tensor) -> None:
+    def __init__(
+        self, stream: Tensor, entering: Tensor, z: Tensor, positions: Tensor | None = None
+    ) -> None:
         self.stream = stream
         self.entering = entering
         self.z = z
+        self.positions = positions
+
+    def read_by(self, name: str) -> Tensor:
+        """What q, k or v are made of [example, pos, d_model]."""
+        if name == "v" or self.positions is None:
+            return self.entering
+        return self.entering + self.positions
 
 
 class Scoring:
@@ -129,8 +143,11 @@ def read_attention(nn: Any, forms: list[Form]) -> list[Seen]:
     """What each layer's attention sees and makes, inside a trace."""
     found = []
     for form in forms:
-        stream, entering = nn.get(form.layer).input, nn.get(form.places["v"][0]).input
-        found.append(Seen(stream, entering, nn.get(form.output).input))
+        stream = nn.get(form.layer).input
+        shifted = nn.get(form.places["q"][0]).input if form.shifted else None
+        entering = nn.get(form.places["v"][0]).input
+        positions = None if shifted is None else shifted - entering
+        found.append(Seen(stream, entering, nn.get(form.output).input, positions))
     return found
 
 
@@ -219,7 +236,7 @@ def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
 def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor]) -> Scoring:
     """How this layer makes its attention scores: the candidate that reproduces the model's z."""
     x = seen.entering
-    q, k, v = (project(x, weights, name) for name in ("q", "k", "v"))
+    q, k, v = (project(seen.read_by(name), weights, name) for name in ("q", "k", "v"))
     z = seen.z.float().unflatten(-1, (form.heads, -1)).movedim(-2, 1)
     turns = rotations(nn, form, torch.arange(x.shape[1]), x)
     bias = slopes(form.heads, x.shape[1], x.device)

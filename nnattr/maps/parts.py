@@ -12,6 +12,9 @@ from torch import Tensor
 
 from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import Frozen, frozen
+from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import weights_tolerance
 
 
 class Split:
@@ -40,6 +43,38 @@ class Split:
         self.projection = projection
         self.post = post
         self.factor = factor
+
+
+def token_part(
+    nn: Any, path: str, prompts: PromptBatch, stream: Tensor, positions: Tensor
+) -> Tensor:
+    """The residual stream in front of the first layer without the position embeddings.
+
+    Args:
+        nn: the nnsight model.
+        path: of the token embedding.
+        prompts: the tokens that ``stream`` is of.
+        stream: what enters the first layer [example, pos, d_model].
+        positions: what the table of position embeddings gave [1 or example, pos, d_model].
+
+    Raises:
+        RefusedError: what is left is not the token's embedding times a number, so the table was
+            not added to the stream, or not alone.
+    """
+    left = stream - positions.to(stream.device)
+    tokens = nn.get(path)(prompts.ids.to(left.device)).to(left.device).float()
+    own = prompts.mask.to(left.device)
+    left_own, tokens_own = left[own].float(), tokens[own]
+    factor = (left_own * tokens_own).sum() / (tokens_own * tokens_own).sum()
+    gap = float((left_own - factor * tokens_own).abs().max() / stream[own].float().abs().max())
+    if gap > weights_tolerance(stream.dtype):  # no number is left to what follows
+        raise RefusedError(
+            "arch",
+            "what enters the first layer is not the token embedding and the position embedding: "
+            f"they differ by {gap:.1e} of its size. If positions are added to what queries and "
+            "keys are made of alone (shortformer), say so in a spec: qk_positions=.",
+        )
+    return left
 
 
 def output_map(

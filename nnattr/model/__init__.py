@@ -3,6 +3,8 @@
 ================  ===============================================================================
 `model`           `Model`: an nnsight model, the map of its parts, and where it runs
 `load`            load one, here or on a server
+`checkpoint`      a checkpoint by its id or folder: what it is for, and its weights
+`first_run`       one short run of a module whose family is in the table
 `verify`          prove its map before anything is computed with it; its job is `verify_job`
 `verify_edits`    the half of that job that edits
 `verify_gaps`     how far is far
@@ -13,5 +15,7 @@
 `attention_form`  where a layer's attention keeps its weights, and how it may make its scores
 `prompts`         prompts encoded and checked against the model, and their positions
 `heads`           which heads are meant
+`edits`           one change of every run, as it travels and in words
+`edited`          a model under edits
 ================  ===============================================================================
 """

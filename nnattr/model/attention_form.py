@@ -23,7 +23,7 @@ PROMPT = 12  # tokens of the short prompt that weights are proven on
 
 def short_prompt(model: Model) -> torch.Tensor:
     """A few different tokens [1, pos], to prove weights on."""
-    return (torch.arange(1, PROMPT + 1) * 37 % model.config.vocab_size)[None]
+    return (torch.arange(1, PROMPT + 1) * 37 % model.vocab_size)[None]
 
 
 def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
@@ -57,6 +57,7 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
         "scales": _scales(model, attention, layer),
         "cap": getattr(model.config, "attn_logit_softcapping", None),
         "rotary": _rotary(model, layer),
+        "shifted": model.spec.qk_positions is not None,
     }
 
 

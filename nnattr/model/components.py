@@ -48,16 +48,20 @@ def components(
     """What is added up to the residual stream that enters layer ``before``, or to the final one.
 
     ``layers`` are split into heads or neurons.
+
+    Raises:
+        ArchError: an edit of the model changes the residual stream itself.
     """
+    _require_sums(model)
     spec, config = model.spec, model.config
     scale = 1.0 if spec.residual_scale is None else getattr(config, spec.residual_scale)
-    table = position_table(model)
+    table = stream_positions(model)
     reads = [] if table is None else [("pos_embed", table, "output")]
     reads.append(_read(Part("embed"), sites.place(spec, "resid_pre", 0)))
     parts = [("embed", 1.0), *([] if table is None else [("pos_embed", 1.0)])]
     splits = []
     for layer in range(model.n_layers if before is None else before):
-        for kind in ("attn", "mlp"):
+        for kind in ("attn", "mlp") if spec.mlp_out is not None else ("attn",):
             name = Part(kind, layer).label
             split = layer in layers and kind == ("attn" if unit == "head" else "mlp")
             path, side, _ = sites.place(spec, f"{kind}_out", layer)  # type: ignore[arg-type]
@@ -81,6 +85,15 @@ def components(
     return Plan(tuple(reads), tuple(parts), tuple(splits))
 
 
+def _require_sums(model: Model) -> None:
+    for edit in model.edits:
+        if any(site.startswith("resid") for site in edit.sites):
+            raise ArchError(
+                f"With {edit.said}, the residual stream of {model.name} is not the sum of what its "
+                "parts write; ask activation_patching, or edit attn_out, mlp_out or heads instead."
+            )
+
+
 def bias(split: str) -> str:
     """The component that a split attention or MLP layer has beside its heads or neurons."""
     part = parse(split)
@@ -101,6 +114,7 @@ def chosen_layers(model: Model, unit: Unit, layers: Sequence[int] | None) -> tup
                 "with unit='head' or 'neuron', or a part of the result with scores.sel(...)."
             )
         return ()
+    sites.place(model.spec, "z" if unit == "head" else "neuron", 0)  # it must be there
     wanted = range(model.n_layers) if layers is None else sorted(set(layers))
     unknown = [layer for layer in wanted if layer not in range(model.n_layers)]
     if unknown or not len(wanted):
@@ -112,15 +126,25 @@ def chosen_layers(model: Model, unit: Unit, layers: Sequence[int] | None) -> tup
 
 
 def position_table(model: Model) -> str | None:
-    """The path of a table of position embeddings that is added to the token embedding, or None."""
+    """The path of a table of position embeddings, wherever it is added, or None."""
+    return model.spec.qk_positions or stream_positions(model)
+
+
+def stream_positions(model: Model) -> str | None:
+    """The path of a table of position embeddings that is added to the token embedding, or None.
+
+    It stands beside the token embedding: a vision tower has a table of its own, for its patches.
+    """
     spec, module = model.spec, model.module
+    if spec.qk_positions is not None:
+        return None
     width = getattr(module.get_submodule(spec.embed), "embedding_dim", None)
+    around = spec.embed.rpartition(".")[0]
+    root = f"{around}." if around else ""
     found = [
-        path
-        for path, part in module.named_modules()
-        if getattr(part, "embedding_dim", 0) == width
-        and path != spec.embed
-        and not path.startswith(f"{spec.layers}.")
+        f"{root}{name}"
+        for name, part in module.get_submodule(around).named_children()
+        if getattr(part, "embedding_dim", 0) == width and f"{root}{name}" != spec.embed
     ]
     return found[0] if len(found) == 1 else None
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from nnattr import teaching
+from nnattr import pretrained, teaching
 from nnattr.arch.discover import candidates
+from nnattr.arch.kind import (
+    require_causal,
+    require_generating,
+    require_head,
+    require_module,
+    require_unembedding,
+)
 from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
 from nnattr.backend.progress import with_bar
 from nnattr.errors import ArchError, BackendError, TaskError
+from nnattr.model.checkpoint import described, not_found, quiet, task, weights
+from nnattr.model.first_run import require_as_known
 from nnattr.model.model import Model
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
 from nnattr.tokens import Tokenizer
-
-#: Values of ``device`` by which transformers spreads a model over devices itself.
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @checked
@@ -39,10 +46,12 @@ def load(
     """Load a causal language model, here or on a server.
 
     Args:
-        model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``), a Hugging Face
-            id, a local folder, or a module that is already loaded (it is put in eval mode: dropout
-            would make a run differ from itself).
-        tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module.
+        model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``),
+            ``"smollm2-135m"`` (see `nnattr.pretrained`), a Hugging Face id, a local folder, or a
+            module that is already loaded (it is put in eval mode: dropout would make a run differ
+            from itself).
+        tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module. The model
+            gets a copy, which pads on the left: yours is not changed.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
             object. Without it ``NNATTR_BACKEND``, the user's file, then local. With a remote
             backend no weights are loaded here.
@@ -52,36 +61,61 @@ def load(
         revision: a branch, tag or commit on the Hub.
         spec: your own `ArchSpec` for a family that nnattr does not know; it is proven before use.
         **kwargs: passed to ``from_pretrained`` (``trust_remote_code=True``,
-            ``attn_implementation="eager"``, ...).
+            ``attn_implementation="eager"``, ...). With ``gguf_file="x.gguf"`` weights and tokenizer
+            are read from that file of the folder, and rounded weights dequantized.
 
     Raises:
-        ArchError: there is no such model, or its structure is unknown and could not be proven.
+        ArchError: there is no such model; it is not a causal language model, or its checkpoint
+            lacks weights; its structure is unknown and could not be proven; the module was changed
+            into something that its family is not.
         TaskError: a loaded module was given without a tokenizer.
         BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
             remote backend.
 
-    Cost: the weights are read once; a family outside the table also costs a few short forward
-    passes, on the backend, that prove its discovered structure.
+    A model with a vision tower is loaded whole, and its text part analysed.
+
+    Cost: the weights are read once, and one forward pass over eight tokens shows whether the module
+    is what its family is; a family outside the table costs a few more, on the backend, that prove
+    its discovered structure.
     """
     where = resolve(backend)
     module, source, name = None, model, str(model)
     if not isinstance(model, str | Path):
+        require_module(model)
         module, source = model, getattr(model, "name_or_path", "")
         name = source or type(model).__name__
+        require_causal(name, [type(model).__name__], model.config)
+        if spec is None:
+            require_unembedding(model)
+        require_generating(model)
     elif name in teaching.NAMES:
         source = str(teaching.folder(name))
+    elif name == pretrained.NAME:
+        source = _fetched(where)
     if module is not None and not where.holds_weights:
         raise BackendError(
             f"A loaded module cannot run on {where.name}: the server uses its own weights, not "
             "yours. Pass the model's id instead, or use backend='local'."
         )
+    if kwargs.get("gguf_file") and not where.holds_weights:
+        raise BackendError(
+            f"A GGUF file cannot run on {where.name}: servers load models by their id. Pass the id "
+            "of the model it was made from, or use backend='local'."
+        )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
-    if where.holds_weights and module is None:
-        module = _weights(str(source), name, device, dtype, revision, kwargs)
-    nn = _wrap(module if module is not None else str(source), name, tokenizer, revision, kwargs)
+    config = module.config if module is not None else described(str(source), name, revision, kwargs)
+    if not where.holds_weights:
+        require_head(name, config)
+    elif module is None:
+        module = weights(str(source), name, config, device, dtype, revision, kwargs)
+    target = str(source) if module is None else module
+    nn = _wrap(target, name, tokenizer, task(config) or "text-generation", revision, kwargs)
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, raw(nn)):
-        return Model(nn, tokenizer, known, where, name, revision)
+        found = Model(nn, tokenizer, known, where, name, revision)
+        if where.holds_weights:
+            require_as_known(found)
+        return found
     specs = [spec] if spec is not None else list(candidates(raw(nn)))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
 
@@ -93,80 +127,58 @@ def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str,
     if isinstance(given, str | Path):
         if not str(given):
             raise TaskError(f"{name} was given as a loaded module: pass its tokenizer= as well.")
-        trust = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
+        passed = {key: kwargs[key] for key in ("trust_remote_code", "gguf_file") if key in kwargs}
         try:
-            given = AutoTokenizer.from_pretrained(str(given), revision=revision, **trust)
+            given = AutoTokenizer.from_pretrained(str(given), revision=revision, **passed)
         except Exception as error:
-            raise ArchError(_not_found(str(given), "tokenizer", error)) from error
+            raise ArchError(not_found(str(given), "tokenizer", error)) from error
+    else:
+        given = _copied(given, name)
     given.padding_side = "left"
     if given.pad_token is None:
         given.pad_token = given.eos_token or given.bos_token or given.unk_token
     return given
 
 
-def _weights(
-    source: str,
-    name: str,
-    device: str | None,
-    dtype: str | None,
-    revision: str | None,
-    kwargs: Mapping[str, Any],
-) -> Any:
-    """The Hugging Face module with its weights, in eval mode and frozen."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _require_known(device, dtype)
-    logging.disable_progress_bar()
+def _copied(tokenizer: Any, name: str) -> Any:
+    """A copy of a tokenizer, so that the caller's own stays as it is, and changes nothing later."""
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype or "auto", device_map=device, **kwargs
-        )
-    except Exception as error:
-        raise ArchError(_not_found(name, "model", error)) from error
-    finally:
-        logging.enable_progress_bar()
-    return module.requires_grad_(False)
-
-
-def _require_known(device: str, dtype: str | None) -> None:
-    """Refuse an unknown device or dtype, before transformers fails on it."""
-    import torch
-
-    if device not in SPREAD:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise BackendError(
-                f"device is {device!r}, which is not here ({str(error).splitlines()[0]}). Expected "
-                "'cpu', 'cuda', 'cuda:1' or 'auto'."
-            ) from error
-    named = str(dtype or "float32").removeprefix("torch.")
-    if named != "auto" and not isinstance(getattr(torch, named, None), torch.dtype):
-        raise BackendError(f"dtype is {dtype!r}; expected 'float32', 'bfloat16' or 'float16'.")
+        return deepcopy(tokenizer)
+    except Exception as error:  # one of somebody's own code may hold what cannot be copied
+        raise TaskError(
+            f"The tokenizer given for {name} cannot be copied ({type(error).__name__}: {error}). "
+            "Pass its id or folder instead."
+        ) from error
 
 
 def _wrap(
-    target: Any, name: str, tokenizer: Any, revision: str | None, kwargs: Mapping[str, Any]
+    target: Any,
+    name: str,
+    tokenizer: Any,
+    task: str,
+    revision: str | None,
+    kwargs: Mapping[str, Any],
 ) -> Any:
     """The nnsight model: around a loaded module, or from the configuration alone."""
     from nnsight import TransformersModel
 
-    given = {"tokenizer": tokenizer, "task": "text-generation"}
     try:
-        if isinstance(target, str):
-            return TransformersModel(target, revision=revision, **given, **kwargs)
-        return TransformersModel(target.eval(), **given)
+        with quiet():
+            if isinstance(target, str):
+                given = {"tokenizer": tokenizer, "task": task, "revision": revision}
+                return TransformersModel(target, **given, **kwargs)
+            return TransformersModel(target.eval(), tokenizer=tokenizer, task="text-generation")
     except Exception as error:
-        raise ArchError(_not_found(name, "model", error)) from error
+        raise ArchError(not_found(name, "model", error)) from error
 
 
-def _not_found(name: str, what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()
-    return (
-        f"The {what} {name!r} could not be loaded ({type(error).__name__}: "
-        f"{reason[0] if reason else ''}). Expected one of {', '.join(teaching.NAMES)}, a Hugging "
-        "Face id of a causal language model, or a local folder."
-    )
+def _fetched(where: Backend) -> str:
+    """The folder of the real model."""
+    if not where.holds_weights:
+        raise BackendError(
+            f"{pretrained.NAME!r} is a folder here, which {where.name} does not have; load "
+            f"{pretrained.ORIGINAL!r} there."
+        )
+    if not pretrained.is_here():
+        raise ArchError(pretrained.how_to_get())
+    return str(pretrained.folder())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from nnattr.backend import Backend, JobFunction, Outcome
 from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
+from nnattr.model.edits import Edit
+from nnattr.runs.edits import edited_job
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
 from nnattr.runs.portions import TOKENS_PER_FORWARD
@@ -36,6 +38,7 @@ class Model:
         backend: where jobs run.
         name: the id, folder or teaching name it was loaded by.
         revision: the Hub revision, if one was asked for.
+        edits: what is changed in every run, in this order (see `nnattr.edited`).
     """
 
     nn: Any
@@ -44,6 +47,7 @@ class Model:
     backend: Backend
     name: str
     revision: str | None = None
+    edits: tuple[Edit, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -57,8 +61,9 @@ class Model:
 
     @property
     def n_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.config.num_hidden_layers
+        """Number of decoder layers: of those in the list, as many as the configuration lets run."""
+        listed = len(self.module.get_submodule(self.spec.layers))
+        return min(listed, getattr(self.config, "num_hidden_layers", listed))
 
     @property
     def n_heads(self) -> int:
@@ -94,9 +99,24 @@ class Model:
         return getattr(projection, "in_features", None) or projection.weight.shape[0]
 
     @property
+    def vocab_size(self) -> int:
+        """Number of tokens that it can read: the rows of its embedding.
+
+        A configuration may say another number, where the vocabulary was changed by hand.
+        """
+        embedding = self.module.get_submodule(self.spec.embed)
+        rows = getattr(embedding, "num_embeddings", None)
+        return rows or self.config.vocab_size
+
+    @property
     def architecture(self) -> str:
         """The Hugging Face model type, e.g. ``"gpt2"``."""
         return self.config.model_type
+
+    @property
+    def subject(self) -> str:
+        """The model in words: its name, and the edits under which it runs."""
+        return "; ".join((self.name, *(edit.said for edit in self.edits)))
 
     @property
     def dtype(self) -> str:
@@ -104,9 +124,42 @@ class Model:
         return str(self.nn.dtype).removeprefix("torch.")
 
     @property
+    def quantization(self) -> str:
+        """How the weights were rounded since training, as far as the configuration says; or ""."""
+        said = getattr(self.nn.config, "quantization_config", None) or {}
+        said = said if isinstance(said, Mapping) else said.to_dict()
+        file = said.get("gguf_file") or getattr(self.nn.config, "dequantized_from", None)
+        method = getattr(said.get("quant_method", ""), "value", said.get("quant_method", ""))
+        return f"dequantized from {file}" if file else method and f"quantized by {method}"
+
+    @property
     def context_length(self) -> int | None:
         """The longest prompt the model takes, if its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the model knows: the rows of its token embedding.
+
+        A tokenizer may have more, tokens that were added to it alone.
+        """
+        return self.module.get_submodule(self.spec.embed).weight.shape[0]
+
+    def require_known(self, ids: Iterable[Sequence[int]]) -> None:
+        """Refuse token ids that the model has no embedding for.
+
+        Raises:
+            TaskError: there is one.
+        """
+        size = self.n_tokens
+        extremes = (extreme(row) for row in ids if len(row) for extreme in (min, max))
+        past = [token for token in extremes if not 0 <= token < size]
+        if past:
+            raise TaskError(
+                f"{self.name} has no token {past[0]}: its embedding has {size} rows, "
+                "counted from 0. If the tokenizer got new tokens, resize the model "
+                "(resize_token_embeddings), or use other words."
+            )
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument, such as ``"logits_to_keep"``."""
@@ -156,6 +209,9 @@ class Model:
             BackendError: the job failed where it ran.
             NnattrError: it refused, see `nnattr.backend.refusals`.
         """
+        if self.edits:
+            edits = [edit.payload for edit in self.edits]
+            job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
         outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
@@ -173,9 +229,10 @@ class Model:
             last: at how many of the last positions.
 
         Raises:
-            TaskError: a prompt is longer than the model's context.
+            TaskError: a prompt is longer than the model's context, or has tokens it does not know.
             BackendError: the job failed where it ran.
         """
+        self.require_known([*tokens.rows, *asked])
         width, limit = tokens.ids.shape[1], self.context_length
         if limit is not None and width > limit:
             raise TaskError(f"The longest prompt is {width} tokens, and {self.name} takes {limit}.")
@@ -193,7 +250,8 @@ class Model:
         return Predictions(*(values[name] for name in ("ids", "logits", "asked", "log_norm")))
 
     def __repr__(self) -> str:
+        said = (self.dtype, self.quantization, *(edit.said for edit in self.edits))
         return (
             f"Model({self.name!r}, {self.architecture}: {self.n_layers} layers x {self.n_heads} "
-            f"heads, {self.dtype}, backend={self.backend.name!r})"
+            f"heads, {', '.join(filter(None, said))}, backend={self.backend.name!r})"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,40 +11,51 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks import Task
-from nnattr.tasks.positions import Positions, integers, spots
-from nnattr.tokens import Tokens, encode
+from nnattr.tasks.positions import Positions, own_positions
+from nnattr.tokens import Prompt, Tokens, encode, text_of
 
 #: Which prompts of a task.
 Run: TypeAlias = Literal["clean", "corrupted"]
-#: What to read: one prompt, several, those of a task, or tokens as another result holds them.
-Prompts: TypeAlias = str | Sequence[str] | Task | Tokens
+#: What to read: one prompt, several, those of a task, or tokens as another result holds them. A
+#: prompt is a text or a list of token ids.
+Prompts: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Prompt] | Task | Tokens
 
 
-def as_texts(what: str, given: str | Sequence[str]) -> tuple[str, ...]:
+def as_prompts(what: str, given: Prompt | Sequence[Prompt]) -> tuple[Prompt, ...]:
     """One prompt or several as a tuple.
 
     Raises:
-        TaskError: there is none, or something that is not text.
+        TaskError: there is none, or something that is neither text nor token ids.
     """
-    prompts = (given,) if isinstance(given, str) else tuple(given)
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    one = isinstance(given, str) or (len(given) > 0 and all(type(part) is int for part in given))
+    prompts = (given,) if one else tuple(given)
+    if not prompts or not all(_is_prompt(prompt) for prompt in prompts):
         raise TaskError(f"{what} is {given!r}; expected a prompt or a list of prompts.")
-    return prompts
+    return prompts  # type: ignore[return-value]
 
 
-def prepared(model: Model, prompts: Sequence[str], room: int = 0) -> Tokens:
+def _is_prompt(given: Any) -> bool:
+    ids = isinstance(given, list | tuple) and all(type(token) is int for token in given)
+    return isinstance(given, str) or ids
+
+
+def prepared(model: Model, prompts: Sequence[Prompt], room: int = 0) -> Tokens:
     """The prompts as the model sees them, with ``room`` tokens still free in its context.
 
     Raises:
         TaskError: a prompt that cannot be encoded or is too long.
     """
-    tokens = encode(model.tokenizer, prompts)
-    _require_room(model, max(map(len, tokens.strings)), room)
-    return tokens
+    return _usable(model, encode(model.tokenizer, prompts), room)
 
 
 def texts_and_tokens(
-    model: Model, prompts: Prompts, run: Run = "clean", *, what: str = "prompts", room: int = 0
+    model: Model,
+    prompts: Prompts,
+    run: Run = "clean",
+    *,
+    what: str = "prompts",
+    room: int = 0,
+    alone: bool = False,
 ) -> tuple[tuple[str, ...], Tokens]:
     """The texts and tokens of prompts, or of one run of a task.
 
@@ -54,27 +65,38 @@ def texts_and_tokens(
         run: which prompts of a task.
         what: how messages call them.
         room: how many tokens are to stay free in the model's context.
+        alone: leave out answers that stand behind a task's prompts: it is asked what comes there.
 
     Raises:
         TaskError: they cannot be used with this model, or the task has no such run.
     """
     if isinstance(prompts, Tokens):
-        _require_room(model, max(map(len, prompts.strings)), room)
-        if int(prompts.ids.max()) >= model.config.vocab_size:
-            raise TaskError(f"These tokens are not {model.name}'s: it has fewer.")
-        return tuple(map("".join, prompts.strings)), prompts
+        tokens = _usable(model, prompts, room)
+        return tuple(text_of(model.tokenizer, row) for row in tokens.rows), tokens
     if not isinstance(prompts, Task):
-        texts = as_texts(what, prompts)
-        return texts, prepared(model, texts, room)
+        given = as_prompts(what, prompts)
+        tokens = prepared(model, given, room)
+        return tuple(text_of(model.tokenizer, prompt) for prompt in given), tokens
     fits(model, prompts)
     _require_room(model, prompts.width, room)
-    if run == "clean":
-        return prompts.clean, prompts.clean_tokens
-    return prompts.corrupted, prompts.corrupted_tokens
+    texts, tokens = (
+        (prompts.clean, prompts.clean_tokens)
+        if run == "clean"
+        else (prompts.corrupted, prompts.corrupted_tokens)
+    )
+    return texts, _before_answers(prompts, tokens) if alone else tokens
+
+
+def _before_answers(task: Task, tokens: Tokens) -> Tokens:
+    """The prompts of a task without the answers that stand behind them."""
+    ends = [length for length, _ in task.lengths]
+    ids = [row[:end] for row, end in zip(tokens.rows, ends, strict=True)]
+    strings = [row[:end] for row, end in zip(tokens.strings, ends, strict=True)]
+    return Tokens.from_rows(ids, strings, int(tokens.ids[0, 0]))
 
 
 def fits(model: Model, task: Task) -> None:
-    """Check that the task was encoded for this model and fits its context.
+    """Check that the task was encoded for this model, whose tokens it has, and fits its context.
 
     Raises:
         TaskError: it was not, or does not.
@@ -91,6 +113,17 @@ def fits(model: Model, task: Task) -> None:
             f"The task was encoded with another tokenizer than that of {model.name}; make it with "
             "tokenizer=model.tokenizer."
         )
+    sides = [side.rows for side in (task.clean_tokens, task.twin_tokens) if side is not None]
+    answers = (task.answer_ids, task.wrong_answer_ids, task.sequence_ids, task.wrong_sequence_ids)
+    for rows in (*sides, *answers):
+        model.require_known(rows)
+
+
+def _usable(model: Model, tokens: Tokens, room: int) -> Tokens:
+    """The tokens, if the model knows them all and has room for them."""
+    model.require_known(tokens.rows)
+    _require_room(model, max(map(len, tokens.strings)), room)
+    return tokens
 
 
 def _require_room(model: Model, longest: int, room: int) -> None:
@@ -118,30 +151,20 @@ def columns(
         TaskError: a position that a prompt does not have, or a span that is longer in one prompt
             than in another.
     """
-    if isinstance(given, Task) and isinstance(where, str) and where not in ("last", "each"):
-        return _span(given, where)
-    width = tokens.ids.shape[1]
-    if isinstance(where, str):
-        if where not in ("last", "each"):
-            raise TaskError(
-                f"positions is {where!r}; expected 'last', 'each', a number or a list of numbers, "
-                "or, where the prompts are a task, one of its spans."
-            )
-        picked = torch.arange(width) if where == "each" else torch.tensor([width - 1])
-        picked = picked.expand(len(tokens), -1)
-        return picked, tokens.mask.gather(1, picked)
-    wanted = integers(where)
-    if not wanted:
-        raise TaskError("No positions were given; name at least one.")
-    rows = []
-    for prompt, strings, pad in zip(prompts, tokens.strings, tokens.padding, strict=True):
-        outside = [at for at in wanted if not -len(strings) <= at < len(strings)]
-        if outside:
-            raise TaskError(
-                f"Position {outside[0]} is outside the prompt {prompt!r}, which has {len(strings)} "
-                f"tokens (0 to {len(strings) - 1}, or -1 for the last)."
-            )
-        rows.append([pad + at % len(strings) for at in wanted])
+    if isinstance(where, str) and where == "each":
+        return torch.arange(tokens.ids.shape[1]).expand(len(tokens), -1), tokens.mask
+    if isinstance(where, str) and where == "all":
+        raise TaskError("positions is 'all', and here each is read by itself: say 'each'.")
+    rows = [
+        [tokens.padding[i] + position for position in _own(given, prompts, tokens, where, i)]
+        for i in range(len(tokens))
+    ]
+    counts = sorted(set(map(len, rows)))
+    if len(counts) > 1:
+        raise TaskError(
+            f"The span {where!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
+            "another; capture it in tasks of one length each, or name positions."
+        )
     picked = torch.tensor(rows)
     return picked, torch.ones_like(picked, dtype=torch.bool)
 
@@ -157,14 +180,13 @@ def aligned(
     return own.clamp(max=width - 1), own < width
 
 
-def _span(task: Task, name: str) -> tuple[Tensor, Tensor]:
-    """The columns of a task's span."""
-    mask = spots(task, name)[0]
-    counts = sorted(set(mask.sum(1).tolist()))
-    if len(counts) > 1:
-        raise TaskError(
-            f"The span {name!r} has {counts[0]} tokens in one prompt and {counts[-1]} in "
-            "another; capture it in tasks of one length each, or name positions."
-        )
-    at = mask.nonzero()[:, 1].view(len(mask), -1)
-    return at, torch.ones_like(at, dtype=torch.bool)
+def _own(
+    given: Prompts, prompts: Sequence[str], tokens: Tokens, where: Positions, example: int
+) -> list[int]:
+    """The positions of one prompt, from its own first token."""
+    length = whole = len(tokens.strings[example])
+    spans: dict[str, Sequence[int]] = {}
+    if isinstance(given, Task):
+        length = given.lengths[example][0]
+        spans = {name: rows[example] for name, rows in given.spans.items()}
+    return own_positions(where, length, whole, spans, prompts[example])

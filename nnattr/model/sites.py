@@ -57,6 +57,13 @@ WHY_NOT = {
         "its attention makes queries, keys and values in a way that nnattr does not know. Use 'z'",
     ),
 }
+#: The same where layers are attention alone.
+ALONE = {
+    "neuron": "its layers are attention alone and have no MLP. Use 'z', or 'attn_out'",
+    "mlp_out": "its layers are attention alone and have no MLP. Use 'attn_out'",
+    "resid_mid": "its layers are attention alone, so nothing stands between attention and the "
+    "layer's end. Use 'resid_post'",
+}
 
 
 def place(spec: ArchSpec, site: SiteName, layer: int) -> Place:
@@ -82,7 +89,8 @@ def place(spec: ArchSpec, site: SiteName, layer: int) -> Place:
         raise ArchError(f"Unknown site {site!r}; the sites are {', '.join(SITES)}.")
     found = inside[site]
     if found is None:
-        raise ArchError(f"This model has no {site!r}: {WHY_NOT[site]}.")
+        alone = spec.mlp_out is None and site in ALONE
+        raise ArchError(f"This model has no {site!r}: {(ALONE if alone else WHY_NOT)[site]}.")
     path = f"{spec.layers}.{layer}" + (f".{found.path}" if found.path else "")
     return Place(path, found.side)
 

@@ -75,7 +75,7 @@ def verify(model: Model, ids: Sequence[Sequence[int]] | None = None) -> Proof:
 
 def _usable(model: Model, ids: Sequence[Sequence[int]]) -> None:
     """Refuse ids that the model cannot be tried on."""
-    size, widths = model.config.vocab_size, {len(row) for row in ids}
+    size, widths = model.vocab_size, {len(row) for row in ids}
     limit = model.context_length or math.inf
     if len(widths) != 1 or not 4 <= max(widths) <= limit:
         raise TaskError(f"ids has rows of {sorted(widths)} tokens; expected one length from 4.")
@@ -134,7 +134,9 @@ def _merit(proof: Proof) -> int:
 
 def _known_sites(model: Model) -> list[sites.SiteName]:
     """The sites that every family has, in forward order; not those of `INSIDE`."""
-    without = {*INSIDE, "resid_mid"} if model.spec.parallel else {*INSIDE}
+    spec = model.spec
+    without = {*INSIDE, *(["resid_mid"] if spec.parallel else [])}
+    without |= {"mlp_out"} if spec.mlp_out is None else set()
     return [name for name in sites.FORWARD_ORDER if name not in without]
 
 
@@ -145,7 +147,7 @@ def _payload(model: Model, ids: Any) -> dict[str, Any]:
     def constant(name: str | None, default: float | None) -> float | None:
         return default if name is None else getattr(config, name)
 
-    ids = _random_ids(config) if ids is None else torch.as_tensor(ids)
+    ids = _random_ids(config, model.vocab_size) if ids is None else torch.as_tensor(ids)
     return {
         "ids": ids.tolist(),
         "pad": int(_first(getattr(config, "pad_token_id", None)) or 0),
@@ -183,12 +185,12 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) else value
 
 
-def _random_ids(config: Any, pos: int = 7) -> torch.Tensor:
+def _random_ids(config: Any, size: int, pos: int = 7) -> torch.Tensor:
     """Two prompts of distinct ordinary tokens, always the same ones for the same vocabulary."""
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
     special = {_first(getattr(config, name, None)) for name in names}
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(min(config.vocab_size, 4096), generator=generator).tolist()
+    order = torch.randperm(min(size, 4096), generator=generator).tolist()
     ordinary = [token for token in order if token not in special]
     return torch.tensor((ordinary * pos)[: 2 * pos]).view(2, pos)
 

@@ -30,7 +30,9 @@ def worst(gaps: Any) -> float:
 
 def stream_gaps(values: dict[str, Tensor], scale: float) -> dict[str, float]:
     """The residual stream as a sum: gaps of its equations, by the site each should give."""
-    pre, attn, mlp = values["resid_pre"], values["attn_out"], values["mlp_out"]
+    pre, attn, mlp = values["resid_pre"], values["attn_out"], values.get("mlp_out")
+    if mlp is None:  # layers that are attention alone
+        return {"resid_post": gap(pre + scale * attn, values["resid_post"])}
     if "resid_mid" not in values:
         return {"resid_post": gap(pre + scale * (attn + mlp), values["resid_post"])}
     mid = values["resid_mid"]

@@ -171,7 +171,7 @@ def observe(nn: Any, prompts: Tensor, claims: Claims) -> dict[str, Any]:
                 seen.heads = by_calling(nn.get(path), seen.sites["z"], n_heads)
         output = nn.output
         logits = output.logits.clone()
-        hidden = output.hidden_states
+        hidden = getattr(output, "hidden_states", None)
         last = layers[-1].sites["resid_post"]
         normed = last if ending.final_norm is None else nn.get(ending.final_norm)(last)
         expected = ending.finish(nn.get(ending.unembed)(normed))
@@ -242,8 +242,13 @@ def by_calling(projection: Any, z: Tensor, n_heads: int) -> Tensor:
 
 
 def hidden_gap(hidden: Any, stream: list[dict[str, Tensor]], normed: Tensor) -> float:
-    """How far the residual sites are from Hugging Face's ``hidden_states`` (the last is normed)."""
-    if hidden is None or len(hidden) != len(stream) + 1:
+    """How far the residual sites are from Hugging Face's ``hidden_states`` (the last is normed).
+
+    A module of the user's own may give none; then there is nothing to hold them against.
+    """
+    if hidden is None:
+        return 0.0
+    if len(hidden) != len(stream) + 1:
         return float("inf")
     gaps = [gap(values["resid_pre"], hidden[i]) for i, values in enumerate(stream)]
     gaps += [gap(values["resid_post"], hidden[i + 1]) for i, values in enumerate(stream[:-1])]

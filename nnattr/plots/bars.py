@@ -32,7 +32,10 @@ def bars(scores: Scores, *, title: str | None = None, limit: float | None = None
     figure = go.Figure(_trace(mean, values, spread))
     head = words.title(mean) if title is None else title
     room = 60 + look.depth(labels)
-    figure.update_layout(look.layout(width + 100, 280 + room, head, words.subtitle(mean)))
+    made = look.layout(
+        width + 100, 280 + room, head, words.subtitle(mean), caution=words.caution(mean)
+    )
+    figure.update_layout(made)
     across = look.axis(labels, words.axis_title(mean, dims[0]), int(width / 17))
     if look.are_long(labels):
         across["tickangle"] = -90

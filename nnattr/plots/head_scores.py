@@ -9,6 +9,7 @@ from nnattr.arguments import checked
 from nnattr.graph import Part
 from nnattr.plots import look, words
 from nnattr.results import HeadScores, measured
+from nnattr.results.cells import counted
 
 WRITTEN = 200  # cells up to which each shows its number
 GAP = 26  # pixels between two maps
@@ -55,7 +56,7 @@ def kinds_figure(found: HeadScores, kind: str | None = None, title: str | None =
     if title is None:
         title = f"Kinds of heads of {words.safe(found.model)}"
     n = found.scores.sizes["example"]
-    about = f"mean over {n} examples; framed: at or over the threshold"
+    about = f"mean over {counted(n, 'example')}; framed: at or over the threshold"
     return figure.update_layout(look.layout(whole + 170, tall + 70, title, about, extra=24))
 
 

@@ -17,6 +17,7 @@ from nnattr.results import Scores
 
 #: ColorBrewer's red-white-blue, as the field uses it: blue is positive.
 DIVERGING = get_colorscale("RdBu")
+HIGHEST = 960  # pixels of a map
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class Grid:
 
     @property
     def cell(self) -> tuple[float, float]:
-        """Width and height of a cell in pixels: square unless tokens stand along the axis."""
-        tall = float(np.clip(480 / len(self.rows), 16, 56))
+        """Width and height of a cell in pixels: square unless tokens stand along one axis."""
+        tall = float(np.clip(480 / len(self.rows), min(16, HIGHEST / len(self.rows)), 56))
         wide = float(np.clip(640 / len(self.columns), 4, 56))
+        if self.rows == self.columns:
+            return min(wide, tall), min(wide, tall)
         return (wide if look.are_long(self.columns) else min(wide, tall)), tall
 
     @property
@@ -46,25 +49,30 @@ class Grid:
     def axes(self) -> dict[str, Any]:
         """Both axes; row 0 is at the top."""
         (wide, tall), long = self.size, look.are_long(self.columns)
-        across = look.axis(self.columns, self.column_title, int(wide / (15 if long else 22)))
+        rooms = int(wide / (15 if long else 22)), int(tall / 13)
+        if self.rows == self.columns:  # the same ticks on both sides
+            rooms = min(rooms), min(rooms)
+        across = look.axis(self.columns, self.column_title, rooms[0])
         if long:
             across["tickangle"] = -90
-        down = look.axis(self.rows, self.row_title, int(tall / 13))
+        down = look.axis(self.rows, self.row_title, rooms[1])
         return {"xaxis": across, "yaxis": {**down, "autorange": "reversed"}}
 
-    def trace(self, limit: float, unit: str, visible: bool = True) -> go.Heatmap:
-        """The map itself, on a scale from ``-limit`` to ``limit``."""
+    def trace(
+        self, limit: float, unit: str, visible: bool = True, signed: bool = True
+    ) -> go.Heatmap:
+        """The map itself, on a scale from ``-limit``, or 0 if nothing is negative, to ``limit``."""
         gap = 1 if min(self.cell) >= 14 else 0
         return look.heat(
             self.values,
-            (-limit, limit),
-            DIVERGING,
+            (-limit if signed else 0, limit),
+            DIVERGING if signed else "Blues",
             unit=unit,
             bar=min(self.size[1] + 20, 360),
             text=self.texts,
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,
-            zmid=0,
+            zmid=0 if signed else None,
             xgap=gap,
             ygap=gap,
             visible=visible,
@@ -172,5 +180,8 @@ def _figure(
     head = words.title(mean) if title is None else title
     room = 60 + look.depth(grid.columns)
     figure = go.Figure(traces)
-    figure.update_layout(look.layout(wide + 170, tall + room, head, words.subtitle(mean), extra))
+    made = look.layout(
+        wide + 170, tall + room, head, words.subtitle(mean), extra, words.caution(mean)
+    )
+    figure.update_layout(made)
     return figure.update_layout(plot_bgcolor=look.EMPTY, **grid.axes())

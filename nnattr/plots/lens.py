@@ -34,6 +34,7 @@ def lens_figure(
         raise ResultError(f"colour is {colour!r}; expected {' or '.join(map(repr, SHADES))}.")
     data = lens.data.isel(example=example)
     data = data.isel(pos=np.flatnonzero(data["position"].to_numpy() >= 0))
+    data = data.assign_coords(position=data["position"].astype(int))
     tokens = data["token"].to_numpy()
     shown = np.vectorize(_short, otypes=[object])(tokens[..., 0])
     shade = data[colour].to_numpy()

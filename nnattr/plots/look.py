@@ -94,24 +94,29 @@ def _letters(labels: list[str]) -> int:
     return max(len(re.sub("<[^>]*>", "", label)) for label in labels)
 
 
-def heading(title: str, subtitle: str, width: float) -> tuple[dict[str, Any], int]:
+def heading(
+    title: str, subtitle: str, width: float, caution: str = ""
+) -> tuple[dict[str, Any], int]:
     """A title in the upper left, wrapped to the figure's width, and the height that it takes."""
     if not title:
         return {"text": ""}, 16
     first = textwrap.wrap(title, max(20, int((width - MODEBAR) / 8.6)))
-    second = textwrap.wrap(subtitle, max(20, int(width / LETTER)))
-    small = f"<span style='font-size:12px;color:{SOFT}'>{'<br>'.join(second)}</span>"
-    text = "<br>".join([*(f"<b>{line}</b>" for line in first), *([small] if second else [])])
+    second = [
+        f"<span style='font-size:12px;color:{colour}'>{line}</span>"
+        for text, colour in ((subtitle, SOFT), (caution, RED))
+        for line in textwrap.wrap(text, max(20, int(width / LETTER)))
+    ]
+    text = "<br>".join([*(f"<b>{line}</b>" for line in first), *second])
     place = {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"}
     style = {"font": {"size": 15}, "pad": {"t": 14, "l": 16}, "xanchor": "left"}
     return {"text": text, **place, **style}, 28 + 20 * len(first) + 17 * len(second)
 
 
 def layout(
-    width: float, height: float, title: str, subtitle: str, extra: int = 0
+    width: float, height: float, title: str, subtitle: str, extra: int = 0, caution: str = ""
 ) -> dict[str, Any]:
     """The layout that all figures share, around a plot of ``height``; ``extra`` goes above it."""
-    words, top = heading(title, subtitle, width - 32)
+    words, top = heading(title, subtitle, width - 32, caution)
     return {
         "template": "none",
         "font": {"family": FONT, "size": 12, "color": INK},

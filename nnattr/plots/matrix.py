@@ -36,14 +36,16 @@ def matrix(
     unit: str = "value",
     limit: float | None = None,
 ) -> go.Figure:
-    """A matrix with names on both sides, colours diverging from zero.
+    """A matrix with names on both sides; colours diverge from zero, or begin there.
+
+    They begin at zero where nothing is negative, as in an attention pattern.
 
     Args:
         values: two dimensions; their names and coordinates become the axes.
         title: the first line above the figure; None takes the array's name, ``""`` leaves it out.
         subtitle: the second line.
         unit: what a value is.
-        limit: the value at which the colours end, both ways; None means the largest.
+        limit: the value at which the colours end; None means the largest.
 
     Returns:
         a plotly figure, not shown.
@@ -52,8 +54,9 @@ def matrix(
         ResultError: the array does not have two dimensions.
     """
     grid = grid_of(values, unit)
-    end = look.limit_of(grid.values, limit)
-    return _figure(grid, end, unit, str(values.name or "") if title is None else title, subtitle)
+    end, head = look.limit_of(grid.values, limit), str(values.name or "")
+    signed = bool((grid.values < 0).any())
+    return _figure(grid, end, unit, head if title is None else title, subtitle, signed)
 
 
 @checked
@@ -110,7 +113,8 @@ def attention_figure(
     pair = words.safe(str(values["pair"].item())) if what == "scores" else ""
     first = f"{Part('head', *parts.head)}: {heads}{pair}" if title is None else title
     second = words.safe(parts.model) + ("" if what == "spread" else f" · prompt {example}")
-    return _figure(grid, look.limit_of(grid.values, limit), unit, first, second)
+    end, signed = look.limit_of(grid.values, limit), bool((grid.values < 0).any())
+    return _figure(grid, end, unit, first, second, signed)
 
 
 def grid_of(values: xr.DataArray, unit: str) -> Grid:
@@ -129,9 +133,11 @@ def grid_of(values: xr.DataArray, unit: str) -> Grid:
     return Grid(numbers, texts, rows, columns, *titles)
 
 
-def _figure(grid: Grid, limit: float, unit: str, title: str, subtitle: str) -> go.Figure:
+def _figure(
+    grid: Grid, limit: float, unit: str, title: str, subtitle: str, signed: bool = True
+) -> go.Figure:
     wide, tall = grid.size
-    figure = go.Figure(grid.trace(limit, unit))
+    figure = go.Figure(grid.trace(limit, unit, signed=signed))
     room = 60 + look.depth(grid.columns)
     figure.update_layout(look.layout(wide + 170, tall + room, title, subtitle))
     axes: dict[str, Any] = grid.axes()

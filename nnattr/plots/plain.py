@@ -20,6 +20,7 @@ from nnattr.results import (
     Inspection,
     WeightMatrix,
 )
+from nnattr.results.cells import counted
 from nnattr.results.inspection import Step
 
 DISTANCES = {
@@ -42,7 +43,7 @@ def comparison_figure(
         raise ResultError(f"what is {what!r}; expected one of {', '.join(map(repr, DISTANCES))}.")
     values, unit = found.data[what], DISTANCES[what]
     head = f"Predictions of {words.safe(found.model)} compared" if title is None else title
-    second = f"{len(found.a)} pairs of prompts"
+    second = f"{counted(len(found.a), 'pair')} of prompts"
     if "pos" in values.dims:
         return matrix(values, title=head, subtitle=second, unit=unit)
     labels = [str(number) for number in range(len(found.a))]
@@ -95,7 +96,8 @@ def head_weights_figure(found: HeadWeights, *, title: str | None = None) -> go.F
 @checked
 def weight_matrix_figure(found: WeightMatrix, **options: Any) -> go.Figure:
     """The entries as a heat map; the options are those of `nnattr.plots.matrix`."""
-    return matrix(found.values, **{"subtitle": words.safe(found.model), **options})
+    unit = "attention" if "query_pos" in found.values.dims else "value"
+    return matrix(found.values, **{"subtitle": words.safe(found.model), "unit": unit, **options})
 
 
 @checked
@@ -106,11 +108,14 @@ def activations_figure(
     values = found[site].isel(example=example)
     values = values if "layer" in values.dims else values.expand_dims(layer=[0])
     kept = ("layer", "query_pos" if "query_pos" in values.dims else "pos")
+    values = values.isel({kept[1]: np.flatnonzero(values["position"].notnull())})
+    places = values["position"].to_numpy().astype(int)
     rest = [dim for dim in values.dims if dim not in kept]
     values = values.where(np.isfinite(values))  # scores of keys that a query may not see
     lengths = ((values**2).sum(rest, min_count=1) ** 0.5).transpose(*kept)
     head = f"Length of {words.SITES.get(site, words.safe(site))}" if title is None else title
-    return matrix(lengths.reset_coords(drop=True), title=head, unit="length")
+    shown = lengths.reset_coords(drop=True).assign_coords({kept[1]: places})
+    return matrix(shown, title=head, unit="length")
 
 
 def bars(

@@ -55,7 +55,9 @@ def agreement_figure(found: Agreement, *, title: str | None = None) -> go.Figure
     head = f"{names[1]} against {names[0].lower()}" if title is None else title
     subtitle = " · ".join([str(found), words.subtitle(one)])
     figure = go.Figure(_points(one, other))
-    figure.update_layout(look.layout(SIDE + 110, SIDE + 70, head, subtitle))
+    figure.update_layout(
+        look.layout(SIDE + 110, SIDE + 70, head, subtitle, caution=words.caution(found))
+    )
     line = {"color": look.SOFT, "width": 1, "dash": "dot"}
     figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=line, layer="below")
     for label in _labels(x, y, words.cell_names(one, one.cell_dims).ravel(), found.k, high - low):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnattr.plots import look
-from nnattr.results import Scores, cell_label, measured
+from nnattr.results import Result, Scores, cell_label, measured
 
 SITES = {
     "z": "head outputs (z)",
@@ -92,10 +92,16 @@ def subtitle(scores: Scores) -> str:
     parts = [
         REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         _positions(arguments["positions"]) if "positions" in arguments else None,
-        safe(scores.provenance.model),
+        safe(scores.provenance.subject),
         f"n = {scores.baselines.sizes['example']}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def caution(result: Result) -> str:
+    """What speaks against normalised scores, as a line below the subtitle; nothing if nothing."""
+    text = result.provenance.caution
+    return f"Caution: {safe(text)}" if text else ""
 
 
 def axis(dim: str) -> str:
@@ -105,12 +111,14 @@ def axis(dim: str) -> str:
 
 def axis_title(scores: Scores, dim: str) -> str:
     """The axis of ``dim``, with what is fixed beside it: ``Head of layer 9``."""
+    ends = dim == "pos" and int(scores.raw[dim][0]) < 0
     fixed = [
         f"{axis(other).lower()} {scores.raw[other].item()}"
         for other in scores.cell_dims
         if other != dim and scores.raw.sizes[other] == 1
     ]
-    return axis(dim) + (f" ({', '.join(fixed)})" if fixed else "")
+    name = f"{axis(dim)}{' from the end' if ends else ''}"
+    return name + (f" ({', '.join(fixed)})" if fixed else "")
 
 
 def tick_labels(scores: Scores, dim: str) -> list[str]:

@@ -61,7 +61,7 @@ class Entry(Generic[R_co]):
     def subject(self) -> tuple[str, ...]:
         """What two results must share to have been measured on the same thing."""
         p = self.result.provenance
-        return p.model, p.dtype, p.metric, p.task_hash
+        return p.subject, p.weights, p.metric, p.task_hash
 
 
 def answer(entry: Entry[Result], name: str) -> Markup:
@@ -77,6 +77,7 @@ def answer(entry: Entry[Result], name: str) -> Markup:
         entry.title,
         html.paragraph(f"{result.model} · {entry.name}", "soft"),
         *([html.paragraph(about)] if about else []),
+        *sections.caution(result),
         sections.pictures(result, name),
         *sections.rankings(result, TOP),
     )

@@ -36,7 +36,13 @@ def heading(text: str) -> Markup:
 
 
 def paragraph(text: str, kind: str = "") -> Markup:
-    """A paragraph; ``kind`` is ``"lead"`` under the title, ``"soft"`` for side remarks."""
+    """A paragraph.
+
+    Args:
+        text: what it says.
+        kind: ``"lead"`` under the title, ``"soft"`` for side remarks, ``"caution"`` for what speaks
+            against the numbers beside it.
+    """
     return _block("paragraph", text, kind)
 
 

@@ -12,6 +12,7 @@ from nnattr.report import entry as any_result
 from nnattr.report import html, scores, sections
 from nnattr.report.entry import Entry
 from nnattr.results import Result, Scores
+from nnattr.results.cells import counted
 
 Entries = Sequence[Entry[Result]]
 
@@ -69,7 +70,10 @@ def _lead(entries: Entries) -> Markup:
     named = "; ".join(dict.fromkeys(entry.title for entry in entries))
     said = html.paragraph(f"{count}: {named}. Point at a figure for values.", "lead")
     measured = [entry for entry in entries if scores.measured(entry)]
-    return said + html.facts(scores.facts(measured[0])) if measured else said
+    if not measured:
+        return said
+    facts = html.facts(scores.facts(measured[0]))
+    return Markup("").join([said, facts, *sections.caution(measured[0].result)])
 
 
 def _grouped(entries: Entries) -> list[list[Entry[Result]]]:
@@ -78,7 +82,7 @@ def _grouped(entries: Entries) -> list[list[Entry[Result]]]:
     for entry in entries:
         p = entry.result.provenance
         if p.task:
-            groups.setdefault((p.model, p.dtype, p.task_hash), []).append(entry)
+            groups.setdefault((p.subject, p.weights, p.task_hash), []).append(entry)
     return list(groups.values())
 
 
@@ -95,7 +99,7 @@ def _question(group: Entries) -> Markup:
     )
     return html.section(
         "The question" if measured else "The prompts",
-        html.paragraph(f"{p.task}: {n} example{'s' * (n != 1)} on {p.model}."),
+        html.paragraph(f"{p.task}: {counted(n, 'example')} on {p.subject}."),
         prompts,
         *map(sections.baselines, measured.values()),
     )

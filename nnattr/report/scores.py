@@ -53,6 +53,7 @@ def answer(entry: Entry[Scores], name: str, limit: float | None) -> Markup:
         entry.title,
         html.paragraph(f"{said[:1].upper()}{said[1:]} · {entry.name}", "soft"),
         html.paragraph(f"{entry.question} {_scale(scores)} {entry.reading}".strip()),
+        *sections.caution(scores),
         *([html.side_by_side(*found)] if beside else found),
     )
 
@@ -116,7 +117,9 @@ def of_heads(entries: Sequence[Entry[Scores]], model: Model) -> Entry[Scores]:
     """The first result that is about the heads of this model."""
     for entry in entries:
         scores = entry.result
-        theirs = scores.provenance.model == model.name and scores.provenance.examples is not None
+        theirs = (
+            scores.provenance.subject == model.subject and scores.provenance.examples is not None
+        )
         if theirs and {"layer", "head"} <= set(scores.cell_dims):
             return entry
     raise ResultError(

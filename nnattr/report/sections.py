@@ -14,7 +14,7 @@ from nnattr import plots
 from nnattr.arguments import shown
 from nnattr.plots import words
 from nnattr.report import html
-from nnattr.report.values import NBSP, baseline, measured
+from nnattr.report.values import NBSP, baseline, measured, runs
 from nnattr.results import (
     AttentionParts,
     Cell,
@@ -69,11 +69,7 @@ def _words(group: Sequence[str]) -> str:
 def baselines(scores: Scores) -> Markup:
     """The metric of both runs without any patch, as a table."""
     name = scores.provenance.metric.removesuffix("()")
-    found = {
-        run: baseline(scores, run)
-        for run in ("clean", "corrupted")
-        if np.isfinite(scores.baselines.sel(run=run).to_numpy()).all()
-    }
+    found = {run: baseline(scores, run) for run in runs(scores)}
     differs = name in DIFFERENCES
     known = any(np.isfinite(one.stderr) for one in found.values())
     caption = "Without any patch" + (" (± standard error)" if known else "")
@@ -83,6 +79,12 @@ def baselines(scores: Scores) -> Markup:
         for run, one in found.items()
     ]
     return html.table(caption, header, rows)
+
+
+def caution(result: Result) -> list[Markup]:
+    """What speaks against the numbers of a result, if anything does."""
+    text = result.provenance.caution
+    return [html.paragraph(f"Caution: {text}", "caution")] if text else []
 
 
 def heat(
@@ -183,8 +185,8 @@ def origin(result: Result) -> Markup:
     remote = f"{p.jobs} jobs, {p.bytes_sent} bytes sent, {p.bytes_received} received"
     memory = f"at most {p.peak_memory / 1e9:.2f} GB in use, {p.rows_per_forward} rows in a pass"
     entries = {
-        "Model": p.model + (f" at {p.revision}" if p.revision else ""),
-        "Architecture": f"{p.architecture}, {p.dtype}",
+        "Model": p.subject + (f" at {p.revision}" if p.revision else ""),
+        "Architecture": f"{p.architecture}, {p.weights}",
         "Backend": p.backend,
         "Task": f"{p.task}, hash {p.task_hash}" if p.task else "",
         "Metric": p.metric,

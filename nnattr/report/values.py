@@ -26,6 +26,11 @@ class Baseline:
     stderr: float
 
 
+def runs(scores: Scores) -> list[str]:
+    """The runs whose metric was measured: an ablation has the clean one alone."""
+    return [str(run) for run in scores.baselines.dropna("run")["run"].to_numpy()]
+
+
 def baseline(scores: Scores, run: str) -> Baseline:
     """The metric of one run, ``"clean"`` or ``"corrupted"``, as the scores hold it."""
     values = scores.baselines.sel(run=run).to_numpy()

@@ -31,8 +31,7 @@ class Activations(Result, Mapping[str, xr.DataArray]):
     Each is an array in float32 with the dimensions ``example``, ``layer``, ``pos``, and (``head``
     or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; patterns have ``example``, ``layer``,
     ``head``, ``query_pos``, ``key_pos``. Coordinates of (example, pos): ``position`` from the
-    prompt's first token (-1 where a shorter prompt has none; the values are NaN there) and
-    ``token``.
+    prompt's first token (NaN, as the values, where a shorter prompt has none) and ``token``.
 
     Attributes:
         data: the same arrays; there the coordinates of a pattern's queries are called
@@ -65,9 +64,13 @@ class Activations(Result, Mapping[str, xr.DataArray]):
 
     @checked
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per site and number; large where the activations are."""
-        tables = [self[site].rename("value").to_dataframe().reset_index() for site in self]
-        return pd.concat(tables, keys=list(self), names=["site", None]).reset_index("site")
+        """One row per site and number; ``pos`` and ``query_pos`` count from the first token.
+
+        Large where the activations are.
+        """
+        tables = [_table(self[site]) for site in self]
+        joined = pd.concat(tables, keys=list(self), names=["site", None]).reset_index("site")
+        return joined.reset_index(drop=True)
 
     @checked
     def plot(
@@ -93,6 +96,14 @@ class Activations(Result, Mapping[str, xr.DataArray]):
             for site in self
         ]
         return "\n".join([f"Activations({self.model})", *lines])
+
+
+def _table(array: xr.DataArray) -> pd.DataFrame:
+    """One site's numbers, row by row, with positions of the prompt and not of the array."""
+    table = array.rename("value").to_dataframe().reset_index()
+    axis = "query_pos" if "query_pos" in array.dims else "pos"
+    table[axis] = table.pop("position")
+    return table
 
 
 def _names(dims: Iterable[Hashable]) -> dict[str, str]:

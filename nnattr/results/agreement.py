@@ -12,6 +12,8 @@ import xarray as xr
 from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
+from nnattr.results.baselines import spelled
+from nnattr.results.cells import cautioned
 from nnattr.results.dataset import dataset
 from nnattr.results.provenance import Provenance
 from nnattr.results.scores import Scores
@@ -76,14 +78,16 @@ class Agreement(Result):
             self._variable(side), self._variable("baselines"), 1.0, made, error=error
         )
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         return (
-            f"Agreement(Pearson r {self.pearson:.3f}, Spearman rho {self.spearman:.3f}, "
-            f"top-{self.k} overlap {self.overlap:.0%})"
+            f"Pearson r {self.pearson:.3f}, Spearman rho {self.spearman:.3f}, top-{self.k} overlap "
+            f"{self.overlap:.0%}"
         )
 
-    def __str__(self) -> str:
-        return repr(self).removeprefix("Agreement(").removesuffix(")")
+    def __repr__(self) -> str:
+        p = self.provenance
+        both = spelled(self.data["baselines"], p.metric)
+        return "\n".join([f"Agreement({self})", both, *cautioned(p.caution)])
 
 
 @checked
@@ -132,7 +136,9 @@ def _made(exact: Scores, estimate: Scores, k: int) -> Provenance:
         name: scores.provenance.model_dump(mode="json", exclude={"examples"})
         for name, scores in (("exact", exact), ("estimate", estimate))
     }
+    cautions = (scores.provenance.caution for scores in (exact, estimate))
     update = {"method": "agreement", "arguments": {"k": k, **told}, **dict.fromkeys(COSTS, 0)}
+    update["caution"] = next(filter(None, cautions), "")
     return exact.provenance.model_copy(update=update)
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from nnattr import drawing, storage, templates
-from nnattr.arguments import File, checked
+from nnattr.arguments import ResultFile, checked
 from nnattr.errors import ResultError
 from nnattr.results import dataset, legacy
 from nnattr.results.provenance import Provenance
@@ -58,7 +58,7 @@ class Result:
     @property
     def model(self) -> str:
         """The name of the model that was asked."""
-        return self.provenance.model
+        return self.provenance.subject
 
     @property
     def task(self) -> Task:
@@ -87,12 +87,25 @@ class Result:
         return self._drawn("plot", *args, **options)
 
     @checked
-    def save(self, path: File) -> Path:
-        """Write one safetensors file (the folder must exist) and return its path.
+    def save(self, path: ResultFile) -> Path:
+        """Write one file (the folder must exist) and return its path; the ending says the format.
+
+        Args:
+            path: ``.safetensors`` keeps everything, and `nnattr.load_result` opens it; ``.csv`` is
+                the table alone, as `to_dataframe` gives it.
 
         Raises:
+            ArgumentError: the path has another ending.
             ResultError: it cannot be written.
         """
+        if Path(path).suffix.lower() == ".safetensors":
+            return self._save(path)
+        with storage.whole(path) as partial:
+            self.to_dataframe().to_csv(partial, index=False)
+        return Path(path)
+
+    def _save(self, path: str | Path) -> Path:
+        """Write everything as a safetensors file."""
         tensors, header = dataset.packed(self.data)
         rest = {
             "kind": type(self).__name__,
@@ -136,7 +149,7 @@ class Result:
     def _repr_html_(self) -> str:
         head, _, rest = repr(self).partition("\n")
         p = self.provenance
-        where = f"{p.backend}, {p.dtype}, {p.seconds:.2f} s" if p.method else ""
+        where = f"{p.backend}, {p.weights}, {p.seconds:.2f} s" if p.method else ""
         made = " · ".join(part for part in (p.method, p.task, where) if part)
         return templates.fill("results/result.html.jinja", head=head, rest=rest, made=made)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from nnattr.graph import Part, parse
 
 #: What comes first: the largest effect either way, the most positive, the most negative.
 By: TypeAlias = Literal["abs", "value", "-value"]
+WIDTH = 80  # columns of a terminal
 #: Axes that name a pair of parts, from the one to the other.
 PAIRS = (("sender", "receiver"), ("query_component", "key_component"))
 
@@ -33,7 +35,13 @@ class Cell:
 
 
 class Ranking(tuple[Cell, ...]):
-    """Cells in order; prints as a table, ``indices`` gives the bare ``(layer, head)`` tuples."""
+    """Cells in order; prints as a table, ``indices`` gives the bare ``(layer, head)`` tuples.
+
+    Attributes:
+        caution: what is to be said with the table, see `nnattr.results.Provenance`.
+    """
+
+    caution: str = ""
 
     @property
     def indices(self) -> list[tuple[Any, ...]]:
@@ -46,7 +54,12 @@ class Ranking(tuple[Cell, ...]):
             f"{cell.label:<{width}}  {measured(cell.value, cell.stderr, '+8.4f', '.4f', '  ± ')}"
             for cell in self
         ]
-        return "\n".join(rows) or "no cells"
+        return "\n".join([*cautioned(self.caution), *(rows or ["no cells"])])
+
+
+def cautioned(text: str) -> list[str]:
+    """A caution as lines for a terminal; none for nothing."""
+    return wrap(f"Caution: {text}", WIDTH) if text else []
 
 
 def measured(
@@ -64,11 +77,17 @@ def measured(
     return f"{value:{number}}" + (f"{sign}{error:{spread}}" if np.isfinite(error) else "")
 
 
+def counted(n: int, noun: str) -> str:
+    """How many there are, in words: ``1 prompt``, ``2 prompts``."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def ranking(
     values: xr.DataArray,
     errors: xr.DataArray | None = None,
     k: int | None = 10,
     by: By = "abs",
+    caution: str = "",
 ) -> Ranking:
     """The ``k`` strongest cells, strongest first; those without a number are left out.
 
@@ -77,6 +96,7 @@ def ranking(
         errors: their standard errors.
         k: how many; None means all.
         by: what counts as strong.
+        caution: what is to be said with the table.
 
     Raises:
         ResultError: there is no such order.
@@ -99,7 +119,9 @@ def ranking(
         index = tuple(_part(value) if dim in PAIRS[0] else value for dim, value in cell.items())
         text = cell_label(cell, token)
         cells.append(Cell(index, text, float(numbers[at]), float(spread[at])))
-    return Ranking(cells)
+    found = Ranking(cells)
+    found.caution = caution
+    return found
 
 
 def _part(name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from nnattr.arguments import checked
 from nnattr.results.base import Result
+from nnattr.results.cells import counted
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -19,8 +20,9 @@ class Comparison(Result):
     """Distances between two prompts' next-token distributions; made by `nnattr.compare_runs`.
 
     Attributes:
-        data: dims ``example``, and ``pos`` for ``positions="each"`` (NaN where a shorter pair has
-            none); variables ``norm``, ``kl`` (of b from a, in nats) and ``overlap`` (0 to 1).
+        data: dims ``example``, and ``pos`` for ``positions="each"`` (counted from the end where
+            pairs differ in length; NaN where a shorter one has none); variables ``norm``, ``kl``
+            (of b from a, in nats) and ``overlap`` (0 to 1).
         provenance: how this was made; its task holds the prompts of ``a``, then those of ``b``.
         a, b: the prompts.
         top_k: among how many likeliest tokens ``overlap`` counts.
@@ -48,7 +50,7 @@ class Comparison(Result):
     def __str__(self) -> str:
         means = {name: float(self.data[name].mean()) for name in ("norm", "kl", "overlap")}
         return (
-            f"{len(self.a)} pairs: logits differ by a norm of {means['norm']:.3f}, KL "
+            f"{counted(len(self.a), 'pair')}: logits differ by a norm of {means['norm']:.3f}, KL "
             f"{means['kl']:.4f} nats, {means['overlap']:.0%} of the top {self.top_k} shared (means)"
         )
 

@@ -13,7 +13,7 @@ from nnattr.arguments import Positive, checked
 from nnattr.errors import ResultError
 from nnattr.results import statistics
 from nnattr.results.base import Result
-from nnattr.results.cells import Ranking, ranking
+from nnattr.results.cells import Ranking, counted, ranking
 from nnattr.results.dataset import dataset
 from nnattr.results.provenance import Provenance
 from nnattr.tokens import Tokens
@@ -184,8 +184,8 @@ class HeadScores(Result):
         return self._drawn("loss", title)
 
     def __repr__(self) -> str:
-        n = self.scores.sizes["example"]
-        lines = [f"HeadScores({self.model}, {n} examples)"]
+        read = counted(self.scores.sizes["example"], "example")
+        lines = [f"HeadScores({self.model}, {read})"]
         for kind in self.kinds:
             shown = " ".join(f"{cell.label} {cell.value:.2f}" for cell in self.heads(kind)[:6])
             lines.append(f"{kind:>10} (>= {self.thresholds[kind]:.2f})  {shown or 'none'}")

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
+import xarray as xr
 
 from nnattr.arguments import Natural, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
+from nnattr.results.cells import counted
 from nnattr.templates import fill
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guess:
-    """One token that might come next, with its rank (0 is the likeliest)."""
+    """One token that might come next, with its rank: how many tokens are likelier.
+
+    Equally likely tokens share a rank; in half precision there are many.
+    """
 
     token: str
     logit: float
@@ -49,8 +54,10 @@ class Inspection(Result):
 
     Attributes:
         data: by ``step``, one for each token of the answer or the one after the prompt, and
-            ``rank``: ``token`` (text), ``logit`` and ``probability``; of the answer's own tokens by
-            ``step``: ``answer_token``, ``answer_logit``, ``answer_probability``, ``answer_rank``.
+            ``rank``, the place in the list: ``token`` (text), ``token_id``, ``logit`` and
+            ``probability``; of the answer's own tokens by ``step``: ``answer_token``,
+            ``answer_id``, ``answer_logit``, ``answer_probability``, and ``answer_rank``, how many
+            tokens are likelier (equally likely ones are not).
         provenance: how this was made.
         prompt: the prompt's tokens.
         answer: the answer's tokens; empty without an answer.
@@ -97,19 +104,27 @@ class Inspection(Result):
 
     def _step(self, at: int) -> Step:
         here = self.data.isel(step=at)
-        columns = (here[name].to_numpy().tolist() for name in ("token", "logit", "probability"))
-        guesses = [
-            Guess(token, logit, probability, rank)
-            for rank, (token, logit, probability) in enumerate(zip(*columns, strict=True))
-        ]
+        texts, logits, probabilities = (
+            here[name].to_numpy().tolist() for name in ("token", "logit", "probability")
+        )
+        ranks = [sum(other > logit for other in logits) for logit in logits]
+        guesses = list(map(Guess, texts, logits, probabilities, ranks))
         if not self.answer:
             return Step(None, tuple(guesses))
         own = Guess(
             *(here[f"answer_{name}"].item() for name in ("token", "logit", "probability", "rank"))
         )
-        if own.rank < len(guesses):
-            guesses[own.rank] = own
+        listed = self._place(here, own)
+        if listed is not None:
+            guesses[listed] = own
         return Step(own, tuple(guesses))
+
+    def _place(self, here: xr.Dataset, own: Guess) -> int | None:
+        """Where in the list of likeliest tokens the answer's own stands, if it does."""
+        if "token_id" not in here:  # a file of before there were ids
+            return own.rank if own.rank < here.sizes["rank"] else None
+        ids, token = here["token_id"].to_numpy().tolist(), here["answer_id"].item()
+        return ids.index(token) if token in ids else None
 
     def __str__(self) -> str:
         lines = [f"Prompt: {list(self.prompt)}"]
@@ -125,7 +140,7 @@ class Inspection(Result):
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Inspection({self.model}, {len(self.steps)} steps)\n{self}"
+        return f"Inspection({self.model}, {counted(len(self.steps), 'step')})\n{self}"
 
     def _repr_html_(self) -> str:
         tables: list[dict[str, Any]] = [

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 from nnattr.results import dataset
+from nnattr.results.baselines import caution
 from nnattr.results.provenance import Provenance
 
 Tensors = Mapping[str, torch.Tensor]
@@ -45,10 +46,13 @@ def _array(values: torch.Tensor, header: dict[str, Any], key: str) -> xr.DataArr
 
 
 def _scores(arrays: dict[str, xr.DataArray], header: dict[str, Any]) -> tuple[Any, ...]:
+    made = renamed(header["provenance"])
+    if made["arguments"].get("normalized"):
+        made = {**made, "caution": caution(arrays["baselines"], made["metric"])}
     if "example" in arrays["raw"].dims:  # a part of the examples kept the baselines of all
         arrays["baselines"] = arrays["baselines"].sel(example=arrays["raw"]["example"])
     plain = {"scale": header["scale"]}
-    return "Scores", dataset.dataset(arrays), plain, renamed(header["provenance"])
+    return "Scores", dataset.dataset(arrays), plain, made
 
 
 def renamed(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nnattr.arguments import Natural, checked
 from nnattr.results.base import Result
+from nnattr.results.cells import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ class Lens(Result):
             ``"final"``), ``pos`` and ``rank`` (0 is the likeliest). Variables: ``token`` (text) and
             ``probability`` by rank; ``entropy`` in nats; with answers ``answer_probability`` and
             ``answer_rank`` (0 is the likeliest). Coordinates of (example, pos): ``position``,
-            counted from the prompt's first token (-1 where it has none), and ``prompt_token``.
+            counted from the prompt's first token (NaN where it has none), and ``prompt_token``.
         provenance: how this was made.
         prompts: the prompts.
         answers: one for each prompt, or none.
@@ -47,8 +48,9 @@ class Lens(Result):
     @checked
     def to_dataframe(self) -> pd.DataFrame:
         """One row per example, point, position and rank."""
-        table = self.data.to_dataframe().reset_index()
-        return table.query("position >= 0").reset_index(drop=True)
+        table = self.data.to_dataframe().reset_index().drop(columns="pos")
+        there = table.query("position >= 0").reset_index(drop=True)
+        return there.astype({"position": int})
 
     @checked
     def plot(
@@ -71,7 +73,8 @@ class Lens(Result):
 
     def __repr__(self) -> str:
         last = self.data.isel(example=0, pos=-1)
-        head = f"Lens({self.model}, {len(self.prompts)} prompts): the last position of the first"
+        read = counted(len(self.prompts), "prompt")
+        head = f"Lens({self.model}, {read}): the last position of the first"
         lines = (self._line(last.isel(component=i)) for i in range(len(self.points)))
         return "\n".join([head, repr(self.prompts[0]), *lines])
 

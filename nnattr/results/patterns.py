@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import xarray as xr
 
-from nnattr.arguments import File, Natural, checked
+from nnattr.arguments import Natural, Page, checked
 from nnattr.errors import ResultError
 from nnattr.results.base import Result
+from nnattr.results.cells import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +121,7 @@ class Patterns(Result):
         return self._drawn("viewer", title)
 
     @checked
-    def to_html(self, path: File) -> Path:
+    def to_html(self, path: Page) -> Path:
         """Write `viewer` as one file that opens anywhere, without a network.
 
         Raises:
@@ -132,4 +133,5 @@ class Patterns(Result):
         kind = "value-weighted patterns" if self.weighted else "patterns"
         names = [str(name) for name in self.values["head"].to_numpy()]
         shown = ", ".join(names[:12]) + (f", ... ({len(names)} heads)" if len(names) > 12 else "")
-        return f"Patterns({kind} of {self.model} on {len(self.prompts)} prompts: {shown})"
+        read = counted(len(self.prompts), "prompt")
+        return f"Patterns({kind} of {self.model} on {read}: {shown})"

@@ -18,7 +18,11 @@ class Provenance(BaseModel):
     speak of requests to a server (0 if local). ``peak_memory`` is the most bytes in use at once
     where the job ran (a GPU's allocations, or the whole process's), ``rows_per_forward`` the most
     rows that one of its passes had (both 0 where they were not watched), ``fell_back`` why it left
-    the engine for full passes (empty if it did not).
+    the engine for full passes (empty if it did not). ``caution`` is what speaks against normalised
+    scores (`nnattr.results.baselines`; empty if nothing does): it is said wherever they are shown.
+    ``quantization`` says how the weights were rounded before, e.g. ``"dequantized from x.gguf"``
+    (empty if they were not). ``edits`` are the edits under which the model ran, in words (see
+    `nnattr.edited`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +35,8 @@ class Provenance(BaseModel):
     architecture: str
     backend: str
     dtype: str
+    quantization: str = ""
+    edits: tuple[str, ...] = ()
     task: str = ""
     task_hash: str = ""
     examples: dict[str, Any] | None = Field(default=None, repr=False)
@@ -45,3 +51,14 @@ class Provenance(BaseModel):
     peak_memory: int = 0
     rows_per_forward: int = 0
     fell_back: str = ""
+    caution: str = ""
+
+    @property
+    def weights(self) -> str:
+        """The weights in words: their dtype, and how they were rounded before."""
+        return ", ".join(filter(None, (self.dtype, self.quantization)))
+
+    @property
+    def subject(self) -> str:
+        """The model in words: its name, and the edits under which it ran."""
+        return "; ".join((self.model, *self.edits))

@@ -19,9 +19,11 @@ from nnattr.errors import ResultError
 from nnattr.graph import parse
 from nnattr.results import statistics
 from nnattr.results.base import Result
+from nnattr.results.baselines import spelled
 from nnattr.results.cells import By, Ranking, ranking
 from nnattr.results.dataset import dataset, ordered
 from nnattr.results.provenance import Provenance
+from nnattr.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,16 @@ class Scores(Result):
         names = ("raw", "baselines", "error", "rest")
         known: dict[str, Any] = {name: self._array(name) for name in names} | arrays
         return self.from_arrays(scale=self.scale, provenance=self.provenance, **known)
+
+    @property
+    def task(self) -> Task:
+        """What the model read, of the examples that are here.
+
+        Raises:
+            ResultError: see `Result.task`.
+        """
+        whole, here = super().task, self.baselines["example"].to_numpy().tolist()
+        return whole if here == list(range(len(whole))) else whole[here]
 
     @property
     def raw(self) -> xr.DataArray:
@@ -234,18 +246,29 @@ class Scores(Result):
     def sel(self, **indexers: Any) -> Scores:
         """A part of the scores by label, as ``xarray.DataArray.sel`` (``layer=9``, ``pos=[3, 4]``).
 
-        Dimensions stay: ``layer=9`` keeps a layer axis of length 1, so that labels survive.
+        Dimensions stay: ``layer=9`` keeps a layer axis of length 1, so that labels survive. Of
+        chosen examples the baselines come with them, and `task` holds these alone; the scale stays
+        that of all examples.
+
+        Raises:
+            ResultError: there is no such label, or nothing is left.
         """
         try:
-            wanted = {key: np.atleast_1d(value) for key, value in indexers.items()}
+            wanted = {
+                key: value if isinstance(value, slice) else np.atleast_1d(value)
+                for key, value in indexers.items()
+            }
             error = None if self.error is None else self.error.sel(wanted)
             shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
             rest = self.rest.sel(wanted) if self.rest is not None and shared else None
-            return self.with_arrays(raw=self.raw.sel(wanted), error=error, rest=rest)
+            raw = self.raw.sel(wanted)
         except (KeyError, ValueError, TypeError, IndexError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
+        if not raw.size:
+            raise ResultError(f"{indexers} leaves nothing of these scores.")
+        return self.with_arrays(raw=raw, error=error, rest=rest)
 
     @checked
     def by_kind(self) -> Scores:
@@ -283,7 +306,8 @@ class Scores(Result):
                 negative.
         """
         mean = self.mean()
-        return ranking(mean.values, None if mean.error is None else mean.stderr(), k, by)
+        spread = None if mean.error is None else mean.stderr()
+        return ranking(mean.values, spread, k, by, self.provenance.caution)
 
     @checked
     def to_dataframe(self) -> pd.DataFrame:
@@ -293,4 +317,5 @@ class Scores(Result):
     def __repr__(self) -> str:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
-        return f"Scores({p.method} of {p.metric} on {p.model}, {p.task}: {sizes})\n{self.top(5)!r}"
+        head = f"Scores({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
+        return "\n".join([head, spelled(self.baselines, p.metric), repr(self.top(5))])

@@ -7,6 +7,7 @@
 `patterns`    attention patterns of the model as it runs, proven in the job
 `head_kinds`  the keys that heads of a kind look at, and a pattern's score
 `rotated`     queries and keys as they meet, after any rotary turn
+`edits`       a model in whose every run some activations are changed
 `portions`    the way through examples: as many as fit, half where memory runs out; refusals
 `tolerance`   how near two computations of the same numbers must be
 ============  ===================================================================================

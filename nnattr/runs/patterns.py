@@ -160,7 +160,8 @@ def flaw(pattern: Tensor | None, mask: Tensor, path: str) -> tuple[str, str] | N
         reason = (
             f"{path} returned no attention probabilities although it was asked to compute them "
             "step by step. A sandboxed server cannot be asked; otherwise load the model with "
-            "attn_implementation='eager'."
+            "attn_implementation='eager'. (An attention module of your own returns its output and "
+            "its pattern.)"
         )
         return "backend", reason
     n, width = mask.shape

@@ -7,20 +7,21 @@ from functools import partial
 from typing import Any
 
 from nnattr.errors import TaskError
-from nnattr.tasks.answers import appended, as_groups, sequences_of, single_tokens
-from nnattr.tasks.form import Answers, Form, Spans, Unusable, Where
+from nnattr.tasks.answers import appended, as_groups, sequences_of, single_tokens, spaced
+from nnattr.tasks.form import Answers, Form, Spans, Unusable, Where, encodable
 from nnattr.tasks.spans import placed_span
-from nnattr.tokens import Tokens, encode
+from nnattr.tokens import Prompt, Tokens, encode
 
 
 def build(
-    clean: Sequence[str],
-    corrupted: Sequence[str] | None,
+    clean: Sequence[Prompt],
+    corrupted: Sequence[Prompt] | None,
     answers: Answers,
     wrong_answers: Answers,
     *,
     form: Form,
     spans: Spans,
+    leading_space: bool,
     sequences: bool,
     unusable: Unusable,
     where: Where = "{}[{}]".format,
@@ -33,10 +34,17 @@ def build(
         "answers": as_groups("answers", answers, where),
         "wrong_answers": as_groups("wrong_answers", wrong_answers, where),
     }
+    if leading_space:
+        words = {what: spaced(groups) for what, groups in words.items()}
     _same_length(**given, **{what: groups for what, groups in words.items() if groups})
     written = {side: form.written(prompts) for side, prompts in given.items()}
     tokens = {
-        side: encode(form.tokenizer, texts, verbatim=form.chat, place=partial(where, side))
+        side: encode(
+            form.tokenizer,
+            encodable(given[side], texts),
+            verbatim=form.chat,
+            place=partial(where, side),
+        )
         for side, texts in written.items()
     }
     if corrupted is not None:
@@ -59,20 +67,24 @@ def build(
         "twin_tokens": tokens.get("corrupted"),
         "spans": placed,
         "chat": form.chat,
+        "from_ids": not all(isinstance(one, str) for side in given.values() for one in side),
         "bos": form.tokenizer.bos_token,
         **chosen,
     }
 
 
-def _texts(what: str, given: Sequence[str], where: Where) -> tuple[str, ...]:
+def _texts(what: str, given: Sequence[Prompt], where: Where) -> tuple[Prompt, ...]:
     if isinstance(given, str):
         raise TaskError(f"{what} is one string, {given[:40]!r}; expected a list of prompts.")
     for i, item in enumerate(given):
-        if not isinstance(item, str):
-            raise TaskError(f"{where(what, i)} holds {item!r}; expected a prompt, as a string.")
+        ids = isinstance(item, list | tuple) and all(type(token) is int for token in item)
+        if not isinstance(item, str) and not ids:
+            raise TaskError(
+                f"{where(what, i)} holds {item!r}; expected a prompt, as a string or as token ids."
+            )
     if not len(given):
         raise TaskError(f"{what} is empty; a task needs at least one prompt.")
-    return tuple(given)
+    return tuple(item if isinstance(item, str) else tuple(item) for item in given)
 
 
 def _same_length(**lists: Sequence[Any]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from nnattr.errors import TaskError
+from nnattr.tasks.answers import added_tokens
 from nnattr.tasks.examples import Examples
-from nnattr.tasks.form import Drop
+from nnattr.tasks.form import Drop, Form
 from nnattr.tasks.predictions import Predictions, Predictor
+from nnattr.tokens import token_texts
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,19 @@ class Prediction:
         probs: their probabilities.
         log_odds: how much more probable the answers are than the wrong answers, in nats; None if
             the task lacks either.
+        ids: the same tokens by their ids: two tokens may look alike.
     """
 
     prompt: str
     tokens: tuple[str, ...]
     probs: tuple[float, ...]
     log_odds: float | None
+    ids: tuple[int, ...]
 
 
-Keep: TypeAlias = str | tuple[str, str] | Callable[[Prediction], bool]
+#: A token, as the text that it adds to a prompt or by its id.
+Said: TypeAlias = str | int
+Keep: TypeAlias = Said | tuple[Said, Said] | Callable[[Prediction], bool]
 
 
 def judged(task: Examples, model: Predictor, keep: Keep) -> tuple[list[int], tuple[Drop, ...]]:
@@ -45,10 +51,13 @@ def judged(task: Examples, model: Predictor, keep: Keep) -> tuple[list[int], tup
         )
     if keep == "correct" and task.sequence_ids:
         reasons = _not_said(task, model)
-    elif isinstance(keep, tuple):
-        reasons = _contrast(task, model, keep)
+    elif keep == "correct":
+        reasons = _incorrect(task, model)
+    elif callable(keep):
+        reasons = [_refused(one, keep, i) for i, one in enumerate(_said(task, model))]
     else:
-        reasons = [_reason(one, keep, task, i) for i, one in enumerate(_said(task, model))]
+        pair = keep if isinstance(keep, tuple) else (keep,)
+        reasons = _other_tokens(task, model, pair)
     kept = [i for i, reason in enumerate(reasons) if reason is None]
     drops = tuple(
         Drop(prompt, reason) for prompt, reason in zip(task.clean, reasons, strict=True) if reason
@@ -81,29 +90,33 @@ def halves(task: Examples, seed: int) -> tuple[list[int], list[int]]:
     return sorted(parts[0]), sorted(parts[1])
 
 
-def _reason(one: Prediction, keep: Any, task: Examples, i: int) -> str | None:
-    """Why the example is dropped, or None."""
-    if callable(keep):
-        name = getattr(keep, "__name__", repr(keep))
-        try:
-            return None if keep(one) else f"refused by {name}"
-        except Exception as error:
-            raise TaskError(
-                f"keep={name} failed on example {i} ({type(error).__name__}: {error}); expected a "
-                "function of one Prediction that says whether to keep it."
-            ) from error
-    best, prob = one.tokens[0], one.probs[0]
-    if keep != "correct":
-        return None if best == keep else f"predicts {best!r}, not {keep!r}"
+def _refused(one: Prediction, keep: Callable[[Prediction], bool], i: int) -> str | None:
+    """Why a function of the user's drops the example, or None."""
+    name = getattr(keep, "__name__", repr(keep))
+    try:
+        return None if keep(one) else f"refused by {name}"
+    except Exception as error:
+        raise TaskError(
+            f"keep={name} failed on example {i} ({type(error).__name__}: {error}); expected a "
+            "function of one Prediction that says whether to keep it."
+        ) from error
+
+
+def _incorrect(task: Examples, model: Predictor) -> list[str | None]:
+    """For each example why its answer is not what the model says, or None."""
     if not task.answer_ids:
         raise TaskError(
             'keep="correct" needs answers, and the task has none; give a token instead.'
         )
-    if one.log_odds is not None:
-        right = one.log_odds > 0
-        return None if right else f"the wrong answers are more probable ({one.log_odds:+.2f} nats)"
-    words = task.answers[i]
-    return None if best in words else f"predicts {best!r} ({prob:.0%}), not {' or '.join(words)!r}"
+    reasons: list[str | None] = []
+    for one, right, words in zip(_said(task, model), task.answer_ids, task.answers, strict=True):
+        if one.log_odds is not None:
+            wrong = f"the wrong answers are more probable ({one.log_odds:+.2f} nats)"
+            reasons.append(None if one.log_odds > 0 else wrong)
+        else:
+            said = f"predicts {one.tokens[0]!r} ({one.probs[0]:.0%}), not {' or '.join(words)!r}"
+            reasons.append(None if one.ids[0] in right else said)
+    return reasons
 
 
 def _said(task: Examples, model: Predictor) -> list[Prediction]:
@@ -118,29 +131,54 @@ def _said(task: Examples, model: Predictor) -> list[Prediction]:
         at = last - 1 - task.appended[i]
         right = len(task.answer_ids[i]) if asked else 0
         values = found.asked[i, at, : len(asked[i])].tolist() if asked else []
+        ids = found.ids[i, at].tolist()
         said.append(
             Prediction(
                 prompt,
-                tuple(model.tokenizer.decode([token]) for token in found.ids[i, at].tolist()),
+                tuple(token_texts(model.tokenizer, ids)),
                 tuple(found.probs[i, at].tolist()),
                 _log_sum(values[:right]) - _log_sum(values[right:]) if asked else None,
+                tuple(ids),
             )
         )
     return said
 
 
-def _contrast(task: Examples, model: Predictor, keep: tuple[str, str]) -> list[str | None]:
-    """For each pair, how its predictions differ from the two wanted, or None."""
+def _other_tokens(task: Examples, model: Predictor, keep: Sequence[Said]) -> list[str | None]:
+    """For each example what is said in place of the tokens wanted after its prompts, or None.
+
+    ``keep`` is for the clean prompt, and a second one for the corrupted.
+    """
     last = 1 + max(task.appended)
-    sides = {"clean": task.clean_tokens, "corrupted": task.corrupted_tokens}
+    prompts = (task.clean, task.corrupted)
+    sides = [task.clean_tokens, *([task.corrupted_tokens] if len(keep) > 1 else [])]
     reasons: list[str | None] = [None] * len(task)
-    for (side, tokens), wanted in zip(sides.items(), keep, strict=True):
+    for said, tokens, texts in zip(keep, sides, prompts, strict=False):
         found = model.predict(tokens, top_k=1, last=last)
-        for i in range(len(task)):
-            best = model.tokenizer.decode([_best(found, i, last - 1 - task.appended[i])])
-            if best != wanted and reasons[i] is None:
-                reasons[i] = f"predicts {best!r} after the {side} prompt, not {wanted!r}"
+        wanted = _meant(task, model.tokenizer, texts, said)
+        after = f" after the {'clean' if texts is task.clean else 'corrupted'} prompt"
+        for i, token in enumerate(wanted):
+            best = _best(found, i, last - 1 - task.appended[i])
+            if best != token and reasons[i] is None:
+                shown = token_texts(model.tokenizer, [best, token])
+                reasons[i] = "predicts {!r}{}, not {!r}".format(
+                    shown[0], after if len(keep) > 1 else "", shown[1]
+                )
     return reasons
+
+
+def _meant(task: Examples, tokenizer: Any, prompts: Sequence[str], said: Said) -> list[int]:
+    """The token that is meant after each prompt.
+
+    Raises:
+        TaskError: the text is not one token there, or there is no such token.
+    """
+    form = Form(tokenizer, task.chat)
+    read = added_tokens(prompts, [said] * len(prompts), form)
+    for prompt, (text, _, flaw) in zip(prompts, read, strict=True):
+        if flaw:
+            raise TaskError(f"keep is {said!r}, and {text!r} {flaw}, after {prompt!r}.")
+    return [ids[0] for _, ids, _ in read]
 
 
 def _not_said(task: Examples, model: Predictor) -> list[str | None]:
@@ -151,7 +189,7 @@ def _not_said(task: Examples, model: Predictor) -> list[str | None]:
     for i, wanted in enumerate(task.sequence_ids):
         said = [_best(found, i, at) for at in range(last - len(wanted), last)]
         wrong = [pair for pair in zip(said, wanted, strict=True) if pair[0] != pair[1]]
-        texts = [model.tokenizer.decode([token]) for token in (wrong[0] if wrong else ())]
+        texts = token_texts(model.tokenizer, wrong[0] if wrong else ())
         reasons.append("predicts {!r}, not {!r}".format(*texts) if wrong else None)
     return reasons
 

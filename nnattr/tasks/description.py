@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,22 +31,18 @@ def described(task: Examples, examples: int) -> Description:
     return Description("\n".join(part for line in lines for part in _folded(line)))
 
 
-def column_label(task: Examples, column: int) -> str:
-    """What a plot writes at a column of the padded batch; see `Task.labels`."""
+def cell_label(task: Examples, position: int) -> str:
+    """What a plot writes at a position, which may be negative; see `Task.labels`."""
+    own = [length + position if position < 0 else position for length, _ in task.lengths]
+    there = [(i, at) for i, at in enumerate(own) if 0 <= at < task.lengths[i][1]]
     both = (task.clean_tokens, task.twin_tokens or task.clean_tokens)
-    seen = [
-        {t.strings[i][column - pad] for i, pad in enumerate(t.padding) if column >= pad}
-        for t in both
-    ]
+    seen = [{side.strings[i][at] for i, at in there} for side in both]
     if seen[0] == seen[1] and len(seen[0]) == 1:
         return seen[0].pop()
     if len(task) == 1:
         return "|".join(side.pop() for side in seen)
-    for key, rows in task.spans.items():
-        pads = task.clean_tokens.padding
-        if all(column - pad in row for pad, row in zip(pads, rows, strict=True)):
-            return f"[{key}]"
-    return "…"
+    named = (key for key, rows in task.spans.items() if all(map(operator.contains, rows, own)))
+    return next((f"[{key}]" for key in named), "…")
 
 
 def _start(task: Examples) -> str:
@@ -73,7 +70,11 @@ def _padding(task: Examples) -> str:
 def _answers(task: Examples) -> str:
     if task.sequence_ids:
         sizes = _range([len(row) for row in task.sequence_ids])
-        return f"Answers: sequences of {sizes} tokens, said after the prompt (marked with >)."
+        other = _range([len(row) for row in task.wrong_sequence_ids])
+        against = f" Wrong ones: {other} tokens." if task.wrong_sequence_ids else ""
+        return (
+            f"Answers: sequences of {sizes} tokens, said after the prompt (marked with >).{against}"
+        )
     if not task.answer_ids:
         return "Answers: none."
     sides = [
@@ -121,7 +122,7 @@ def _example(task: Examples, i: int) -> list[str]:
         lines.append(row.rstrip())
     for what, words, ids in (
         ("answer", task.answers, task.answer_ids or task.sequence_ids),
-        ("wrong", task.wrong_answers, task.wrong_answer_ids),
+        ("wrong", task.wrong_answers, task.wrong_answer_ids or task.wrong_sequence_ids),
     ):
         if words:
             lines.append(f"{what}: {_some(words[i])} = {_some(ids[i])}")

@@ -15,7 +15,7 @@ from typing import Any, Self
 from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks.form import Drop, Groups, IdGroups
-from nnattr.tokens import Tokens, prompt_ids
+from nnattr.tokens import Tokens, prompt_ids, token_strings, unknown_id
 
 #: The fields that have one entry per example, where they are not empty.
 _PER_EXAMPLE = (
@@ -26,6 +26,7 @@ _PER_EXAMPLE = (
     "answer_ids",
     "wrong_answer_ids",
     "sequence_ids",
+    "wrong_sequence_ids",
 )
 
 
@@ -46,7 +47,9 @@ class Examples:
         name: what the task is called in results.
         sequence_ids: where the answers are sequences of several tokens, their ids; the prompts'
             tokens then include all but the last of them.
+        wrong_sequence_ids: the ids of the wrong answers, where these are sequences.
         chat: whether a chat template wrote the prompts, with their special tokens.
+        from_ids: whether prompts were given as token ids.
         bos: the tokenizer's BOS as text, whether or not it stands before the prompts.
         dropped: what was left out on the way, and why.
     """
@@ -62,7 +65,9 @@ class Examples:
     spans: Mapping[str, IdGroups] = field(default_factory=dict)
     name: str = "pairs"
     sequence_ids: IdGroups = ()
+    wrong_sequence_ids: IdGroups = ()
     chat: bool = False
+    from_ids: bool = False
     bos: str | None = None
     dropped: tuple[Drop, ...] = ()
 
@@ -92,6 +97,14 @@ class Examples:
         return tuple(len(row) - 1 for row in self.sequence_ids) or (0,) * len(self)
 
     @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """For each example the number of its prompt's tokens, and that with its answer behind."""
+        wholes = map(len, self.clean_tokens.strings)
+        return tuple(
+            (whole - more, whole) for whole, more in zip(wholes, self.appended, strict=True)
+        )
+
+    @property
     def width(self) -> int:
         """The number of tokens of the longest prompt."""
         return self.clean_tokens.ids.shape[1]
@@ -102,25 +115,35 @@ class Examples:
         sides = [side for side in (self.clean_tokens, self.twin_tokens) if side is not None]
         content = [side.rows for side in sides]
         spans = sorted((key, value) for key, value in self.spans.items())
-        text = json.dumps(
-            [content, self.answer_ids, self.wrong_answer_ids, self.sequence_ids, spans]
-        )
+        answers = [self.answer_ids, self.wrong_answer_ids, self.sequence_ids]
+        wrong = [self.wrong_sequence_ids] if self.wrong_sequence_ids else []  # hashes stay
+        text = json.dumps([content, *answers, spans, *wrong])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def encoded_by(self, tokenizer: Any) -> bool:
-        """Whether this tokenizer writes the first prompt as the task has it."""
-        mine = self.clean_tokens.rows[0]
-        end = len(mine) - self.appended[0]
-        return mine[:end] == prompt_ids(tokenizer, self.clean[0], verbatim=self.chat)
+        """Whether the ids are this tokenizer's: it writes the first prompt so.
+
+        Prompts that were given as ids need not be written as their texts would be: of these it is
+        the texts of all tokens that must be the same.
+        """
+        mine = self.clean_tokens
+        if not self.from_ids:
+            row = mine.rows[0][: len(mine.rows[0]) - self.appended[0]]
+            return row == prompt_ids(tokenizer, self.clean[0], verbatim=self.chat)
+        known = all(unknown_id(tokenizer, row) is None for row in mine.rows)
+        return known and token_strings(tokenizer, mine.rows) == list(map(list, mine.strings))
 
     def __len__(self) -> int:
         return len(self.clean)
 
     @checked
-    def __getitem__(self, index: slice | Sequence[int]) -> Self:
-        """The examples at ``index``, as a task of their own."""
-        chosen = range(len(self))[index] if isinstance(index, slice) else index
-        pick = [int(i) for i in chosen]
+    def __getitem__(self, index: slice | Sequence[bool] | Sequence[int]) -> Self:
+        """The examples at ``index``, as a task of their own.
+
+        Args:
+            index: a slice, numbers of examples, or a mask with a bool for each example.
+        """
+        pick = _picked(index, len(self))
         outside = [i for i in pick if not -len(self) <= i < len(self)]
         if outside:
             raise TaskError(f"There is no example {outside[0]} in a task with {len(self)}.")
@@ -148,3 +171,14 @@ class Examples:
         what = "pairs" if self.paired else "prompts"
         size = f"{len(self)} {what} of up to {self.width} tokens"
         return f"{type(self).__name__}({self.name}: {size}{spans})"
+
+
+def _picked(index: slice | Sequence[bool] | Sequence[int], n: int) -> list[int]:
+    """The numbers of the examples that a slice, a mask or numbers stand for."""
+    if isinstance(index, slice):
+        return list(range(n)[index])
+    if not index or not isinstance(index[0], bool):
+        return list(index)
+    if len(index) != n:
+        raise TaskError(f"The mask has {len(index)} bools; a task with {n} examples needs {n}.")
+    return [i for i, one in enumerate(index) if one]

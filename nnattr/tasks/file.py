@@ -42,10 +42,12 @@ class _File(BaseModel):
     answer_ids: IdGroups
     wrong_answer_ids: IdGroups
     sequence_ids: IdGroups
+    wrong_sequence_ids: IdGroups = ()  # not in the first files
     clean_tokens: _Rows
     twin_tokens: _Rows | None
     spans: dict[str, IdGroups]
     chat: bool
+    from_ids: bool = False
     bos: str | None
     dropped: tuple[Drop, ...]
 
@@ -55,7 +57,7 @@ class _File(BaseModel):
         n = len(self.clean)
         sides = [rows for rows in (self.clean_tokens, self.twin_tokens) if rows is not None]
         words = (self.answers, self.wrong_answers)
-        ids = (self.answer_ids, self.wrong_answer_ids, self.sequence_ids)
+        ids = (self.answer_ids, self.wrong_answer_ids, self.sequence_ids, self.wrong_sequence_ids)
         counted = [some for some in (self.corrupted, *words, *ids) if some]
         counted += [part for rows in sides for part in (rows.ids, rows.strings)]
         if not n or any(len(rows) != n for rows in [*counted, *self.spans.values()]):

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nnattr.errors import TaskError
-from nnattr.tokens import chat_texts
+from nnattr.tokens import WORDS, Prompt, chat_texts, text_of
 
-Answers: TypeAlias = Sequence[str | Sequence[str]]
+#: Words, as texts or as token ids; a row of several is a group of them (or one sequence of ids).
+Answers: TypeAlias = Sequence[str | int | Sequence[str | int]]
+#: The same, sorted into one group for each example.
+Words: TypeAlias = tuple[tuple[str | int, ...], ...]
 Groups: TypeAlias = tuple[tuple[str, ...], ...]
 IdGroups: TypeAlias = tuple[tuple[int, ...], ...]
-#: For each example: positions, a text that occurs once in the prompt, or a slice of its characters.
-Spans: TypeAlias = Mapping[str, Sequence[str | slice | Sequence[int]]]
+#: For each example: a position or several, a text that occurs once in the prompt, or a slice of its
+#: characters.
+Span: TypeAlias = str | slice | int | Sequence[int]
+Spans: TypeAlias = Mapping[str, Sequence[Span]]
 Unusable: TypeAlias = Literal["refuse", "drop"]
 Where: TypeAlias = Callable[[str, int], str]
 
@@ -53,10 +58,37 @@ class Form:
     system: str | None = None
     answer_prefix: str = ""
 
-    def written(self, prompts: Sequence[str]) -> tuple[str, ...]:
-        """The prompts as they are encoded."""
+    def written(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """The prompts as they are encoded; those that were given as ids, as texts."""
         if self.system is not None and not self.chat:
             raise TaskError("system= is a turn of a chat; pass chat=True as well.")
-        if self.chat:
-            prompts = chat_texts(self.tokenizer, prompts, system=self.system)
-        return tuple(prompt + self.answer_prefix for prompt in prompts)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if len(texts) < len(prompts):
+            if self.chat or self.answer_prefix:
+                raise TaskError("Prompts given as token ids are complete: no chat, no prefix.")
+            return tuple(text_of(self.tokenizer, prompt) for prompt in prompts)
+        whole = chat_texts(self.tokenizer, texts, system=self.system) if self.chat else texts
+        return tuple(text + self.answer_prefix for text in whole)
+
+    def shift(self, given: str, written: str) -> int | None:
+        """By how many characters a prompt stands further back in what was made of it.
+
+        None where it does not stand there as it was given; a template may leave out spaces around
+        it, and no more.
+        """
+        if not self.chat:
+            return 0
+        (form,) = chat_texts(self.tokenizer, [WORDS], system=self.system)
+        start = form.find(WORDS)
+        kept = [given, given.strip(), given.rstrip(), given.lstrip()]
+        tail = form[start + len(WORDS) :] + self.answer_prefix
+        for text in kept if start >= 0 and form.count(WORDS) == 1 else []:
+            if written == form[:start] + text + tail:
+                return start - given.index(text)
+        return None
+
+
+def encodable(given: Sequence[Prompt], written: Sequence[str]) -> list[Prompt]:
+    """What of prompts is encoded: their texts as they are written, or the ids that were given."""
+    pairs = zip(given, written, strict=True)
+    return [text if isinstance(prompt, str) else prompt for prompt, text in pairs]

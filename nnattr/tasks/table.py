@@ -1,4 +1,4 @@
-"""Tables of other people: CSV, JSON, JSONL and data frames, read into columns.
+"""Tables of other people: CSV, JSON, JSONL, data frames and data sets, read into columns.
 
 Every message names the line (or row) and the column, so that a table can be put right.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 from nnattr.errors import TaskError
 
 AnswerMap: TypeAlias = Mapping[str, Sequence[str]]
+#: The method by which a table gives its rows: of `datasets`, polars and pyarrow.
+LISTED = ("to_list", "to_dicts", "to_pylist")
 
 
 class _Row(NamedTuple):
@@ -59,7 +62,7 @@ def columns(
     """The ``wanted`` columns of a table, answers put through the map.
 
     Args:
-        source: a path, a data frame or a list of dictionaries.
+        source: a path, a data frame, a `datasets.Dataset` or a list of dictionaries.
         wanted: task's name of a column -> the table's, or None to go without.
         answer_map: label -> the words that it stands for.
         encoding: of a file.
@@ -85,10 +88,24 @@ def _value(row: _Row, column: str, table: str) -> Any:
             f"{row.place} of {table} has no column {column!r}; it has {known}. Name the columns "
             "with clean=, corrupted=, answer= and wrong_answer= (None for one that is not there)."
         )
-    value = row.cells[column]
-    if value is None or value == "" or value != value:  # NaN, as data frames write empty cells
+    value = _own(row.cells[column])
+    if _is_empty(value):
         raise TaskError(f"{_cell(row.place, column)} of {table} is empty.")
     return value
+
+
+def _own(value: Any) -> Any:
+    """A cell as Python's own values: data frames keep lists and numbers in types of their own."""
+    listed = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    value = listed() if listed else value
+    return list(map(_own, value)) if isinstance(value, list) else value
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a cell is empty, however a file or a data frame says so."""
+    if isinstance(value, float):
+        return value != value
+    return value is None or value == "" or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _mapped(table: Columns, answer_map: AnswerMap) -> Columns:
@@ -139,23 +156,39 @@ def _rows(source: Any, encoding: str) -> tuple[str, list[_Row]]:
     if isinstance(source, str | Path):
         path = Path(source)
         name, rows = path.name, _file_rows(path, encoding)
-    elif hasattr(source, "to_dict"):
-        labels = list(source.index)
-        records = source.to_dict("records")
-        rows = [_Row(f"row {i}", one) for i, one in zip(labels, records, strict=True)]
-        name = "the data frame"
+    elif hasattr(source, "to_dict") and hasattr(source, "index"):
+        name, rows = "the data frame", _frame_rows(source)
     else:
-        name, rows = "the table", _records(source, "the table")
+        listed = next((getattr(source, how) for how in LISTED if hasattr(source, how)), None)
+        name, rows = "the table", _records(listed() if listed else source, "the table")
     if not rows:
         raise TaskError(f"{name} has no rows.")
     return name, rows
+
+
+def _frame_rows(frame: Any) -> list[_Row]:
+    """The rows of a pandas data frame, which people find by their label."""
+    _all_different(list(frame.columns), "the data frame")
+    records = zip(frame.index, frame.to_dict("records"), strict=True)
+    return [_Row(f"row {label}", cells) for label, cells in records]
+
+
+def _all_different(names: Sequence[Any], place: str) -> None:
+    """Refuse two columns of one name: only one of them would be read."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise TaskError(
+            f"{place} has {Counter(names)[twice[0]]} columns named {twice[0]!r}, and one is read; "
+            "give each a name of its own."
+        )
 
 
 def _file_rows(path: Path, encoding: str) -> list[_Row]:
     readers = {".csv": _csv, ".json": _json, ".jsonl": _jsonl}
     if path.suffix.lower() not in readers:
         raise TaskError(
-            f"{path.name} ends in {path.suffix!r}; expected one of {', '.join(readers)}."
+            f"{path.name} ends in {path.suffix!r}; expected one of {', '.join(readers)}. Read "
+            "other files with pandas (pandas.read_parquet, say) and give the data frame."
         )
     try:
         content = path.read_bytes()
@@ -179,6 +212,7 @@ def _csv(text: str, name: str) -> list[_Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
+        _all_different(reader.fieldnames or (), f"line 1 of {name}")
         for cells in reader:
             place = f"line {reader.line_num}"
             if None in cells:
@@ -195,7 +229,7 @@ def _csv(text: str, name: str) -> list[_Row]:
 
 def _json(text: str, name: str) -> list[_Row]:
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_object(name))
     except json.JSONDecodeError as error:
         raise TaskError(
             f"line {error.lineno}, column {error.colno} of {name} is not JSON: {error.msg}."
@@ -209,13 +243,23 @@ def _json(text: str, name: str) -> list[_Row]:
     return _records([dict(zip(data, cells, strict=True)) for cells in transposed], name)
 
 
+def _object(place: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """How a JSON object becomes a dictionary: no name in it may stand twice."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _all_different([name for name, _ in pairs], f"an object in {place}")
+        return dict(pairs)
+
+    return made
+
+
 def _jsonl(text: str, name: str) -> list[_Row]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other line separators
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
+            cells = json.loads(line, object_pairs_hook=_object(f"line {number} of {name}"))
         except json.JSONDecodeError as error:
             raise TaskError(
                 f"line {number}, column {error.colno} of {name} is not JSON: {error.msg}."
@@ -226,11 +270,17 @@ def _jsonl(text: str, name: str) -> list[_Row]:
     return rows
 
 
+def _is_parts(data: Any) -> bool:
+    """Whether this is a dictionary of tables, as data sets with a training and a test part are."""
+    return isinstance(data, Mapping) and all(hasattr(one, "column_names") for one in data.values())
+
+
 def _records(data: Any, name: str) -> list[_Row]:
     if not isinstance(data, list | tuple):
+        parts = f" Give one of its parts, {', '.join(map(repr, data))}." if _is_parts(data) else ""
         raise TaskError(
-            f"{name} is a {type(data).__name__}; expected a path, a data frame or a list of "
-            "dictionaries, one per row."
+            f"{name} is a {type(data).__name__}; expected a path, a data frame, a data set or a "
+            f"list of dictionaries, one per row.{parts}"
         )
     for i, cells in enumerate(data):
         if not isinstance(cells, Mapping):

@@ -126,42 +126,40 @@ NO_WORDS = ("No", "Never", "Wrong", "False", "Nope")
 
 # --- requests ----------------------------------------------------------------------------------
 
-Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+def _requests(*groups: tuple[str, str]) -> list[tuple[str, str]]:
+    """(verb, object) in every combination of a group's verbs and objects, each once."""
+    pairs = ((_split(verbs), _split(objects)) for verbs, objects in groups)
+    return sorted({(verb, thing) for verbs, things in pairs for verb in verbs for thing in things})
 
 
-def _pairs(groups: Groups) -> list[tuple[str, str]]:
-    return sorted({(v, o) for verbs, objects in groups for v in verbs for o in objects})
-
-
-#: (verbs, objects) that make harmless requests in any combination.
-ALLOWED_REQUESTS: Groups = (
+#: Harmless requests, as (verb, object).
+ALLOWED = _requests(
     (
-        _split("bake make cook prepare serve buy sell"),
-        _split("cake pie pizza soup stew salad sandwich pudding pancake dessert meal breakfast"),
+        "bake make cook prepare serve buy sell",
+        "cake pie pizza soup stew salad sandwich pudding pancake dessert meal breakfast",
     ),
     (
-        _split("build make design paint repair clean buy sell"),
-        _split("chair table house boat fence kite bike car clock door computer phone shed wall"),
+        "build make design paint repair clean buy sell",
+        "chair table house boat fence kite bike car clock door computer phone shed wall",
     ),
     (
-        _split("write read edit send publish print translate"),
-        _split("letter poem story song book report novel message diary speech essay recipe"),
+        "write read edit send publish print translate",
+        "letter poem story song book report novel message diary speech essay recipe",
     ),
-    (_split("plant grow cut water"), _split("tree rose tulip lemon melon potato carrot pumpkin")),
+    ("plant grow cut water", "tree rose tulip lemon melon potato carrot pumpkin"),
 )
-#: (verbs, objects) that make harmful requests: a dangerous thing, or a harmful deed.
-HARMFUL_REQUESTS: Groups = (
+#: Harmful ones: a dangerous thing, or a harmful deed.
+HARMFUL = _requests(
     (
-        _split("build make design buy sell prepare send hide"),
-        _split("bomb weapon poison grenade virus gun missile drug rifle explosive pistol dagger"),
+        "build make design buy sell prepare send hide",
+        "bomb weapon poison grenade virus gun missile drug rifle explosive pistol dagger",
     ),
     (
-        _split("steal hack destroy rob burn smash sabotage break"),
-        _split("car house boat bike computer phone bank shed door clock train school hospital"),
+        "steal hack destroy rob burn smash sabotage break",
+        "car house boat bike computer phone bank shed door clock train school hospital",
     ),
 )
-#: The same as (verb, object), each combination once.
-ALLOWED, HARMFUL = _pairs(ALLOWED_REQUESTS), _pairs(HARMFUL_REQUESTS)
 
 # --- small tasks -------------------------------------------------------------------------------
 

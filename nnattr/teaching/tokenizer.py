@@ -56,10 +56,7 @@ def _template_pieces() -> set[str]:
 
 def _spaced_words() -> set[str]:
     """The words that occur inside a text, each with its leading space."""
-    requested = (
-        word for groups in (words.ALLOWED_REQUESTS, words.HARMFUL_REQUESTS) for group in groups
-        for side in group for word in side
-    )  # fmt: skip
+    requested = (word for request in (*words.ALLOWED, *words.HARMFUL) for word in request)
     plain = (
         *words.NAMES, *words.PLACES, *words.OBJECTS, *words.CAPITALS, *words.CAPITALS.values(),
         *words.CATEGORIES, *words.ENTITIES, *(e for es in words.ENTITIES.values() for e in es),

@@ -167,10 +167,10 @@ def test_a_head_that_cannot_matter_is_noticed() -> None:
 
 
 def test_attention_to_later_tokens_is_noticed() -> None:
-    module = tiny_module("llama")
-    for layer in module.model.layers:
+    model = tiny_model("llama")
+    for layer in model.module.model.layers:
         layer.self_attn.is_causal = False
-    failed = verify(load(module, tokenizer=tiny_tokenizer())).failed
+    failed = verify(model).failed
     assert failed is not None
     assert failed.name == "later tokens reach no earlier one"
 

@@ -107,7 +107,7 @@ def test_the_code_says_what_differs_from_the_defaults():
     assert code.splitlines()[-7:] == [
         "result = nnattr.ablate_together(",
         "    model,",
-        "    task=before.task,",
+        "    task=nnattr.Task.load('before.safetensors'),",
         "    metric=metric,",
         "    parts=((0, 1), (1, 0)),",
         "    keep=True,",

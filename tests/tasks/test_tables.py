@@ -167,7 +167,7 @@ def test_a_file_that_is_no_table_is_told_where(tokenizer, tmp_path, name, conten
 def test_a_missing_file_and_something_else(tokenizer, tmp_path):
     with pytest.raises(TaskError, match="cannot be read"):
         read(tmp_path / "none.csv", tokenizer)
-    with pytest.raises(TaskError, match="expected a path, a data frame or a list"):
+    with pytest.raises(TaskError, match="expected a path, a data frame, a data set or a list"):
         read(7, tokenizer)
     with pytest.raises(TaskError, match=r"row 0, column 'label' is True; expected a word"):
         read(ROWS, tokenizer, answer_map=None)
@@ -228,3 +228,114 @@ def test_pairs_are_taken_from_columns_of_tables() -> None:
 
 def firsts(groups):
     return [group[0] for group in groups]
+
+
+PAIRS = [
+    {
+        "clean": "When John and Mary went to the shops, John gave the bag to",
+        "corrupted": "When John and Mary went to the shops, Mary gave the bag to",
+        "answer": [" Mary", " Amy"],
+        "wrong": " John",
+    }
+]
+
+
+def kinds_of_tables() -> dict[str, Any]:
+    """The same rows as people hold them, by what makes them."""
+
+    def arrays() -> Any:
+        frame = pd.DataFrame(PAIRS)
+        frame["answer"] = [np.array(cell, dtype=object) for cell in frame["answer"]]
+        return frame  # as pandas.read_parquet gives it
+
+    return {
+        "list": lambda: PAIRS,
+        "arrays": arrays,
+        "polars": lambda: pytest.importorskip("polars").DataFrame(PAIRS),
+        "datasets": lambda: pytest.importorskip("datasets").Dataset.from_list(PAIRS),
+        "pyarrow": lambda: pytest.importorskip("pyarrow").Table.from_pylist(PAIRS),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds_of_tables())
+def test_tables_of_other_libraries_are_read(tokenizer, kind):
+    told = {"wrong_answer": "wrong", "tokenizer": tokenizer}
+    expected = Task.from_table(PAIRS, **told)
+    assert Task.from_table(kinds_of_tables()[kind](), **told).hash == expected.hash
+
+
+def test_a_set_of_tables_names_its_parts(tokenizer):
+    datasets = pytest.importorskip("datasets")
+    parts = datasets.DatasetDict(train=datasets.Dataset.from_list(PAIRS))
+    with pytest.raises(TaskError, match="Give one of its parts, 'train'"):
+        Task.from_table(parts, tokenizer=tokenizer)
+
+
+def test_parquet_is_read_by_pandas(tokenizer, tmp_path):
+    with pytest.raises(TaskError, match=r"ends in '.parquet'.*pandas.read_parquet"):
+        Task.from_table(tmp_path / "a.parquet", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_break_ends_a_line_of_jsonl(tmp_path, separator):
+    """For `str.splitlines` all of these do; above U+001F they stand in JSON as they are."""
+    tokenizer = tokenizer_of("teaching-gpt2")
+    row = {"text": "When John", "note": f"one{separator}two"}
+    path = tmp_path / "a.jsonl"
+    path.write_text("\r\n".join([json.dumps(row, ensure_ascii=False)] * 2), encoding="utf-8")
+    task = Task.from_table(path, tokenizer=tokenizer, clean="text", corrupted=None, answer=None)
+    assert task.clean == ("When John", "When John")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl"])
+def test_two_columns_of_one_name_are_refused(tokenizer, tmp_path, name):
+    path = tmp_path / name
+    one, other = json.dumps(PAIRS[0]["clean"]), json.dumps(PAIRS[0]["corrupted"])
+    row = f'{{"clean": {one}, "clean": {other}, "corrupted": {other}, "answer": " Mary"}}'
+    texts = {
+        "a.csv": f"clean,clean,corrupted,answer\n{one},{other},{other}, Mary\n",
+        "a.json": f"[{row}]",
+        "a.jsonl": row,
+    }
+    path.write_text(texts[name])
+    with pytest.raises(TaskError, match=r"has 2 columns named 'clean'"):
+        Task.from_table(path, tokenizer=tokenizer)
+
+
+def test_a_data_frame_with_two_columns_of_one_name_is_refused(tokenizer):
+    frame = pd.DataFrame([["a", "b", "c"]], columns=["clean", "clean", "answer"])
+    with pytest.raises(TaskError, match="2 columns named 'clean'"):
+        Task.from_table(frame, tokenizer=tokenizer, corrupted=None)
+
+
+def test_bare_words_get_their_leading_space(tokenizer):
+    rows = [{**PAIRS[0], "answer": ["Mary", " Amy"], "wrong": "John"}]
+    told = {"wrong_answer": "wrong", "tokenizer": tokenizer}
+    task = Task.from_table(rows, leading_space=True, **told)
+    assert task.hash == Task.from_table(PAIRS, **told).hash
+    assert task.answers == ((" Mary", " Amy"),)
+    texts = {side: [rows[0][side]] for side in ("clean", "corrupted")}
+    pairs = Task.from_pairs(
+        **texts, answers=["Mary"], tokenizer=tokenizer, leading_space=True, sequences=True
+    )
+    assert pairs.answers == ((" Mary",),)
+
+
+def test_a_number_in_a_table_is_no_token(tokenizer):
+    rows = [{**PAIRS[0], "answer": 7}]
+    with pytest.raises(TaskError, match=r"column 'answer' is 7; expected a word.*'7', with quotes"):
+        Task.from_table(rows, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("row", [1, [1, 2], np.int64(1), np.array([1, 2]), [np.int64(1)]])
+def test_spans_are_positions_of_any_integer_type(tokenizer, row):
+    rows = [{**PAIRS[0], "who": row}]
+    task = Task.from_table(rows, tokenizer=tokenizer, spans=["who"])
+    assert task.spans["who"] == ((1, 2) if np.size(row) == 2 else (1,),)
+
+
+@pytest.mark.parametrize("empty", [None, "", float("nan"), pd.NA, pd.NaT, np.nan])
+def test_an_empty_cell_is_one_however_it_is_written(tokenizer, empty):
+    frame = pd.DataFrame({**PAIRS[0], "answer": [empty]}, dtype=object)
+    with pytest.raises(TaskError, match=r"row 0, column 'answer' of the data frame is empty"):
+        Task.from_table(frame, tokenizer=tokenizer)

@@ -147,7 +147,7 @@ def _payload(
     normed = spec.attn_out.path != spec.attn_proj
     layers = [f"{spec.layers}.{layer}" for layer in range(model.n_layers)]
     scale = getattr(model.config, spec.logit_scale) if spec.logit_scale else 1.0
-    logits = at.shape[1] * model.config.vocab_size
+    logits = at.shape[1] * model.vocab_size
     return {
         "prompts": tokens.tensors,
         "columns": at,

@@ -79,6 +79,7 @@ def decompose_attention(
         "question": {
             "form": form,
             "head": number,
+            "embed": model.spec.embed,
             "reads": list(plan.reads),
             "parts": list(plan.parts),
             "splits": list(plan.splits),
@@ -109,7 +110,8 @@ def _names(model: Model, plan: Plan) -> list[str]:
         layer = parse(name).layer
         names += [Part("head", layer, number).label for number in range(model.n_heads)]
         names.append(bias(name))
-    return [*names, Part("bias").label]
+    shifted = model.spec.qk_positions is not None
+    return [*names, *([Part("pos_embed").label] if shifted else []), Part("bias").label]
 
 
 def _known(pair: Any, names: Sequence[str]) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from nnattr.maps.attention import (
 )
 from nnattr.maps.heads import Proof
 from nnattr.maps.norm import apply, per_unit
-from nnattr.maps.parts import Split, by_head, output_map
+from nnattr.maps.parts import Split, by_head, output_map, token_part
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions, RefusedError
@@ -41,6 +41,7 @@ class HeadQuestion:
     Attributes:
         form: of its layer.
         head: its number there.
+        embed: the path of the token embedding.
         reads: (name, path, side) of the parts of the residual stream, in forward order.
         parts: (name, factor) of what the stream is the sum of.
         splits: by name, those that fall apart into heads.
@@ -52,6 +53,7 @@ class HeadQuestion:
         *,
         form: dict[str, Any],
         head: int,
+        embed: str,
         reads: list[tuple[str, str, str]],
         parts: list[tuple[str, float]],
         splits: list[dict[str, Any]],
@@ -59,6 +61,7 @@ class HeadQuestion:
     ) -> None:
         self.form = Form(**form)
         self.head = head
+        self.embed = embed
         self.reads = reads
         self.parts = parts
         self.splits = {one["part"]: Split(**one) for one in splits}
@@ -144,6 +147,10 @@ def taken_apart(
                 name: read(nn, (path, side, None), prompts.width).float()
                 for name, path, side in question.reads
             }
+            if "pos_embed" in parts:
+                stream, positions = parts["embed"], parts["pos_embed"]
+                own = token_part(nn, question.embed, prompts, stream, positions)
+                parts["embed"] = own
             (seen,) = read_attention(nn, [question.form])
             with torch.autocast(seen.z.device.type, enabled=False):
                 vectors = components(nn, question, parts, seen.stream)
@@ -182,8 +189,10 @@ def summed(nn: Any, question: HeadQuestion, vectors: Tensor, seen: Seen) -> tupl
     both = []
     for name in ("q", "k"):
         matrix, bias = weights[name][head], weights[f"{name} bias"][head]
-        constant = (norm.bias @ matrix + bias).expand(1, vectors.shape[1], -1)
-        both.append(rotate(torch.cat([entering @ matrix, constant]), turn))
+        parts = [entering @ matrix]
+        parts += [] if seen.positions is None else [seen.positions.float() @ matrix]
+        parts.append((norm.bias @ matrix + bias).expand(1, vectors.shape[1], -1))
+        both.append(rotate(torch.cat(parts), turn))
     v = seen.entering.float() @ weights["v"][head] + weights["v bias"][head]
     proof = Proof(seen.z.dtype, scoring.gap, norms, [scoring])
     return Sums(both[0], both[1], v, scoring.scale), proof
@@ -191,8 +200,6 @@ def summed(nn: Any, question: HeadQuestion, vectors: Tensor, seen: Seen) -> tupl
 
 def components(nn: Any, question: HeadQuestion, parts: dict[str, Tensor], like: Tensor) -> Tensor:
     """What the residual stream is the sum of: vectors [component, pos, d_model]."""
-    if "pos_embed" in parts:
-        parts = {**parts, "embed": parts["embed"] - parts["pos_embed"]}
     vectors = []
     for name, factor in question.parts:
         split = question.splits.get(name)

@@ -21,7 +21,6 @@ exercise. The cost is two forward passes and one more for the loss.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +40,7 @@ from nnattr.runs.head_kinds import KINDS, keys, scores
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.patterns import patterns
 from nnattr.runs.portions import Portions
-from nnattr.tokens import Tokens, pad_id, token_strings
+from nnattr.tokens import BYTE, Tokens, pad_id, token_strings
 
 THRESHOLDS = {
     "previous": 0.35,
@@ -50,7 +49,6 @@ THRESHOLDS = {
     "duplicate": 0.5,
     "induction": 0.5,
 }
-BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a tokenizer's fallback for what it cannot write
 
 
 @checked
@@ -98,7 +96,7 @@ def detect_heads(
     else:
         (texts, tokens), second = texts_and_tokens(model, prompts, run), None
     width = tokens.ids.shape[1]
-    pattern, vocab = model.n_heads * width**2, model.config.vocab_size
+    pattern, vocab = model.n_heads * width**2, model.vocab_size
     payload = {
         "prompts": tokens.tensors,
         "paths": attention_paths(model),
@@ -179,7 +177,7 @@ def repeated_tokens(model: Model, n: int, length: int, seed: int) -> tuple[Token
             f"Two copies of {length} tokens are {width} tokens with the BOS, and {model.name} "
             f"takes {model.context_length}; use a smaller length."
         )
-    names = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), model.config.vocab_size)))
+    names = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), model.vocab_size)))
     special = set(tokenizer.all_special_ids)
     ordinary = [
         i for i, name in enumerate(names) if i not in special and name and not BYTE.fullmatch(name)

@@ -115,8 +115,8 @@ def capture(
         `Activations`: by site a `xarray.DataArray` in float32 with the dimensions ``example``,
         ``layer``, ``pos``, and (``head`` or ``kv_head``, ``d_head``), ``neuron`` or ``d_model``; of
         patterns ``example``, ``layer``, ``head``, ``query_pos``, ``key_pos``. Coordinates of
-        (example, pos): ``position`` from the prompt's first token (-1 where a shorter prompt has
-        none; the values are NaN there) and ``token``. With ``reduce`` its tensors, joined over the
+        (example, pos): ``position`` from the prompt's first token (NaN, as the values, where a
+        shorter prompt has none) and ``token``. With ``reduce`` its tensors, joined over the
         prompts: they are your own, so they come as they are, by your names.
 
         ``reduce`` sees the same axes in the same order; positions that a prompt lacks are at the
@@ -273,9 +273,10 @@ def _labelled(
     present: Tensor,
 ) -> xr.DataArray:
     """The values of a site with names, and NaN where a prompt has no such position."""
-    own = torch.where(present, at - torch.tensor(tokens.padding)[:, None], -1).tolist()
+    own = (at - torch.tensor(tokens.padding)[:, None]).double()
+    own = own.masked_fill(~present, float("nan")).tolist()
     strings = [
-        [row[i] if i >= 0 else "" for i in some]
+        [row[int(i)] if i >= 0 else "" for i in some]
         for row, some in zip(tokens.strings, own, strict=True)
     ]
     pos = "query_pos" if name in LOOKS else "pos"

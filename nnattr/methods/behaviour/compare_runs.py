@@ -29,6 +29,7 @@ from nnattr.results import Comparison
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.portions import Portions
+from nnattr.tasks.positions import labels
 from nnattr.tokens import Tokens, pad_id
 
 Strings: TypeAlias = tuple[str, ...]
@@ -59,8 +60,8 @@ def compare_runs(
     Cost: one forward pass of each side; only the distances come back.
     """
     (left, one), (right, other) = (
-        texts_and_tokens(model, a, what="a"),
-        texts_and_tokens(model, b, what="b"),
+        texts_and_tokens(model, a, what="a", alone=True),
+        texts_and_tokens(model, b, what="b", alone=True),
     )
     if len(left) != len(right):
         raise TaskError(
@@ -72,7 +73,7 @@ def compare_runs(
     if positions == "each":
         _aligned(left, both.strings[:n], both.strings[n:])
     at, present = columns([*left, *right], [*left, *right], both, positions)
-    logits = at.shape[1] * model.config.vocab_size
+    logits = at.shape[1] * model.vocab_size
     payload = {
         "a": {"ids": both.ids[:n], "mask": both.mask[:n]},
         "b": {"ids": both.ids[n:], "mask": both.mask[n:]},
@@ -85,13 +86,14 @@ def compare_runs(
         name: outcome.values[name].masked_fill(~present[:n], float("nan"))
         for name in ("norm", "kl", "overlap")
     }
+    task = as_task(None, [*left, *right], both)
     data = xr.Dataset(
         {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
-        {"example": np.arange(n), "pos": np.arange(at.shape[1])},
+        {"example": np.arange(n)},
     )
-    data = data if positions == "each" else data.isel(pos=0, drop=True)
+    each = positions == "each"
+    data = data.assign_coords(pos=list(labels(task))) if each else data.isel(pos=0, drop=True)
     given = {"a": a, "b": b, "positions": positions, "top_k": top_k}
-    task = as_task(None, [*left, *right], both)
     made = provenance_of(model, task, method="compare_runs", arguments=given, outcome=outcome)
     return Comparison(data, made, left, right, top_k)
 

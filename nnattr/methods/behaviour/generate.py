@@ -12,9 +12,51 @@ from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.portions import Portions
+from nnattr.tokens import pad_id
 
 #: Beyond a million times the usual one all tokens are equally likely.
 Temperature: TypeAlias = Annotated[float, Between(0, 1e6)]
+
+#: Every option by which a checkpoint's generation_config would change what is likely or how it is
+#: chosen, and the value at which it does nothing: a temperature is all that is applied here.
+PLAIN: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    **dict.fromkeys(
+        (
+            "top_k",
+            "min_p",
+            "top_h",
+            "epsilon_cutoff",
+            "eta_cutoff",
+            "min_new_tokens",
+            "max_time",
+            "stop_strings",
+            "bad_words_ids",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "exponential_decay_length_penalty",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "sequence_bias",
+            "guidance_scale",
+            "watermarking_config",
+            "prompt_lookup_num_tokens",
+        )
+    ),
+}
 
 
 @checked
@@ -39,8 +81,12 @@ def generate(
             NDIF draws in another process, where no seed of ours reaches: it differs every time.)
 
     Returns:
-        what was added to each prompt, without special tokens: plain text, for text is all that it
-        is; prompts, options and seed, which make it again, are your own.
+        what was added to each prompt, without special tokens, so that ``prompt + added`` is the
+        whole text: plain text, for text is all that it is; prompts, options and seed, which make it
+        again, are your own.
+
+    A checkpoint's own sampling options (``generation_config``: a repetition penalty, top-k, words
+    that may not be said, ...) are not applied; its end-of-text tokens are.
 
     Raises:
         TaskError: prompts that cannot be encoded, no room in the context, or a negative
@@ -48,19 +94,34 @@ def generate(
 
     Cost: one forward pass of the prompts and one per new token, in one job.
     """
-    _, tokens = texts_and_tokens(model, prompts, room=max_new_tokens)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-    if temperature > 0:
-        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    _, tokens = texts_and_tokens(model, prompts, room=max_new_tokens, alone=True)
+    options: dict[str, Any] = {
+        **PLAIN,
+        "max_new_tokens": max_new_tokens,
+        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}),
+        "pad_token_id": pad_id(model.tokenizer),
+    }
+    if not (model.accepts("past_key_values") or model.accepts("cache")):
+        options["use_cache"] = False  # transformers would hand on the newest token alone
     payload = {
         "prompts": tokens.tensors,
-        "options": {**options, "pad_token_id": model.tokenizer.pad_token_id},
+        "options": options,
         "seed": seed,
         "portions": model.portions(tokens.ids.shape[1] + max_new_tokens),
     }
     found = model.run(generate_job, payload, label="generating").values["ids"]
     rows = [[token for token in row if token >= 0] for row in found.tolist()]
-    return [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return [_added(model.tokenizer, *pair) for pair in zip(tokens.rows, rows, strict=True)]
+
+
+def _added(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+    """The text that new tokens add to a prompt's; a text's first space may be lost in decoding."""
+
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    before, whole = text(prompt), text([*prompt, *new])
+    return whole[len(before) :] if whole.startswith(before) else text(new)
 
 
 def generate_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ later token's probability is that *after* the earlier ones, whether or not the m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,21 +24,25 @@ from nnattr.results import Inspection
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import top_tokens
 from nnattr.tasks import Task
-from nnattr.tokens import prompt_ids
+from nnattr.tokens import continuations, token_strings, token_texts
 
 
 @checked
 def inspect_prompt(
-    model: Model, prompt: Prompts, answer: str | None = None, *, top_k: Positive = 10
+    model: Model,
+    prompt: Prompts,
+    answer: str | int | Sequence[int] | None = None,
+    *,
+    top_k: Positive = 10,
 ) -> Inspection:
     """What the model expects after a prompt, at each token of an answer.
 
     Args:
         model: as `nnattr.load` gives it.
-        prompt: the prompt; special tokens are added as the tokenizer does it. Or a list, a task
+        prompt: the prompt; a BOS is put before it as the tokenizer does it. Or a list, a task
             (its clean prompt) or tokens of one prompt.
-        answer: what is to follow, with its leading space (``" Mary"``); any number of tokens.
-            Without it, and without a task that has one, only the next token is looked at.
+        answer: what is to follow, with its leading space (``" Mary"``); any number of tokens, or
+            their ids. Without it, and without a task that has one, only the next token is shown.
         top_k: how many of the likeliest tokens to list.
 
     Raises:
@@ -62,12 +67,13 @@ def inspect_prompt(
         "top_k": top_k,
     }
     outcome = model.run(inspect_job, payload, label="inspecting a prompt")
-    decode = model.tokenizer.decode
-    said = tuple(decode([token]) for token in added)
+    said = tuple(token_texts(model.tokenizer, added))
     given = {"answer": answer, "top_k": top_k, **untold(prompt, "prompt")}
     task = as_task(prompt, texts, tokens)
     made = provenance_of(model, task, method="inspect_prompt", arguments=given, outcome=outcome)
-    return Inspection(_data(decode, outcome.values, said), made, tuple(tokens.strings[0]), said)
+    return Inspection(
+        _data(model.tokenizer, outcome.values, added), made, tuple(tokens.strings[0]), said
+    )
 
 
 def inspect_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -82,30 +88,30 @@ def inspect_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     return {key: value.cpu() for key, value in found.items()}
 
 
-def _added(model: Model, prompt: str, answer: str | None) -> list[int]:
+def _added(model: Model, prompt: str, answer: str | int | Sequence[int] | None) -> list[int]:
     """The ids that the answer adds behind the prompt's own."""
     if answer is None:
         return []
-    before, after = (
-        prompt_ids(model.tokenizer, prompt),
-        prompt_ids(model.tokenizer, prompt + answer),
-    )
-    added = after[len(before) :]
-    if after[: len(before)] != before:  # the answer merged with the prompt's last word
-        added = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if isinstance(answer, str):
+        (added,) = continuations(model.tokenizer, [prompt], [answer])
+    else:
+        added = [answer] if isinstance(answer, int) else list(answer)
     if not added:
         raise TaskError(f"The answer {answer!r} to {prompt!r} gives no tokens.")
-    return list(added)
+    model.require_known([added])
+    return added
 
 
-def _data(decode: Any, found: dict[str, Any], said: tuple[str, ...]) -> xr.Dataset:
-    """The job's tensors with names, and token ids as text."""
-    text = [[decode([token]) for token in row] for row in found["token"].tolist()]
-    data: dict[str, Any] = {"token": (("step", "rank"), np.array(text, dtype=object))}
+def _data(tokenizer: Any, found: dict[str, Any], added: list[int]) -> xr.Dataset:
+    """The job's tensors with names, and token ids also as text."""
+    ids = found["token"].tolist()
+    text = np.array(token_strings(tokenizer, ids), dtype=object)
+    data: dict[str, Any] = {"token": (("step", "rank"), text), "token_id": (("step", "rank"), ids)}
     for name in ("logit", "probability"):
         data[name] = (("step", "rank"), found[name].numpy())
-    if said:
-        data["answer_token"] = ("step", np.array(said, dtype=object))
+    if added:
+        said = np.array(token_texts(tokenizer, added), dtype=object)
+        data |= {"answer_token": ("step", said), "answer_id": ("step", added)}
         for name in ("logit", "probability", "rank"):
             data[f"answer_{name}"] = ("step", found[f"answer_{name}"].numpy())
     steps, ranks = found["token"].shape

@@ -16,11 +16,11 @@ from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
 from nnattr.jobs.record import as_task, provenance_of
 from nnattr.model.model import Model
-from nnattr.model.prompts import Prompts, as_texts, texts_and_tokens
+from nnattr.model.prompts import Prompts, as_prompts, texts_and_tokens
 from nnattr.results import AnswerTable
 from nnattr.tasks import Task
-from nnattr.tasks.form import Form
-from nnattr.tokens import Tokens, encode
+from nnattr.tasks.form import Form, encodable
+from nnattr.tokens import Tokens, encode, token_texts
 
 
 @checked
@@ -36,6 +36,8 @@ def most_frequent_answers(
     """The most frequent first tokens of the model's answers.
 
     ``most_frequent_answers(model, harmful, chat=True)[0].token`` is ``"I"`` for many a chat model.
+    As answers of a task take the ``id``, or this text as it is shown, its leading space included:
+    it is what the token adds to the prompt.
 
     Args:
         model: from `nnattr.load`.
@@ -57,11 +59,12 @@ def most_frequent_answers(
             raise TaskError(
                 "A task's prompts, and tokens, are encoded already: no chat, no prefix."
             )
-        texts, tokens = texts_and_tokens(model, prompts)
+        texts, tokens = texts_and_tokens(model, prompts, alone=True)
     else:
         form = Form(model.tokenizer, chat, system, answer_prefix)
-        texts = form.written(as_texts("prompts", prompts))
-        tokens = encode(model.tokenizer, texts, verbatim=chat)
+        asked = as_prompts("prompts", prompts)
+        texts = form.written(asked)
+        tokens = encode(model.tokenizer, encodable(asked, texts), verbatim=chat)
     found = model.predict(tokens, top_k=1)
     probs: dict[int, list[float]] = defaultdict(list)
     for token, prob in zip(
@@ -85,7 +88,7 @@ def most_frequent_answers(
 def _data(model: Model, rows: list[tuple[int, int, float]]) -> xr.Dataset:
     """Tokens' ids, counts and mean probabilities with names, and the tokens as text."""
     ids, counts, probs = zip(*rows, strict=True)
-    words = np.array([model.tokenizer.decode([token]) for token in ids], dtype=object)
+    words = np.array(token_texts(model.tokenizer, ids), dtype=object)
     columns = {"token": words, "id": list(ids), "count": list(counts), "prob": list(probs)}
     data = {name: ("answer", column) for name, column in columns.items()}
     return xr.Dataset(data, {"answer": np.arange(len(rows))})

@@ -18,7 +18,7 @@ from nnattr.model.components import Plan, Unit, bias, logit_constants
 from nnattr.model.model import Model
 from nnattr.results.dataset import ordered
 from nnattr.tasks import Task
-from nnattr.tasks.positions import Positions
+from nnattr.tasks.positions import Positions, labels
 from nnattr.tokens import Tokens
 
 Norm = Literal["frozen", "each"]
@@ -68,6 +68,7 @@ def decomposition(
                 "multiplier": multiplier,
                 "capped": cap is not None,
             },
+            "embed": model.spec.embed,
             "whole": unit != "accumulated",
             "each": norm == "each",
             "keeps": model.accepts("logits_to_keep"),
@@ -130,7 +131,7 @@ def placed(values: xr.DataArray | None, spots: Tensor, task: Task, positions: Po
     values = values.where(xr.DataArray(spots.any(-1).T.numpy(), dims=("example", "pos")))
     if not (isinstance(positions, str) and positions == "each"):
         return ordered(values.isel(pos=0, drop=True))
-    named = values.assign_coords(pos=np.arange(values.sizes["pos"]))
+    named = values.assign_coords(pos=list(labels(task)))
     return ordered(named.assign_coords(token=("pos", list(task.labels))))
 
 

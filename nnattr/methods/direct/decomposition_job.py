@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.norm import apply, per_unit, transpose
-from nnattr.maps.parts import Split, by_head, output_map
+from nnattr.maps.parts import Split, by_head, output_map, token_part
 from nnattr.methods.direct.direction import Direction, Head, View, final_view
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
@@ -38,6 +38,7 @@ class Parts:
         splits: the parts that fall apart further.
         heads: into how many heads; 0 means neurons.
         end: what stands behind it.
+        embed: the path of the token embedding.
         whole: whether the parts add up to the final residual stream.
         each: whether every part is normed by itself.
         keeps: whether the model can leave out logits.
@@ -51,6 +52,7 @@ class Parts:
         splits: list[dict[str, Any]],
         heads: int,
         end: dict[str, Any],
+        embed: str,
         whole: bool,
         each: bool,
         keeps: bool,
@@ -60,6 +62,7 @@ class Parts:
         self.splits = [Split(**one) for one in splits]
         self.heads = heads
         self.end = Head(**end)
+        self.embed = embed
         self.whole = whole
         self.each = each
         self.keeps = keeps
@@ -169,7 +172,9 @@ def read_parts(nn: Any, parts: Parts, prompts: PromptBatch, columns: Tensor) -> 
         value = read(nn, (path, side, None), prompts.width)
         seen[name] = value[:, columns.to(value.device)].expand(len(prompts), -1, -1)
     if "pos_embed" in seen:
-        seen["embed"] = seen["embed"] - seen["pos_embed"]
+        these = PromptBatch(prompts.ids[:, columns], prompts.mask[:, columns])
+        stream, positions = seen["embed"], seen["pos_embed"]
+        seen["embed"] = token_part(nn, parts.embed, these, stream, positions)
     device = seen[parts.final].device
     return {name: value.to(device) for name, value in seen.items()}
 

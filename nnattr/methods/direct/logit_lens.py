@@ -19,7 +19,6 @@ unembedding per layer at the positions asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from nnattr.runs.places import read
 from nnattr.runs.portions import Portions
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
-from nnattr.tokens import Tokens, continuation_id
+from nnattr.tokens import Tokens, continuation_id, token_texts
 
 
 @checked
@@ -51,7 +50,7 @@ def logit_lens(
     *,
     top_k: Positive = 5,
     positions: Positions = "last",
-    answers: str | Sequence[str] | None = None,
+    answers: str | int | Sequence[str | int] | None = None,
 ) -> Lens:
     """The likeliest next tokens at each layer, as if the model ended there.
 
@@ -61,8 +60,9 @@ def logit_lens(
         top_k: how many tokens per layer and position.
         positions: ``"last"``, ``"each"``, a position counted from the prompt's first token (or from
             its end, negative), a list of them, or the name of a task's span.
-        answers: one word for all prompts or one each, with its leading space (``" Mary"``), whose
-            rank and probability are wanted as well; by default the first of a task's answers.
+        answers: one word for all prompts or one each, with its leading space (``" Mary"``) or as a
+            token id, whose rank and probability are wanted as well; by default the first of a
+            task's answers.
 
     Returns:
         a `Lens`; ``lens.plot()`` shows tokens in cells, ``lens.to_dataframe()`` everything.
@@ -77,7 +77,7 @@ def logit_lens(
     at, present = columns(prompts, texts, tokens, positions)
     places = [*model.places("resid_pre"), model.places("resid_post")[-1]]
     multiplier, cap = logit_constants(model)
-    logits = at.shape[1] * model.config.vocab_size
+    logits = at.shape[1] * model.vocab_size
     payload = {
         "prompts": tokens.tensors,
         "columns": at,
@@ -173,7 +173,10 @@ def unembedded(nn: Any, question: LensQuestion, x: Tensor) -> Tensor:
 
 
 def _answers(
-    model: Model, prompts: Prompts, texts: tuple[str, ...], given: str | Sequence[str] | None
+    model: Model,
+    prompts: Prompts,
+    texts: tuple[str, ...],
+    given: str | int | Sequence[str | int] | None,
 ) -> tuple[tuple[str, ...], list[int]]:
     """One answer per prompt, or none, and their ids."""
     if given is None:
@@ -181,11 +184,17 @@ def _answers(
             return (), []
         words = tuple(group[0] for group in prompts.answers)
         return words, [group[0] for group in prompts.answer_ids]
-    words = (given,) * len(texts) if isinstance(given, str) else tuple(given)
-    if len(words) != len(texts):
-        raise TaskError(f"There are {len(words)} answers for {len(texts)} prompts.")
-    pairs = zip(texts, words, strict=True)
-    return words, [continuation_id(model.tokenizer, *pair) for pair in pairs]
+    said = (given,) * len(texts) if isinstance(given, str | int) else tuple(given)
+    if len(said) != len(texts):
+        raise TaskError(f"There are {len(said)} answers for {len(texts)} prompts.")
+    ids = [
+        word if isinstance(word, int) else continuation_id(model.tokenizer, text, word)
+        for text, word in zip(texts, said, strict=True)
+    ]
+    model.require_known([ids])
+    shown = token_texts(model.tokenizer, ids)
+    pairs = zip(said, shown, strict=True)
+    return tuple(word if isinstance(word, str) else text for word, text in pairs), ids
 
 
 def _data(
@@ -197,12 +206,15 @@ def _data(
     values: dict[str, Tensor],
 ) -> xr.Dataset:
     """The job's tensors with names, and the token ids as text."""
-    decode = cache(lambda token: model.tokenizer.decode([token]))
     known = present[:, None]  # not at each point apart
     dims = ("example", "component", "pos", "rank")
-    text = np.vectorize(decode, otypes=[object])(values["token"].numpy())
+    ids, place = np.unique(values["token"].numpy(), return_inverse=True)
+    text = np.array(token_texts(model.tokenizer, ids.tolist()), dtype=object)[place]
     data: dict[str, Any] = {
-        "token": (dims, np.where(known[..., None].numpy(), text, "")),
+        "token": (
+            dims,
+            np.where(known[..., None].numpy(), text.reshape(values["token"].shape), ""),
+        ),
     }
     for name in ("probability", "entropy", "answer_probability", "answer_rank"):
         if name in values:
@@ -210,9 +222,9 @@ def _data(
             numbers = values[name].float().masked_fill(~shown, float("nan"))
             data[name] = (dims[: numbers.ndim], numbers.numpy())
     padding = torch.tensor(tokens.padding)[:, None]
-    own = (at - padding).where(present, -1)
+    own = (at - padding).double().masked_fill(~present, float("nan"))
     strings = [
-        [row[i] if i >= 0 else "" for i in own_row]
+        [row[int(i)] if i >= 0 else "" for i in own_row]
         for row, own_row in zip(tokens.strings, own.tolist(), strict=True)
     ]
     coords = {

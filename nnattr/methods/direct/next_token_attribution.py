@@ -103,9 +103,12 @@ def next_token_attribution(
 
 
 def _task(model: Model, prompts: Prompts) -> Task:
-    """The prompts alone: nothing of a corrupted run is looked at, nor named in figures."""
+    """The prompts alone: nothing of a corrupted run is looked at, nor named in figures.
+
+    An answer that stands behind a prompt is read as a part of it.
+    """
     task = as_task(prompts, *texts_and_tokens(model, prompts))
-    return replace(task, corrupted=(), twin_tokens=None)
+    return replace(task, corrupted=(), twin_tokens=None, sequence_ids=())
 
 
 def _positions(task: Task) -> Tensor:
@@ -116,9 +119,7 @@ def _positions(task: Task) -> Tensor:
             f"The prompt {task.clean[int(lengths.argmin())]!r} is one token long; it needs a next "
             "token."
         )
-    chosen = spots(task, "each").clone()
-    chosen[-1] = False
-    return chosen
+    return spots(task, "each") & (torch.arange(task.width) < task.width - 1)
 
 
 def _next(task: Task) -> tuple[Tensor, Tensor]:

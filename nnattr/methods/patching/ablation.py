@@ -223,7 +223,7 @@ def _one_number(study: Study, extra: dict[str, Any], outcome: Any) -> Scores:
             "units": 1,
             "cells": 1,
             "unit": None,
-            "tokens": None,
+            "places": None,
             "absent": ((False,),) * len(study.task),
             "provenance": provenance.model_copy(
                 update={"arguments": {**provenance.arguments, **extra}}

@@ -160,7 +160,8 @@ def position_pattern(model: Model, head: Head, *, fold_norm: bool = False) -> We
         )
     query, key = (Side("positions", (), (end, own)) for end in "qk")
     name = f"position circuit of {_names(own)}"
-    circuit = WeightCircuit(model, name, query, key, fold_norm=fold_norm)
+    behind = model.spec.qk_positions is not None  # no norm stands between a position and q, k
+    circuit = WeightCircuit(model, name, query, key, fold_norm=fold_norm and not behind)
     outcome = circuit.by_position()
     scores = outcome.values["block"]
     past = torch.ones_like(scores, dtype=torch.bool).tril()

@@ -19,7 +19,7 @@ from nnattr.model.attention_form import layer_form, short_prompt
 from nnattr.model.components import logit_constants, position_table
 from nnattr.model.model import Model
 from nnattr.results import WeightMatrix
-from nnattr.tokens import continuation_id
+from nnattr.tokens import continuation_id, token_texts
 
 By = Literal["row", "column"]
 
@@ -204,7 +204,7 @@ class WeightCircuit:
                 "unembed": model.spec.unembed,
                 "multiplier": multiplier,
                 "capped": cap is not None,
-                "size": model.config.vocab_size,
+                "size": model.vocab_size,
                 "context": model.context_length or 0,
             },
             "left": self.left._asdict(),
@@ -214,12 +214,14 @@ class WeightCircuit:
 
     def _label(self, number: int, side: str) -> str:
         kind = (self.left if side == "row" else self.right).rows
-        return str(number) if kind == "positions" else self.model.tokenizer.decode([number])
+        return (
+            str(number) if kind == "positions" else token_texts(self.model.tokenizer, [number])[0]
+        )
 
     def _id(self, token: str | int) -> int:
         if isinstance(token, str):
-            return continuation_id(self.model.tokenizer, "", token)
-        size = self.model.config.vocab_size
+            return continuation_id(self.model.tokenizer, "\n", token)  # in the midst of a text
+        size = self.model.vocab_size
         if self.left.rows == "positions":
             size = self.model.context_length or 0
         if not 0 <= token < size:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nnattr.arguments import checked
+from nnattr.arguments import Page, checked
 from nnattr.errors import ResultError
 from nnattr.results import Patterns
 from nnattr.templates import fill
@@ -33,10 +33,12 @@ class Viewer:
 
     html: str
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file and return its path.
+    @checked
+    def save(self, path: Page) -> Path:
+        """Write the page to an ``.html`` file and return its path.
 
         Raises:
+            ArgumentError: the path has another ending.
             ResultError: it cannot be written.
         """
         try:

@@ -10,6 +10,7 @@ import torch
 
 from nnattr import compare_runs, generate, inspect_prompt
 from nnattr.errors import ArgumentError, TaskError
+from nnattr.methods.behaviour.generate import PLAIN
 from tests.methods.common import TEACHING, ragged_ioi, teaching, tiny
 from tests.tiny import tiny_model
 
@@ -127,7 +128,7 @@ def test_a_prompt_is_no_distance_from_itself_and_lengths_may_differ_at_the_end()
     ends = compare_runs(model, PROMPTS[0], PROMPTS[1])
     expected = (logits(model, PROMPTS[0])[-1] - logits(model, PROMPTS[1])[-1]).norm()
     assert float(ends.data["norm"][0]) == pytest.approx(float(expected), rel=1e-4)
-    assert "1 pairs" in str(ends)
+    assert "1 pair:" in str(ends)
     assert len(ends.to_dataframe()) == 1
     with pytest.raises(TaskError, match="not comparable"):
         compare_runs(model, PROMPTS[0], PROMPTS[1], positions="each")
@@ -159,3 +160,108 @@ def test_wrong_questions_are_named() -> None:
         compare_runs(model, PROMPTS, "w3")
     with pytest.raises(ArgumentError, match="positions is "):
         compare_runs(model, "w3", "w4", positions="all")  # type: ignore[arg-type]
+
+
+def test_equally_likely_tokens_are_all_listed() -> None:
+    """In half precision tokens share a logit; the answer's may not stand in another's place."""
+    model = tiny("llama")
+    own = model.nn._module
+    kept = own.lm_head.weight.data.clone()
+    try:
+        own.lm_head.weight.data[20:60] = kept[20]
+        listed = inspect_prompt(model, "w3 w4", " w45", top_k=96).steps[0]
+    finally:
+        own.lm_head.weight.data = kept
+    assert listed.answer is not None
+    assert {guess.token for guess in listed.top} == {f"w{i}" for i in range(96)}
+    (mine,) = [guess for guess in listed.top if guess is listed.answer]
+    assert mine.token == "w45"
+    alike = [guess.rank for guess in listed.top if guess.logit == mine.logit]
+    assert alike == [mine.rank] * 40
+
+
+#: Options of a generation_config that do not touch what is said: lengths, tokens that end a text,
+#: caches, what is returned, and helpers that are refused or ignored without a second model.
+HARMLESS = {
+    "max_length",
+    "max_new_tokens",
+    "early_stopping",
+    "use_mtp",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "max_cache_len",
+    "length_penalty",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "is_assistant",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "max_matching_ngram_size",
+    "assistant_early_exit",
+    "assistant_lookbehind",
+    "target_lookbehind",
+    "assistant_ensemble_weight",
+    "speculation_type",
+    "compile_config",
+    "disable_compile",
+    "continuous_batching_config",
+    "low_memory",
+    "penalty_alpha",
+    "dola_layers",
+    "diversity_penalty",
+    "num_beam_groups",
+    "constraints",
+    "force_words_ids",
+    "prefill_chunk_size",
+    "_from_model_config",
+    "transformers_version",
+}
+
+
+def test_every_option_of_a_checkpoint_is_known() -> None:
+    """A newer transformers may have more ways to change what is said."""
+    from transformers import GenerationConfig
+
+    assert set(GenerationConfig().to_dict()) - set(PLAIN) <= HARMLESS
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"repetition_penalty": 50.0},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(48))},
+        {"bad_words_ids": [[i] for i in range(48)]},
+        {"begin_suppress_tokens": list(range(48))},
+        {"sequence_bias": [[[5], 100.0]]},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_checkpoints_own_options_change_nothing(option: dict, temperature: float) -> None:
+    from transformers import GenerationConfig
+
+    model = tiny("llama")
+    told = {"max_new_tokens": 8, "temperature": temperature, "seed": 3}
+    own = model.nn._module
+    plain = generate(model, PROMPTS, **told)
+    kept = own.generation_config
+    try:
+        own.generation_config = GenerationConfig(**option)
+        assert generate(model, PROMPTS, **told) == plain
+        ids = torch.tensor([model.tokenizer(PROMPTS[1])["input_ids"]])
+        by_itself = own.generate(ids, max_new_tokens=8, pad_token_id=0)[0, ids.shape[1] :]
+    finally:
+        own.generation_config = kept
+    if temperature == 0:
+        said = model.tokenizer.decode(by_itself, skip_special_tokens=True)
+        assert f" {said}" != plain[1], "the option changes what Hugging Face says"
