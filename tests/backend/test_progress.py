@@ -19,8 +19,7 @@ import nnattr
 from nnattr import Simulated
 from nnattr.backend import Backend, Local, progress
 from nnattr.backend.progress import ProgressBar
-from tests.methods.test_engine import LayerByLayer
-from tests.support.engine import pair, task
+from tests.support.engine import LayerByLayer, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]

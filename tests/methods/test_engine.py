@@ -7,7 +7,7 @@ position.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,14 +16,13 @@ import torch
 
 import nnattr
 from nnattr import LogitDiff, LogProb, Loss, Model, Prob
-from nnattr.backend import Local
 from nnattr.engine import memory, passes, sweep
 from nnattr.engine.mode import Mode
 from nnattr.engine.shortcuts import Scratch, one_step_gelu
 from nnattr.errors import ArchError
 from nnattr.runs import portions
 from tests.methods.common import assert_same
-from tests.support.engine import compared, pair, task
+from tests.support.engine import LayerByLayer, compared, pair, task
 from tests.support.families import families
 from tests.tiny import FAMILIES, tiny_model
 
@@ -246,13 +245,6 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(
         assert expected.provenance.arguments["engine"] == "suffix"
         assert not expected.provenance.fell_back
         assert_same(found.raw, expected.raw)
-
-
-@dataclass(frozen=True)
-class LayerByLayer(Local):
-    """This process, in jobs of one layer."""
-
-    max_job_bytes: int | None = field(default=1, init=False)
 
 
 @pytest.mark.parametrize("fails", [0, 1, 2])
