@@ -217,8 +217,10 @@ def test_results_of_heads_sum_to_attention(family: str) -> None:
         if family == "gemma2":  # a norm without a bias: a factor for every number
             products = products * (whole / products.sum(2))[:, :, None]
         ours = result.sel(layer=layer).to_numpy()
-        np.testing.assert_allclose(ours, products, rtol=0, atol=2e-4 * np.nanmax(abs(whole)))
-        np.testing.assert_allclose(ours.sum(2) + bias, whole, rtol=0, atol=2e-5 * np.nanmax(whole))
+        np.testing.assert_allclose(ours, products, rtol=0, atol=2e-4 * float(np.nanmax(abs(whole))))
+        np.testing.assert_allclose(
+            ours.sum(2) + bias, whole, rtol=0, atol=2e-5 * float(np.nanmax(abs(whole)))
+        )
         assert np.isnan(ours[1, 3:]).all()
     some = capture(model, PROMPTS, "result", positions="last", layers=[1], heads=[3, 0])["result"]
     for i, last in enumerate((6, 2, 5)):
