@@ -7,7 +7,7 @@ FAMILIES ?= core
 # calls with random wrong values, fewer here than in CI
 FUZZ ?= 500
 
-.PHONY: demo quick test real-model test-real test-ndif check conformance bench format docs figures methods notebooks
+.PHONY: demo quick test real-model test-real test-ndif test-versions check conformance bench format docs figures methods notebooks
 
 demo: .venv/installed
 	.venv/bin/nnattr demo
@@ -31,6 +31,10 @@ test-real: real-model
 # a real NDIF server on this machine; says what is missing (Python >= 3.12, redis-server) and fails
 test-ndif: .venv/installed-dev
 	NNATTR_REQUIRE_NDIF=1 $(RUN) pytest tests/ndif
+
+# the oldest and the newest libraries, each in an environment of its own outside the checkout
+test-versions: .venv/installed-dev
+	$(RUN) tests.versions
 
 check: .venv/installed-dev
 	$(RUN) ruff check .

@@ -7,6 +7,9 @@ expected. An annotation says the range of a number as well: `Positive`, `Natural
 Numbers of numpy and torch, alone, in lists and in arrays, become Python's own. A bool is not a
 number here, and a string is not a list of strings.
 
+The call then runs with torch's own defaults, whatever the caller has set: see
+`nnattr.torch_state`.
+
 Only functions that people call are checked; what runs inside a job is plain and undecorated.
 """
 
@@ -38,6 +41,7 @@ import torch
 from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError, check_type
 
 from nnattr.errors import ArgumentError
+from nnattr.torch_state import plain_torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -132,7 +136,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             )
             if name in hints and not several:
                 bound.arguments[name] = of_type(value, hints[name], function.__qualname__, name)
-        return function(*bound.args, **bound.kwargs)
+        with plain_torch():
+            return function(*bound.args, **bound.kwargs)
 
     return call
 

@@ -36,8 +36,11 @@ which agree in sign for single words but need not for groups:
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from operator import index
 from typing import Any, ClassVar, TypeAlias
 
@@ -310,8 +313,8 @@ def direction(metric: Metric, task: Any) -> Weights:
         for each example ``{token id: weight}`` of the logits at the last position.
 
     Raises:
-        MetricError: the metric is not linear (the message names the nearest one that is), or the
-            task lacks what it needs.
+        MetricError: the metric is not linear (the message names the nearest one that is), its
+            ``weights`` failed or are none, or the task lacks what it needs.
     """
     if not hasattr(metric, "weights"):
         near = getattr(metric, "near", "LogitDiff")
@@ -320,7 +323,32 @@ def direction(metric: Metric, task: Any) -> Weights:
             f"stream stands for it. The nearest linear metric is {near}()."
         )
     check(metric, task)
-    return metric.weights(task)  # type: ignore[attr-defined]
+    try:
+        weights = metric.weights(task)  # type: ignore[attr-defined]
+    except Exception as error:  # whatever a user's function may raise
+        raise MetricError(
+            f"{describe(metric)}.weights(task) failed: {type(error).__name__}: {error}"
+        ) from error
+    if not _are_weights(weights, len(task)):
+        raise MetricError(
+            f"{describe(metric)}.weights(task) is {type(weights).__name__} {str(weights)[:80]}; "
+            f"expected a tuple of {len(task)} dicts, for each example {{token id: weight}}."
+        )
+    return weights
+
+
+def _are_weights(weights: Any, n: int) -> bool:
+    """Whether these are weights of logits for ``n`` examples."""
+    return (
+        isinstance(weights, tuple | list)
+        and len(weights) == n
+        and all(isinstance(row, dict) and row for row in weights)
+        and all(
+            isinstance(token, Integral) and isinstance(weight, Real) and math.isfinite(weight)
+            for row in weights
+            for token, weight in row.items()
+        )
+    )
 
 
 def check(metric: Metric, task: Any) -> None:
@@ -329,6 +357,13 @@ def check(metric: Metric, task: Any) -> None:
         raise MetricError(
             f"{metric!r} is not a metric; pass an instance such as LogitDiff(), or a function "
             "(logits, batch) -> [example]."
+        )
+    if not _takes_logits_and_batch(metric):
+        raise MetricError(
+            f"{describe(metric)} takes {inspect.signature(metric)}, and a metric is called as "
+            "metric(logits, batch): logits are [row, pos, token], batch has the answers' ids and "
+            "the tokens of each row. Write it as def metric(logits, batch), whether it reads batch "
+            "or not."
         )
     if task.sequence_ids and getattr(metric, "last_only", False):
         raise MetricError(
@@ -339,6 +374,17 @@ def check(metric: Metric, task: Any) -> None:
         if not getattr(task, name):
             hint = f"; {SEQUENCE_HINTS[name]}" if name in SEQUENCE_HINTS else ""
             raise MetricError(f"{describe(metric)} needs {name}, and the task has none{hint}.")
+
+
+def _takes_logits_and_batch(metric: Metric) -> bool:
+    """Whether it can be called with two arguments, as far as it says what it takes."""
+    try:
+        inspect.signature(metric).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        return True
+    return True
 
 
 def answer_fields(task: Any) -> dict[str, Tensor]:
@@ -360,10 +406,19 @@ def read_tokens(
     """The tokens whose logits a metric reads, and the answer fields with ids that index these.
 
     None, and the fields as they are, for a metric that reads them all.
+
+    Raises:
+        MetricError: it says that it reads what the task does not have.
     """
     names = getattr(metric, "reads", ())
     if not names:
         return None, fields
+    absent = [name for name in names if f"{name}_mask" not in fields]
+    if absent:
+        raise MetricError(
+            f"{describe(metric)} says that it reads {', '.join(absent)}, which the task does not "
+            f"have; it has {', '.join(name for name in fields if f'{name}_mask' in fields)}."
+        )
     tokens = torch.cat([fields[name][fields[f"{name}_mask"]] for name in names]).unique()
     counted = {name: torch.searchsorted(tokens, fields[name]) for name in names}
     return tokens, fields | {name: ids.clamp(max=len(tokens) - 1) for name, ids in counted.items()}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.support.quick import QUICK
+from tests.support.quick import QUICK, VERSIONS
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -28,10 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the quick ones; leave out families beyond the core, unless a case was asked for."""
+    """Mark chosen ones; leave out families beyond the core, unless a case was asked for."""
     for item in items:
-        if QUICK & {item.path.stem, f"{item.path.stem}::{item.name.partition('[')[0]}"}:
-            item.add_marker("quick")
+        names = {item.path.stem, f"{item.path.stem}::{item.name.partition('[')[0]}"}
+        for marker, chosen in (("quick", QUICK), ("versions", VERSIONS)):
+            if names & chosen:
+                item.add_marker(marker)
     if config.getoption("--families") == "all" or any("[" in arg for arg in config.args):
         return
     beyond = [item for item in items if item.get_closest_marker("beyond_core")]

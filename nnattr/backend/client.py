@@ -6,6 +6,7 @@ stands on our progress bar, and gives up when the time is over.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ def _client_class() -> Any:
         display: Any
 
         def request(self, request: Any, tracer: Any) -> Any:
-            with _handshake_within(min(HANDSHAKE, self.display.timeout or HANDSHAKE)):
+            with _WAITS.within(min(HANDSHAKE, self.display.timeout or HANDSHAKE)):
                 return super().request(request, tracer)
 
         def _post(self, request: Any, blob: bytes) -> Any:
@@ -155,17 +156,35 @@ def _client_class() -> Any:
     return Client
 
 
-@contextmanager
-def _handshake_within(seconds: float) -> Iterator[None]:
-    """Bound the wait for a server that takes connections and says nothing.
+class _Waits:
+    """The library's default time limit while some thread waits for a server, and the one before.
 
-    nnsight opens its websocket without a time limit of its own, so the library's default counts.
+    nnsight opens its websocket without a time limit of its own, so the default counts, which is the
+    process's: the last thread to leave sets it back.
     """
-    import websocket
 
-    before = websocket.getdefaulttimeout()
-    websocket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        websocket.setdefaulttimeout(before)
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads = 0
+        self.before: float | None = None
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Bound the wait for a server that takes connections and says nothing."""
+        import websocket
+
+        with self.lock:
+            if not self.threads:
+                self.before = websocket.getdefaulttimeout()
+            self.threads += 1
+            websocket.setdefaulttimeout(seconds)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.threads -= 1
+                if not self.threads:
+                    websocket.setdefaulttimeout(self.before)
+
+
+_WAITS = _Waits()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, TextIO
 
+from nnattr.backend.alone import alone
 from nnattr.backend.client import print_tick, reported
 from nnattr.backend.failures import too_large
 from nnattr.backend.progress import ProgressBar
@@ -92,10 +93,8 @@ def _heard(bar: ProgressBar) -> Iterator[None]:
 def _here(
     nn: Any, job: JobFunction, payload: Mapping[str, Any], tick: Any, carrier: Any, label: str
 ) -> dict[str, Any]:
-    import torch
-
     try:
-        with torch.inference_mode(False), torch.enable_grad():  # as on a server, whoever calls
+        with alone():
             return session(nn, job, payload, tick, carrier)
     except NnattrError:
         raise

@@ -29,7 +29,7 @@ step  what happens                                         where
 7     as many as fit are one pass                          `passes.passes`
 8     one pass: rows enter, layer by layer                 `forward.run`
 9     with what a row enters, and how it joins the others  `patches.enter_patched`, `join`
-10    logits become the metric, less the base run's        `question.measure`, `passes.changes`
+10    logits become the metric, less the base run's        `measure.measure`, `passes.changes`
 11    changes take their places in the answer              `sweep.sweep`
 ====  ===================================================  ====================================
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.engine.cache import Prefixes, fork, prefix_cache
+from nnattr.engine.cache import Prefixes, fork, inputs_from, prefix_cache
+from nnattr.engine.measure import measure, require_own_numbers
 from nnattr.engine.pattern_patch import patched_by_patterns
-from nnattr.engine.question import Question, every_example, measure, require_one_number
-from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
-from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.engine.question import Question, every_example
+from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_few_logits, read_logits
+from nnattr.runs.inputs import PromptBatch, returned_cache
 from nnattr.runs.places import read
 
 #: Steps of a run (see `observe`) that read what rows enter with, and how modules return it.
@@ -146,7 +147,7 @@ def kept(
         other = patched_by_patterns(nn, question, own, start)
     clean = (ours if question.base_is_clean else theirs).logits[:, -1]
     metric = measure(question, question.base, ours.logits, clean)
-    require_one_number(metric, len(question))
+    require_own_numbers(question, ours.logits, clean, metric)
     attention_arity, layer_arity = ours.arity or (0, 0)
     return BaseRun(
         start=start,
@@ -223,15 +224,7 @@ def observe(
         "site": found.site,
     }
     width = prompts.width - start
-    given = inputs(
-        prompts,
-        layout.options,
-        start=start,
-        cache=cache,
-        keep_cache=keep_cache,
-        takes_positions=layout.takes_positions,
-    )
-    with nn.trace(**given):
+    with nn.trace(**inputs_from(layout, prompts, start, cache, keep_cache)):
         with torch.no_grad():
             for layer in layout.steps:
                 for name, where in layer:
@@ -245,8 +238,9 @@ def observe(
                     else:
                         # a copy: the model may go on to add into what was read
                         lists[name].append(read(nn, where, width).clone())
-            logits = read_logits(nn, question)
+            # as rows read theirs; one pass from 0 on is what those are held against
+            logits = read_few_logits(nn, question) if start else read_logits(nn, question)
             if keep_cache:
-                found.cache = nn.output.past_key_values
+                found.cache = returned_cache(nn.output)
     found.logits = logits
     return found

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.engine.question import Question, sandboxed
+from nnattr.engine.question import Layout, Question, sandboxed
 from nnattr.engine.shortcuts import Scratch, read_logits
-from nnattr.runs.inputs import inputs
+from nnattr.runs.as_built import around, as_built
+from nnattr.runs.inputs import PromptBatch, inputs, returned_cache
 
 #: Cache classes whose `update` returns the old and the new concatenated and keeps no other state.
 JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")
@@ -46,12 +47,13 @@ def prefix(nn: Any, question: Question, stop: int) -> tuple[Any, Tensor | None]:
     options = question.layout.options
     with nn.trace(**inputs(question.base, options, stop=stop, keep_cache=True)):
         with torch.no_grad():
-            if question.last_only:  # nobody reads what these tokens predict
-                head = nn.get(question.layout.unembed)
+            path = question.layout.unembed
+            if question.last_only and all(map(as_built, around(nn, path))):
+                head = nn.get(path)  # nobody reads what these tokens predict
                 head.skip(head.input[..., :1])
             logits = None if question.last_only else read_logits(nn, question)
             output = nn.output
-    return output.past_key_values, logits
+    return returned_cache(output), logits
 
 
 def prefix_cache(nn: Any, question: Question, prefixes: Prefixes, start: int) -> Any:
@@ -61,6 +63,21 @@ def prefix_cache(nn: Any, question: Question, prefixes: Prefixes, start: int) ->
         missing = start and cut is None
         prefixes.made[start] = prefix(nn, question, start)[0] if missing else cut
     return prefixes.made[start]
+
+
+def inputs_from(
+    layout: Layout, prompts: PromptBatch, start: int, cache: Any, keep_cache: bool = False
+) -> dict[str, Any]:
+    """The model's arguments for prompts from ``start`` on, after the keys and values before it."""
+    return inputs(
+        prompts,
+        layout.options,
+        start=start,
+        cache=cache,
+        cache_name=layout.cache_name,
+        keep_cache=keep_cache,
+        takes_positions=layout.takes_positions,
+    )
 
 
 def shortened(cache: Any, tokens: int) -> Any:

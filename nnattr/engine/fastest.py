@@ -4,6 +4,10 @@ First, a base run that goes on from its own keys and values must reproduce its o
 two probe rows, the engine must give what full passes give. Modes are tried from the fastest to the
 safest; sequences longer than those that were compared are never used later.
 
+Hooks, and forwards of somebody's own, may do another thing in every layer, and count positions from
+where a pass begins. Where a model has such, every layer with one is probed, wherever passes begin
+the base run is tried, and rows share no sequence.
+
 Inside a job: torch and plain values.
 """
 
@@ -18,20 +22,26 @@ from torch import Tensor
 
 from nnattr.engine.base import SHORT, BaseRun, run_from
 from nnattr.engine.cache import prefix_cache
+from nnattr.engine.measure import measure
 from nnattr.engine.mode import Mode
 from nnattr.engine.packing import can_pack, rows_per_sequence
 from nnattr.engine.passes import passes
-from nnattr.engine.question import Question, measure, sandboxed
-from nnattr.engine.rows import Rows, joined
+from nnattr.engine.question import Question, sandboxed
+from nnattr.engine.rows import Rows, by_start, joined
+from nnattr.runs.patterns import implementations
 from nnattr.runs.portions import Budget, ran_out
 from nnattr.runs.tolerance import pass_tolerance, same_logits
+
+#: The kernel whose mask is an object for the whole batch, which rows that join cannot be cut from:
+#: given another number of rows it ends the process, so this is not left to the comparison.
+BLOCKS = "flex_attention"
 
 
 class Probes:
     """The rows on which modes are compared, and what full passes give for them.
 
     Attributes:
-        rows: two rows: one of the first layer, one of a later.
+        rows: see `probe_rows`, in the order of their layers.
         start: where their passes begin.
         expected: the change of the metric in full passes [row].
         tolerance: how far a mode may be off [row].
@@ -44,7 +54,14 @@ class Probes:
         self.tolerance = tolerance
 
 
-def resumes(nn: Any, question: Question, base: BaseRun, rows: Rows, whole: Tensor) -> bool:
+def resumes(
+    nn: Any,
+    question: Question,
+    base: BaseRun,
+    rows: Rows,
+    whole: Tensor,
+    hooked: list[int] | None = None,
+) -> bool:
     """Whether the base run gives its own numbers when it goes on from its keys and values.
 
     Args:
@@ -53,14 +70,18 @@ def resumes(nn: Any, question: Question, base: BaseRun, rows: Rows, whole: Tenso
         base: the base run, which has gone on from ``base.start``, if that is not 0.
         rows: those that will be run; the last of them begin where this is tried.
         whole: the base run's logits as one pass.
+        hooked: the layers that are not as they were built, or None (`touched`).
     """
     if not same_result(question, base, whole):
         return False
-    last = int(rows.start.max())
-    if not last or base.start:
-        return True
-    later = run_from(nn, question, base.prefixes, question.base, SHORT, last, whole)
-    return same_result(question, base, later.logits)
+    last = [0 if base.start else int(rows.start.max())]
+    starts = last if hooked is None else [start for _, start in by_start(rows, question.base.width)]
+    for start in starts:
+        if start not in (0, base.start):
+            later = run_from(nn, question, base.prefixes, question.base, SHORT, start, whole)
+            if not same_result(question, base, later.logits):
+                return False
+    return True
 
 
 def same_result(question: Question, base: BaseRun, logits: Tensor) -> bool:
@@ -71,21 +92,36 @@ def same_result(question: Question, base: BaseRun, logits: Tensor) -> bool:
     return agrees and bool((value - base.metric).abs().max() <= near)
 
 
-def fastest(nn: Any, question: Question, base: BaseRun, rows: Rows, budget: Budget) -> Mode | None:
-    """The fastest mode that gives what full passes give on two of the rows; None if none does."""
-    probes = full_passes(nn, question, base, budget, probe_rows(question, rows))
-    for mode in candidates(nn, question, base, budget, probes, int(rows.start.max())):
+def fastest(
+    nn: Any,
+    question: Question,
+    base: BaseRun,
+    rows: Rows,
+    budget: Budget,
+    hooked: list[int] | None = None,
+) -> Mode | None:
+    """The fastest mode that gives what full passes give on some of the rows; None if none does.
+
+    ``hooked`` are the layers that are not as they were built, or None (`touched`).
+    """
+    chosen = probe_rows(question, rows, hooked or [])
+    probes = full_passes(nn, question, base, budget, chosen)
+    last = int(rows.start.max())
+    plain = hooked is None
+    modes = candidates(nn, question, base, budget, probes, last) if plain else unpacked(probes)
+    for mode in modes:
         agreed = agreeing(nn, question, base, budget, probes, mode)
         if agreed is not None:
             return agreed
     return None
 
 
-def probe_rows(question: Question, rows: Rows) -> Rows:
+def probe_rows(question: Question, rows: Rows, hooked: list[int]) -> Rows:
     """The two rows on which modes are compared: one of the first layer, one of a later.
 
     Of examples with the most padding and with the least, where there is most to go wrong. Of the
-    later layers it is the middle one whose rows go through a layer's attention.
+    later layers it is the middle one whose rows go through a layer's attention. Besides there is a
+    row of every ``hooked`` layer and of the one before, whose rows may enter that.
     """
     layout = question.layout
     through = layout.entry in ("before", "inside")
@@ -96,7 +132,10 @@ def probe_rows(question: Question, rows: Rows) -> Rows:
     most = padding[early.example].argsort(stable=True, descending=True)[:1]
     least = padding[late.example].argsort(stable=True)
     other = least[-1:] if late is early else least[:1]
-    return joined([early.take(most), late.take(other)])
+    near = {*hooked, *(layer - 1 for layer in hooked)}
+    more = [some.take(slice(1)) for some in rows.by_layer() if int(some.layer[0]) in near]
+    found = joined([early.take(most), late.take(other), *more])
+    return found.take(found.layer.argsort(stable=True))
 
 
 def full_passes(nn: Any, question: Question, base: BaseRun, budget: Budget, rows: Rows) -> Probes:
@@ -115,12 +154,20 @@ def candidates(
     layers = probes.rows.layer
     # in a sandbox a layer's arguments, cache and all, would travel at every join
     joins = bool(layers[0] < layers[-1]) and not sandboxed(nn, question.layout)
-    packs = can_pack(question, prefix_cache(nn, question, base.prefixes, probes.start))
+    joins = joins and BLOCKS not in implementations(nn)
+    packs = can_pack(nn, question, prefix_cache(nn, question, base.prefixes, probes.start))
     if rows_per_sequence(question, last, budget.tokens, None) == 1:  # as no pass would be packed
         packs = False
     either, never = (True, False), (False,)
     for together, packed in product(either if joins else never, either if packs else never):
         yield Mode(together=together, packed=packed, narrow=True, unbatched=set())
+    yield Mode(unbatched=set())
+
+
+def unpacked(probes: Probes) -> Iterator[Mode]:
+    """The modes in which a module sees every row as a sequence of its own, and whole."""
+    if bool(probes.rows.layer[0] < probes.rows.layer[-1]):
+        yield Mode(together=True, unbatched=set())
     yield Mode(unbatched=set())
 
 

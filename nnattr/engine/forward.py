@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import BaseRun
-from nnattr.engine.cache import cache_of_rows
+from nnattr.engine.cache import cache_of_rows, inputs_from
 from nnattr.engine.join import PATCH_INSIDE_LAYER, Joint, join_stream, limit_batch
 from nnattr.engine.mode import Mode
 from nnattr.engine.packing import grouped, pack, packed_inputs, unpack
 from nnattr.engine.patches import Entry, patched_site
 from nnattr.engine.question import Layout, Question
 from nnattr.engine.rows import Rows
-from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_logits
+from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_few_logits, read_logits
 from nnattr.runs.edits import begin_at
 from nnattr.runs.inputs import inputs
 from nnattr.runs.places import read, write
@@ -142,7 +142,7 @@ def run(
             if order.size > 1 and question.last_only:
                 head = nn.get(layout.unembed)
                 head.input = head.input[:, tokens - 1 :: tokens]
-            logits = read_logits(nn, question)
+            logits = read_few_logits(nn, question)
     return unpack(logits, order.size)[order.place.to(logits.device)]
 
 
@@ -157,14 +157,8 @@ def inputs_of_rows(
     cache = cache_of_rows(nn, question, base.prefixes, start, attending)
     if order.size > 1:
         dtype = base.streams[order.first].dtype
-        return packed_inputs(prompts, layout.options, start, cache, order.size, dtype)
-    return inputs(
-        prompts,
-        layout.options,
-        start=start,
-        cache=cache,
-        takes_positions=layout.takes_positions,
-    )
+        return packed_inputs(prompts, layout, start, cache, order.size, dtype)
+    return inputs_from(layout, prompts, start, cache)
 
 
 def finish_layer(
@@ -195,14 +189,8 @@ def run_full(nn: Any, question: Question, base: BaseRun, rows: Rows, start: int)
     """
     layout = question.layout
     every = [rows.example] * layout.depth
-    given = inputs(
-        question.base.take(rows.example),
-        layout.options,
-        start=start,
-        cache=cache_of_rows(nn, question, base.prefixes, start, every),
-        takes_positions=layout.takes_positions,
-    )
-    with nn.trace(**given):
+    cache = cache_of_rows(nn, question, base.prefixes, start, every)
+    with nn.trace(**inputs_from(layout, question.base.take(rows.example), start, cache)):
         with torch.no_grad():
             for layer in rows.layer.unique().tolist():
                 before, after = patched_site(question, base, layer, rows, start)
@@ -210,5 +198,5 @@ def run_full(nn: Any, question: Question, base: BaseRun, rows: Rows, start: int)
                 where = layout.places[layer]
                 live = read(nn, where, before.shape[1])
                 write(nn, where, torch.where(there & (before != after), after.to(live), live))
-            logits = read_logits(nn, question, whole=True)
+            logits = read_logits(nn, question)
     return logits

@@ -15,30 +15,26 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import SITE, first_difference, observe
-from nnattr.engine.cache import fork, prefix
+from nnattr.engine.cache import fork, inputs_from, prefix
+from nnattr.engine.measure import measure, measured, require_own_numbers
 from nnattr.engine.memory import portions_for
+from nnattr.engine.mode import reason
 from nnattr.engine.pattern_patch import patched_by_patterns
-from nnattr.engine.question import (
-    Question,
-    every_example,
-    measure,
-    question_of,
-    require_one_number,
-    sandboxed,
-)
+from nnattr.engine.question import Question, every_example, question_of, sandboxed
 from nnattr.engine.shortcuts import read_logits
-from nnattr.runs.inputs import inputs
-from nnattr.runs.places import cut, read
+from nnattr.runs.places import cut, raw, read
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import same_logits
 
 #: Shared tokens below which a cache of them costs more passes than it saves.
 WORTH_SHARING = 256
+#: Why runs begin at the first token though they share more than that.
+DISAGREES = "an example's logits are others when it goes on from its keys and values"
 
 
 def attribution_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Both baselines and the estimated change for every cell."""
-    question = question_of(payload)
+    question = question_of(nn, payload)
     portions = portions_for(nn, tick, payload, question, backward=True)
     for some in portions:
         with portions.attempt():
@@ -52,6 +48,7 @@ class Differentiated:
 
     Attributes:
         start: the position at which both runs begin.
+        because: why that is the first one, though it would pay to begin later.
         own: the site in the base run, by layer [example, pos, width].
         other: the site in the source run, by layer [example, pos, width].
         slopes: the gradient of the metric there, by layer [example, pos, width].
@@ -63,6 +60,7 @@ class Differentiated:
         self,
         *,
         start: int,
+        because: str,
         own: dict[int, Tensor],
         other: dict[int, Tensor],
         slopes: list[Tensor],
@@ -71,6 +69,7 @@ class Differentiated:
         dtype: torch.dtype,
     ) -> None:
         self.start = start
+        self.because = because
         self.own = own
         self.other = other
         self.slopes = slopes
@@ -92,25 +91,21 @@ def attribute(nn: Any, question: Question) -> dict[str, Any]:
         "base": run.metric,
         "source": run.source_metric,
         "engine": "suffix" if run.start else "full",
+        "fell_back": run.because,
         "dtype": str(run.dtype),
     }
 
 
 def differentiated(nn: Any, question: Question) -> Differentiated:
     """Both runs, and the gradients of the base run's metric."""
-    layout, start = question.layout, resumable(nn, question)
+    layout = question.layout
+    start, because = resumable(nn, question)
     cache, before = prefix(nn, question, start)
     every = every_example(question)
     theirs = observe(nn, question, question.source, SITE, start, fork(cache, every))
     source_logits = theirs.logits
-    given = inputs(
-        question.base,
-        layout.options,
-        start=start,
-        cache=fork(cache, every),
-        takes_positions=layout.takes_positions,
-    )
-    with nn.trace(**given):
+    require_passed_back(nn, layout.embed)
+    with nn.trace(**inputs_from(layout, question.base, start, fork(cache, every))):
         nn.get(layout.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
         # of a part of an output there is no gradient: take it of the whole, and cut
         width = question.base.width - start
@@ -124,18 +119,20 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
             logits = torch.cat([before, logits], 1)
             source_logits = torch.cat([before, source_logits], 1)
         clean = (logits.detach() if question.base_is_clean else source_logits)[:, -1]
-        metric = measure(question, question.base, logits, clean)
-        usable = isinstance(metric, Tensor) and metric.shape == (len(question),)
+        metric, problem = measured(question, question.base, logits, clean)
         slopes = ()
-        if tracked and usable and metric.requires_grad:
+        if tracked and metric.requires_grad and not problem:
             slopes = torch.autograd.grad(metric.sum(), live)
-    require_one_number(metric, len(question))
+    if problem:
+        raise RefusedError("metric", problem)
+    require_own_numbers(question, logits, clean, metric)
     require_gradients(tracked, slopes)
     by_layer = dict(enumerate(own))
     patterns = layout.pattern_paths
     other = patched_by_patterns(nn, question, by_layer, start) if patterns else theirs.site
     return Differentiated(
         start=start,
+        because=because,
         own=by_layer,
         other=other if isinstance(other, dict) else dict(enumerate(other)),
         slopes=[cut(slope, part) for slope, part in zip(slopes, parts, strict=True)],
@@ -143,6 +140,34 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         source_metric=measure(question, question.source, source_logits, clean),
         dtype=logits.dtype,
     )
+
+
+def require_passed_back(nn: Any, embed: str) -> None:
+    """Refuse a linear module that passes no gradient on: the residual stream goes round it.
+
+    Kernels of quantized weights often do not, and the estimate would silently lack that path.
+    """
+    like = nn.get(embed).weight
+    for path, part in raw(nn).named_modules():
+        width = getattr(part, "in_features", None)
+        usual = type(part) is torch.nn.Linear and type(part.weight) in (Tensor, torch.nn.Parameter)
+        if width is None or usual or like.is_meta:
+            continue
+        probe = torch.zeros(1, width, dtype=like.dtype, device=like.device, requires_grad=True)
+        if not passes_back(part, probe):
+            raise RefusedError(
+                "arch",
+                f"{path} ({type(part).__name__}) passes no gradients back, as kernels of quantized "
+                "weights often do not; use activation_patching, which needs none.",
+            )
+
+
+def passes_back(part: Any, probe: Tensor) -> bool:
+    """Whether a gradient reaches what the module is given; some kernels only say that it does."""
+    made = part(probe).sum()
+    if not made.requires_grad:
+        return False
+    return torch.autograd.grad(made, probe, allow_unused=True)[0] is not None
 
 
 def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:
@@ -154,22 +179,23 @@ def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:
         raise RefusedError("metric", f"it has no gradient; {instead}")
 
 
-def resumable(nn: Any, question: Question) -> int:
+def resumable(nn: Any, question: Question) -> tuple[int, str]:
     """Where runs may begin: after what all pairs share, if that pays and the model allows it.
 
-    It does where one example gives the same logits when it goes on from a cache; else this is 0.
+    It does where one example gives the same logits when it goes on from a cache; else this is 0,
+    with the reason.
     """
     start = first_difference(question)
     if len(question) * start < WORTH_SHARING:
-        return 0
+        return 0, ""
     one = question.take(slice(1))
     whole = observe(nn, one, one.base).logits
     try:
         cache, _ = prefix(nn, one, start)
         resumed = observe(nn, one, one.base, (), start, cache).logits
-    except Exception:  # whatever the model's own code has against a cache
-        return 0
-    return start if same_logits(resumed[:, -1], whole[:, -1]) else 0
+    except Exception as error:  # whatever the model's own code has against a cache
+        return 0, reason(error)
+    return (start, "") if same_logits(resumed[:, -1], whole[:, -1]) else (0, DISAGREES)
 
 
 def contribution(slope: Tensor, other: Tensor, own: Tensor, spots: Tensor, units: int) -> Tensor:

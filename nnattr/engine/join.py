@@ -48,10 +48,9 @@ def join_stream(nn: Any, layout: Layout, base: BaseRun, joint: Joint, stream: Te
             append_output(nn, paths[-1], stream)
         return
     module = nn.get(paths[joint.layer])
-    if joint.n_running:
-        module.input = torch.cat([module.input, stream.to(module.input)])
-    elif joint.layer == 0:
-        module.input = stream
+    # it is given even what the skipped layers returned: somebody's hook may change that again
+    joined = torch.cat([module.input, stream.to(module.input)]) if joint.n_running else stream
+    module.input = joined
 
 
 def contribute(

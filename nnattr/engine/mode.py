@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+#: Characters that are kept of what a model says against the engine.
+LONGEST = 300
+
 
 class Mode:
     """Which shortcuts are taken.
@@ -41,3 +44,8 @@ class Mode:
         self.longest = longest
         self.unbatched = unbatched
         self.because = because
+
+
+def reason(error: Exception) -> str:
+    """What a model's own code has against a cache, for `Mode.because`."""
+    return f"{type(error).__name__}: {error}"[:LONGEST]

@@ -17,13 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.engine.question import Question
+from nnattr.engine.question import Layout, Question
 from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.patterns import implementations
+
+#: Attention kernels that take a mask of numbers [example, 1, query, key]. Others, such as flex
+#: attention, are given masks of their own making, and one of ours aborts the process.
+DENSE = ("eager", "sdpa")
 
 
-def can_pack(question: Question, cache: Any) -> bool:
-    """Whether it is worth trying: positions can be given, and no window is shorter than prompts."""
+def can_pack(nn: Any, question: Question, cache: Any) -> bool:
+    """Whether it is worth trying: positions can be given, and no window is shorter than prompts.
+
+    And the kernel takes the mask by which a row sees only itself.
+    """
     if cache is None or not question.layout.takes_positions:
+        return False
+    if not implementations(nn) <= set(DENSE):
         return False
     width = question.base.width
     return all((getattr(layer, "sliding_window", None) or width) >= width for layer in cache.layers)
@@ -77,7 +87,7 @@ def unpack(value: Tensor, size: int) -> Tensor:
 
 def packed_inputs(
     prompts: PromptBatch,
-    options: dict[str, Any],
+    layout: Layout,
     start: int,
     cache: Any,
     size: int,
@@ -88,8 +98,8 @@ def packed_inputs(
         "input_ids": prompts.ids[:, start:].repeat(1, size),
         "position_ids": prompts.positions()[:, start:].repeat(1, size),
         "attention_mask": row_mask(prompts.mask, start, size, dtype),
-        "past_key_values": cache,
-        **{name: value for name, value in options.items() if name != "logits_to_keep"},
+        layout.cache_name: cache,
+        **{name: value for name, value in layout.options.items() if name != "logits_to_keep"},
     }
 
 

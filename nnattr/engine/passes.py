@@ -14,10 +14,11 @@ from torch import Tensor
 
 from nnattr.engine.base import BaseRun
 from nnattr.engine.forward import run, run_full
+from nnattr.engine.measure import measure
 from nnattr.engine.memory import bytes_per_row
 from nnattr.engine.mode import Mode
 from nnattr.engine.patches import enter_patched
-from nnattr.engine.question import Question, measure
+from nnattr.engine.question import Question
 from nnattr.engine.rows import Rows
 from nnattr.runs.edits import begin_at
 from nnattr.runs.portions import Budget, ran_out, release

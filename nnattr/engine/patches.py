@@ -14,6 +14,7 @@ from nnattr.engine.base import BaseRun
 from nnattr.engine.projection import projected
 from nnattr.engine.question import Question
 from nnattr.engine.rows import Rows
+from nnattr.runs.as_built import call_inside
 
 
 class Entry:
@@ -91,10 +92,11 @@ def stream_change(
     if not question.layout.out_path[layer]:
         return change
     projection, *norms = (nn.get(path) for path in question.layout.out_path[layer])
-    change = projected(projection, change.to(own), unit, question.units)
+    given = own.flatten(-2)
+    change = projected(projection, given, example, change, unit, question.units)
     if not norms:
         return change
     some, which = example.unique(return_inverse=True)
-    before = projection(own[some].flatten(-2)).float()[which]
+    before = call_inside(projection, given[some]).float()[which]
     new, old = (norms[0](value.to(own)) for value in (before + change, before))
     return new.float() - old.float()

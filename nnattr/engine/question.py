@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.inputs import PromptBatch, cache_argument
 from nnattr.runs.portions import RefusedError
 
 
@@ -67,10 +67,11 @@ class Layout:
         kv_heads: how many key/value heads there are.
         options: further arguments of every pass.
         takes_positions: whether the model can be told positions.
+        cache_name: what the model calls the keys and values that it is given.
         sizes: of what takes memory.
     """
 
-    def __init__(self, plain: dict[str, Any]) -> None:
+    def __init__(self, plain: dict[str, Any], cache_name: str) -> None:
         self.embed: str = plain["embed"]
         self.unembed: str = plain["unembed"]
         self.layers: list[str] = plain["layers"]
@@ -91,6 +92,7 @@ class Layout:
         self.kv_heads: int = plain["kv_heads"]
         self.options: dict[str, Any] = plain["options"]
         self.takes_positions: bool = plain["takes_positions"]
+        self.cache_name = cache_name
         self.sizes = Sizes(**plain["sizes"])
 
     @property
@@ -174,7 +176,9 @@ class Question:
         )
 
 
-def question_of(payload: dict[str, Any], replacements: list[Tensor] | None = None) -> Question:
+def question_of(
+    nn: Any, payload: dict[str, Any], replacements: list[Tensor] | None = None
+) -> Question:
     """The question that a payload puts about all of its examples."""
     return Question(
         base=PromptBatch(**payload["base"]),
@@ -189,46 +193,8 @@ def question_of(payload: dict[str, Any], replacements: list[Tensor] | None = Non
         units=payload["units"],
         spots=payload["spots"],
         full_passes=payload["engine"] == "full",
-        layout=Layout(payload["layout"]),
+        layout=Layout(payload["layout"], cache_argument(nn)),
     )
-
-
-class Batch:
-    """What a metric is told besides the logits; its attributes are listed in `nnattr.metrics`."""
-
-    def __init__(self, fields: dict[str, Tensor]) -> None:
-        self.__dict__.update(fields)
-
-
-def measure(
-    question: Question,
-    prompts: PromptBatch,
-    logits: Tensor,
-    clean: Tensor,
-    example: Tensor | None = None,
-) -> Tensor:
-    """The metric of each row; row *i* belongs to ``example[i]``, or to example *i*.
-
-    Args:
-        question: whose metric it is.
-        prompts: of all examples.
-        logits: of the rows [row, pos, token].
-        clean: the clean run's at the last position [example, token].
-        example: whose rows they are [row].
-    """
-    fields = {**question.answers, "ids": prompts.ids, "mask": prompts.mask, "clean_logits": clean}
-    fields = {name: value.to(logits.device) for name, value in fields.items()}
-    if example is not None:
-        rows = example.to(logits.device)
-        fields = {name: value[rows] for name, value in fields.items()}
-    return question.metric(logits, Batch(fields))
-
-
-def require_one_number(value: Any, n: int) -> None:
-    """Refuse a metric that is not one number for each of ``n`` examples."""
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if shape != (n,):
-        raise RefusedError("metric", f"expected one number for each of {n} examples, got {shape}")
 
 
 def sandboxed(nn: Any, layout: Layout) -> bool:

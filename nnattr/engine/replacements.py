@@ -32,7 +32,7 @@ def replacements_of(nn: Any, payload: dict[str, Any]) -> list[Tensor] | None:
 
     Cost: for a mean one forward pass over the dataset, in chunks; nothing of it is kept.
     """
-    kind, question = payload["replacement"], question_of(payload)
+    kind, question = payload["replacement"], question_of(nn, payload)
     if kind == "resample":
         return None
     if kind == "zero":

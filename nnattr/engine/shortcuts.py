@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.engine.question import Question
+from nnattr.engine.question import Question, sandboxed
+from nnattr.maps.linear import matrix
+from nnattr.runs.as_built import around, as_built
 from nnattr.runs.places import raw
 
 #: In the tanh form of GELU, ``x / 2 * (1 + tanh(u))``, 2 u is so many times x + 0.044715 x^3.
@@ -39,9 +41,12 @@ class Scratch:
 def one_step_gelu(nn: Any, path: str, scratch: Scratch) -> None:
     """Compute a tanh GELU that a module writes out in eight steps in one, inside a trace.
 
-    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own.
+    In float32 on a processor as ``x * sigmoid(2 u)``, which takes half of torch's own. A module
+    that does more than that GELU is left alone.
     """
     module = nn.get(path)
+    if not as_built(raw(module)):
+        return
     x = module.input
     if x.device.type == "cpu" and x.dtype == torch.float32:
         u = scratch.like("gelu", x, x.shape)
@@ -51,21 +56,31 @@ def one_step_gelu(nn: Any, path: str, scratch: Scratch) -> None:
         module.skip(torch.nn.functional.gelu(x, approximate="tanh"))
 
 
-def read_logits(nn: Any, question: Question, whole: bool = False) -> Tensor:
+def read_logits(nn: Any, question: Question) -> Tensor:
     """The logits [row, pos, token] at the end of a trace: of the tokens that the metric reads.
 
-    Of the unembedding only their rows are used, unless ``whole`` asks for all of it or a sandbox
-    holds the weights.
+    The model's own, whatever its unembedding does, and what it does to that.
     """
-    tokens, head = question.read_tokens, nn.get(question.layout.unembed)
-    here = not head.weight.is_meta
-    if here:
+    tokens = question.read_tokens
+    if not sandboxed(nn, question.layout):
+        head = nn.get(question.layout.unembed)
         head.input = head.input.contiguous()  # a strided one would be multiplied row by row
-    if tokens is None or whole or not here:
-        logits = nn.output.logits
-        return logits if tokens is None else logits[..., tokens.to(logits.device)]
+    logits = nn.output.logits
+    return logits if tokens is None else logits[..., tokens.to(logits.device)]
+
+
+def read_few_logits(nn: Any, question: Question) -> Tensor:
+    """`read_logits` by the rows of the unembedding that are read, where it is a plain matrix.
+
+    For patched rows, which are many: some are held against full passes, whose logits are the
+    model's own.
+    """
+    tokens, path = question.read_tokens, question.layout.unembed
+    head = nn.get(path)
+    if tokens is None or matrix(head) is None or not all(map(as_built, around(nn, path))):
+        return read_logits(nn, question)
     rows = tokens.to(head.weight.device)
-    bias = getattr(raw(head), "bias", None)
-    bias = None if bias is None else bias[rows]
-    head.skip(torch.nn.functional.linear(head.input, head.weight[rows], bias))
+    bias = None if raw(head).bias is None else head.bias[rows]
+    given = head.input.contiguous()
+    head.skip(torch.nn.functional.linear(given, head.weight[rows], bias))
     return nn.output.logits

@@ -14,29 +14,28 @@ from torch import Tensor
 from nnattr.engine.base import BaseRun, base_run
 from nnattr.engine.fastest import fastest, resumes
 from nnattr.engine.memory import portions_for
-from nnattr.engine.mode import Mode
+from nnattr.engine.mode import Mode, reason
 from nnattr.engine.packing import rows_per_sequence
 from nnattr.engine.passes import passes
 from nnattr.engine.question import Question, question_of, require_edits_in_place
 from nnattr.engine.replacements import replacements_of
 from nnattr.engine.rows import Rows, by_start, effort, plan
+from nnattr.runs.as_built import touched
 from nnattr.runs.edits import why_whole
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 
-#: Characters that are kept of what a model says against the engine.
-LONGEST = 300
 #: Why a model is served by full passes whose probe rows do not agree.
-DISAGREES = "the suffix engine and full passes disagree on two probe rows"
+DISAGREES = "the suffix engine and full passes disagree on probe rows"
 
 
 def patching_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Both baselines and the change of the metric for every cell."""
-    return in_portions(nn, tick, payload, question_of(payload))
+    return in_portions(nn, tick, payload, question_of(nn, payload))
 
 
 def ablation_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The change of the metric for every cell, with replacements in place of the source run."""
-    return in_portions(nn, tick, payload, question_of(payload, replacements_of(nn, payload)))
+    return in_portions(nn, tick, payload, question_of(nn, payload, replacements_of(nn, payload)))
 
 
 def in_portions(nn: Any, tick: Any, payload: dict[str, Any], question: Question) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def prepared(nn: Any, question: Question, budget: Budget) -> Prepared:
         except Exception as error:  # whatever the model's own code has against a cache
             if isinstance(error, RefusedError) or ran_out(error):
                 raise
-            because = f"{type(error).__name__}: {error}"[:LONGEST]
+            because = reason(error)
     base, _ = base_run(nn, question, full=True)
     rows = plan(question, base.own, base.other, base.start)
     return Prepared(base, rows, Mode(full=True, because=because))
@@ -147,10 +146,11 @@ def by_engine(nn: Any, question: Question, budget: Budget) -> Prepared | None:
     rows = plan(question, base.own, base.other, base.start)
     if not len(rows):
         return Prepared(base, rows, Mode())
-    if not resumes(nn, question, base, rows, whole):
+    hooked = touched(nn, question.layout.layers)
+    if not resumes(nn, question, base, rows, whole, hooked):
         return None
     del whole  # logits of all positions, which nobody needs any more
-    mode = fastest(nn, question, base, rows, budget)
+    mode = fastest(nn, question, base, rows, budget, hooked)
     return None if mode is None else Prepared(base, rows, mode)
 
 

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import SITE, observe
+from nnattr.engine.measure import measure, require_own_numbers
 from nnattr.engine.memory import portions_for
-from nnattr.engine.question import (
-    Question,
-    measure,
-    question_of,
-    require_edits_in_place,
-    require_one_number,
-)
+from nnattr.engine.question import Question, question_of, require_edits_in_place
 from nnattr.engine.replacements import replacements_of
 from nnattr.engine.shortcuts import read_logits
 from nnattr.runs.inputs import inputs
@@ -44,7 +39,7 @@ def together_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The change of the metric with all chosen parts replaced at once."""
     path = payload["pos_embed"]
     removed = Removed(payload["ablated"], path, payload["replacement"] == "mean")
-    question = question_of(payload, None if path else replacements_of(nn, payload))
+    question = question_of(nn, payload, None if path else replacements_of(nn, payload))
     portions = portions_for(nn, tick, payload, question)
     for some in portions:
         with portions.attempt():
@@ -59,7 +54,7 @@ def together(nn: Any, question: Question, removed: Removed) -> dict[str, Any]:
     logits = observe(nn, question, question.base).logits
     clean = logits[:, -1]
     base = measure(question, question.base, logits, clean)
-    require_one_number(base, len(question))
+    require_own_numbers(question, logits, clean, base)
     if removed.pos_embed:
         ablated = without_positions(nn, question, removed.pos_embed, removed.by_mean)
     else:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +27,14 @@ from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
 from nnattr.metrics import describe
 from nnattr.model.edits import Edit
+from nnattr.runs.as_built import is_users, runs_its_class
 
 #: The file in a study's folder.
 FILE = "found.safetensors"
 #: Seconds of work that may be lost at least, and the share of the time that keeping may take.
 PAUSE, SHARE = 1.0, 0.02
+#: What says how an adapter of PEFT's is switched.
+ADAPTER = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
 #: Arguments that an answer does not depend on.
 FREE = ("normalized", "max_memory")
 
@@ -138,7 +142,7 @@ def digest(study: Study) -> str:
         _code(study.metric),
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
         study.model.config.to_dict(),
-        _weights(study.model.module),
+        [*_weights(study.model.module), *_done_to(study.model.module)],
         [_edit(edit) for edit in study.model.edits],
         provenance.task_hash,
         provenance.versions,
@@ -170,6 +174,22 @@ def _code(metric: Any) -> list[str]:
     with contextlib.suppress(OSError, TypeError):  # no source at hand: the name has to do
         found.append(inspect.getsource(function))
     return found
+
+
+def _done_to(module: Any) -> list[str]:
+    """What tells a module from the same weights with other hooks, forwards or adapters.
+
+    What a hook does, no file can say: parts made with one are found again by this process alone.
+    """
+    marks = []
+    for name, part in module.named_modules():
+        hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+        own = [hook for hook in hooks if is_users(hook)]
+        own += [] if runs_its_class(part) else [vars(part)["__nnsight__"].original]
+        marks += [f"{name} {os.getpid()} {id(one)}" for one in own]
+        switches = {key: repr(getattr(part, key)) for key in ADAPTER if hasattr(part, key)}
+        marks += [f"{name} {switches}"] if switches else []
+    return marks
 
 
 def _weights(module: Any) -> list[str]:

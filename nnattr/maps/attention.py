@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nnattr.maps.linear import linear_map
 from nnattr.maps.norm import Frozen, frozen
-from nnattr.runs.places import cut
+from nnattr.runs.interface import with_sinks
+from nnattr.runs.places import cut, raw
 from nnattr.runs.tolerance import weights_tolerance
 
 
@@ -60,6 +61,7 @@ class Form:
         cap: what they are capped at, or None.
         rotary: how q and k may be turned by their position, or None.
         shifted: whether q and k are made of more than v: a position embedding is added for them.
+        sinks: the path of the module that has each head's attention sink, or None.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Form:
         scales: tuple[float, ...],
         cap: float | None,
         rotary: dict[str, Any] | None,
+        sinks: str | None,
         shifted: bool = False,
     ) -> None:
         self.layer = layer
@@ -94,6 +97,7 @@ class Form:
         self.cap = cap
         self.rotary = None if rotary is None else Rotary(**rotary)
         self.shifted = shifted
+        self.sinks = sinks
 
 
 class Seen:
@@ -103,16 +107,23 @@ class Seen:
         stream: the residual stream in front of it [example, pos, d_model].
         entering: what entered its projections [example, pos, d_model].
         z: what its heads made [example, pos, heads * d_head].
+        projected: what the output projection made of that [example, pos, d_model].
         positions: what is added to ``entering`` for queries and keys [example, pos, d_model], or
             None.
     """
 
     def __init__(
-        self, stream: Tensor, entering: Tensor, z: Tensor, positions: Tensor | None = None
+        self,
+        stream: Tensor,
+        entering: Tensor,
+        z: Tensor,
+        projected: Tensor,
+        positions: Tensor | None = None,
     ) -> None:
         self.stream = stream
         self.entering = entering
         self.z = z
+        self.projected = projected
         self.positions = positions
 
     def read_by(self, name: str) -> Tensor:
@@ -147,7 +158,8 @@ def read_attention(nn: Any, forms: list[Form]) -> list[Seen]:
         shifted = nn.get(form.places["q"][0]).input if form.shifted else None
         entering = nn.get(form.places["v"][0]).input
         positions = None if shifted is None else shifted - entering
-        found.append(Seen(stream, entering, nn.get(form.output).input, positions))
+        output = nn.get(form.output)
+        found.append(Seen(stream, entering, output.input, output.output, positions))
     return found
 
 
@@ -207,14 +219,33 @@ def rotations(nn: Any, form: Form, positions: Tensor, like: Tensor) -> list[tupl
         angles = positions[:, None] * torch.tensor(rotary.frequencies, device=like.device)
         cos, sin = angles.cos(), angles.sin()
     else:
-        x = torch.zeros(1, len(positions), 1, device=like.device)
-        cos, sin = nn.get(rotary.path)(x, positions[None], *rotary.arguments)
-        cos, sin = cos[0].float(), sin[0].float()
-        half = cos.shape[-1] // 2
-        halves = bool((sin[:, :half] - sin[:, half:]).abs().max() < 1e-4)
-        picked = slice(0, half) if halves else slice(0, None, 2)
-        cos, sin = cos[:, picked], sin[:, picked]
+        cos, sin = angles_of(nn.get(rotary.path), positions, rotary.arguments)
     return [*kinds, ("halves", cos, sin), ("pairs", cos, sin)]
+
+
+def angles_of(module: Any, positions: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [pos, pair] as a rotary module makes them: in either order, once or twice.
+
+    At position 0 no angle is turned, and at 1 no two pairs by the same.
+    """
+    asked = torch.cat([torch.arange(2, device=positions.device), positions])
+    x = torch.zeros(1, len(asked), 1, device=positions.device)
+    cos, sin = (one[0].float() for one in module(x, asked[None], *arguments))
+    if cos[0].abs().max() < sin[0].abs().max():
+        cos, sin = sin, cos
+    half = cos.shape[-1] // 2
+    if alike(sin[1, :half], sin[1, half:]):
+        picked = slice(0, half)
+    elif alike(sin[1, 0::2], sin[1, 1::2]):
+        picked = slice(0, None, 2)
+    else:
+        picked = slice(None)
+    return cos[2:, picked], sin[2:, picked]
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether these are the same values, one by one."""
+    return a.shape == b.shape and bool((a - b).abs().max() < 1e-4)
 
 
 def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
@@ -234,31 +265,53 @@ def rotate(x: Tensor, rotation: tuple[Any, ...]) -> Tensor:
 
 
 def identify_scores(nn: Any, form: Form, seen: Seen, weights: dict[str, Tensor]) -> Scoring:
-    """How this layer makes its attention scores: the candidate that reproduces the model's z."""
+    """How this layer makes its attention scores: the candidate that reproduces the model's z.
+
+    Where none does, the nearest without a bias for distance: a bias is only believed where it fits.
+    """
     x = seen.entering
     q, k, v = (project(seen.read_by(name), weights, name) for name in ("q", "k", "v"))
     z = seen.z.float().unflatten(-1, (form.heads, -1)).movedim(-2, 1)
     turns = rotations(nn, form, torch.arange(x.shape[1]), x)
     bias = slopes(form.heads, x.shape[1], x.device)
-    found = []
+    found: list[Scoring] = []
+    sinks = sinks_of(nn, form)
     for alibi in (0.0, 1.0, "scale"):  # a bias for distance only if nothing fits without one
         for rotation in turns[:1] if alibi else turns:
             raw = rotate(q, rotation) @ rotate(k, rotation).mT
             for scale in form.scales:
                 factor = scale if alibi == "scale" else alibi
-                made = pattern(raw * scale + factor * bias, form.cap) @ v
+                made = pattern(raw * scale + factor * bias, form.cap, sinks) @ v
                 gap = float((made - z).abs().max() / z.abs().max())
                 found.append(Scoring(rotation[0], scale, factor, gap))
         best = min(found, key=lambda one: one.gap)
         if best.gap <= weights_tolerance(x.dtype):
-            break
-    return best
+            return best
+    return min((one for one in found if not one.alibi), key=lambda one: one.gap)
 
 
-def value_gap(seen: Seen, weights: dict[str, Tensor]) -> float:
-    """The largest error of the first position's z, which can only be its own value."""
+def output_gap(seen: Seen, weights: dict[str, Tensor]) -> float:
+    """The largest error of what the output projection makes of z."""
+    made = seen.z.float() @ weights["o"].flatten(0, 1) + weights["o bias"]
+    projected = seen.projected.float().reshape(made.shape)
+    return float((made - projected).abs().max() / projected.abs().max())
+
+
+def sinks_of(nn: Any, form: Form) -> Tensor | None:
+    """Each head's attention sink [head], where there are any and the weights are here."""
+    sinks = None if form.sinks is None else raw(nn.get(form.sinks)).sinks
+    return None if sinks is None or sinks.is_meta else sinks.detach()
+
+
+def value_gap(form: Form, seen: Seen, weights: dict[str, Tensor]) -> float:
+    """The largest error of the first position's z, which can only be its own value.
+
+    Or a share of it, where the head has a sink.
+    """
     made = project(seen.entering[:, :1], weights, "v")[..., 0, :]
     z = seen.z[:, 0].float().unflatten(-1, made.shape[-2:])
+    if form.sinks is not None:
+        made = made * ((z * made).sum(-1, keepdim=True) / (made * made).sum(-1, keepdim=True))
     return float((made - z).abs().max() / z.abs().max())
 
 
@@ -267,11 +320,17 @@ def chosen(kind: str, turns: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     return next(rotation for rotation in turns if rotation[0] == kind)
 
 
-def pattern(scores: Tensor, cap: float | None) -> Tensor:
-    """The attention that scores [..., query_pos, key_pos] become, each query seeing its past."""
+def pattern(scores: Tensor, cap: float | None, sinks: Tensor | None = None) -> Tensor:
+    """The attention that scores [..., head, query_pos, key_pos] become, each query seeing its past.
+
+    Args:
+        scores: before the soft-cap.
+        cap: what they are capped at, or None.
+        sinks: each head's sink [head], or None.
+    """
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
-    return scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return with_sinks(scores.masked_fill(~seen, float("-inf")), sinks)
 
 
 def slopes(heads: int, pos: int, device: Any) -> Tensor:

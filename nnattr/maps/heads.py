@@ -19,11 +19,14 @@ from nnattr.maps.attention import (
     identify_scores,
     layer_weights,
     norm_in_front,
+    output_gap,
     rotate,
     rotations,
     value_gap,
 )
 from nnattr.maps.norm import Frozen, frozen
+from nnattr.runs.as_built import around, as_built
+from nnattr.runs.places import raw
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import weights_tolerance
 
@@ -87,8 +90,9 @@ class Proof:
                     "arch",
                     "attention is not the product of weights that nnattr takes it for: the "
                     f"{what} differ by {gap:.1e} of their size, and at most {limit:.0e} is "
-                    "allowed. Scores are made in a way that nnattr does not know; "
-                    "activation_patching needs no such knowledge.",
+                    "allowed. Scores are made in a way that nnattr does not know (in a sliding "
+                    "window shorter than the prompts, say); activation_patching needs no such "
+                    "knowledge.",
                 )
 
 
@@ -104,7 +108,9 @@ def head_matrices(
     """
     found, outputs, norms, scorings = {}, 0.0, 0.0, []
     for (layer, form), one in zip(question.forms.items(), seen, strict=True):
+        require_nothing_around(nn, form)
         weights = layer_weights(nn, form, one.entering)
+        outputs = max(outputs, output_gap(one, weights))
         if "q" in form.needs:
             scoring = identify_scores(nn, form, one, weights)
             outputs = max(outputs, scoring.gap)
@@ -112,11 +118,23 @@ def head_matrices(
             turn_apart(nn, form, one, weights, scoring.kind, question.distance)
             weights["q"] = weights["q"] * (scoring.scale if question.scaled else 1.0)
         else:
-            outputs = max(outputs, value_gap(one, weights))
+            outputs = max(outputs, value_gap(form, one, weights))
         if question.fold:
             norms = max(norms, fold_norms(nn, question, form, one, weights))
         found[layer] = weights
     return found, Proof(seen[0].z.dtype, outputs, norms, scorings)
+
+
+def require_nothing_around(nn: Any, form: Form) -> None:
+    """Refuse a layer in which more than its modules' weights comes between z and the stream."""
+    for module in around(nn, form.output):
+        if module is not raw(nn) and not as_built(module):
+            raise RefusedError(
+                "arch",
+                f"somebody's hook, or a forward of its own, is on the {type(module).__name__} that "
+                f"{form.output} is a part of: what heads write goes through it, and no matrix has "
+                "that. Take it off for questions about weights; activation_patching runs it.",
+            )
 
 
 def turn_apart(

@@ -2,8 +2,8 @@
 
 A sandboxed server runs the job in a process that holds no weights; modules can be called there (the
 call goes to where the weights are), but their parameters are empty. And a module may do more than
-its weights say (quantized, adapted, parametrized). Then the matrix is what the module makes of unit
-vectors.
+its weights say (quantized, adapted, parametrized, with a hook or a forward of somebody's own). Then
+the matrix is what the module makes of unit vectors.
 
 Inside a job: torch and plain values.
 """
@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.runs.as_built import as_built, call_inside
 from nnattr.runs.places import raw
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import weights_tolerance
 
 #: Unit vectors that are probed with at a time.
 PROBES = 512
@@ -33,21 +36,25 @@ def in_out(projection: Any) -> Tensor:
 def matrix(projection: Any) -> Tensor | None:
     """The weights [in, out] of a plain linear map, where they are at hand and all that it does.
 
-    They are not in a sandbox, where modules are kept on disk, and where others stand in for them
-    (quantized, adapted, parametrized).
+    They are not in a sandbox, where modules are kept on disk, where others stand in for them
+    (quantized, adapted, parametrized, subclasses), and where the module has hooks or another
+    forward.
     """
-    weight = getattr(projection, "weight", None)
-    if weight is None or weight.is_meta:
+    module = raw(projection)
+    kind = type(module)
+    conv = (kind.__name__, kind.__module__) == ("Conv1D", "transformers.pytorch_utils")
+    if not (kind is torch.nn.Linear or conv) or not as_built(module):
         return None
-    kind = type(raw(projection))
-    plain = kind is torch.nn.Linear or kind.__name__ == "Conv1D"
-    return in_out(projection) if plain else None
+    plain = type(module.weight) in (Tensor, torch.nn.Parameter)  # and no kind of quantized tensor
+    return in_out(projection) if plain and not module.weight.is_meta else None
 
 
 def linear_map(
     module: Any, width: int, like: Tensor, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The matrix [in, out] and the bias [out] of a linear module, in float32.
+
+    Of what enters it, behind its users' hooks on its input.
 
     Args:
         module: a linear module or a Conv1D, as nnsight gives it.
@@ -69,9 +76,27 @@ def linear_map(
 def by_probing(
     module: Any, width: int, like: Tensor, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`linear_map`, from what the module makes of zero and of unit vectors."""
+    """`linear_map`, from what the module makes of zero and of unit vectors.
+
+    Raises:
+        RefusedError: that is not what it makes of another vector: it is not linear.
+    """
     units = LENGTH * torch.eye(width, device=like.device, dtype=like.dtype)
     everything = slice(None) if columns is None else columns.to(like.device)
-    bias = module(torch.zeros_like(units[:1])[None])[0, 0, everything].float()
-    rows = [module(part[None])[0][:, everything].float() - bias for part in units.split(PROBES)]
-    return torch.cat(rows) / LENGTH, bias
+    nothing = torch.zeros_like(units[:1])
+    bias, *rows = (
+        call_inside(module, part[None])[0][:, everything].float()
+        for part in (nothing, *units.split(PROBES))
+    )
+    weight = torch.cat([row - bias for row in rows]) / LENGTH
+    other = torch.arange(1, width + 1, device=like.device).sin().to(like.dtype)
+    made = call_inside(module, other[None, None])[0, :, everything].float()
+    gap = float((other.float() @ weight + bias - made).abs().max() / made.abs().max())
+    if not gap <= weights_tolerance(like.dtype):
+        raise RefusedError(
+            "arch",
+            f"a module that should be linear ({type(raw(module)).__name__}, or what "
+            "somebody's hook or forward makes of it) is not: a sum of its parts is off by "
+            f"{gap:.1e} of its size. It has no matrix; activation_patching needs none.",
+        )
+    return weight, bias[0]

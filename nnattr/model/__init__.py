@@ -2,9 +2,12 @@
 
 ================  ===============================================================================
 `model`           `Model`: an nnsight model, the map of its parts, and where it runs
+`padding`         whether a prompt beside longer ones is read as it is alone
 `load`            load one, here or on a server
 `checkpoint`      a checkpoint by its id or folder: what it is for, and its weights
 `first_run`       one short run of a module whose family is in the table
+`loan`            the user's module for the time of a job: in eval mode, with its hooks
+`quantized`       modules whose rows depend on each other: refused
 `verify`          prove its map before anything is computed with it; its job is `verify_job`
 `verify_edits`    the half of that job that edits
 `verify_gaps`     how far is far

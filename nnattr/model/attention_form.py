@@ -40,7 +40,8 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
     places = {name: model.places(name)[layer] for name in ("q", "k", "v")}  # type: ignore[arg-type]
     root = f"{model.spec.layers}.{layer}"
     assert model.spec.qkv is not None
-    attention = model.module.get_submodule(root).get_submodule(model.spec.qkv.v.rpartition(".")[0])
+    path = f"{root}.{model.spec.qkv.v.rpartition('.')[0]}"
+    attention = model.module.get_submodule(path)
     if scores:
         _refuse_inner_norms(model, attention)
     return {
@@ -58,6 +59,7 @@ def layer_form(model: Model, layer: int, *, scores: bool) -> dict[str, Any]:
         "cap": getattr(model.config, "attn_logit_softcapping", None),
         "rotary": _rotary(model, layer),
         "shifted": model.spec.qk_positions is not None,
+        "sinks": None if getattr(attention, "sinks", None) is None else path,
     }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copyreg
+import warnings
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,14 @@ from nnattr.arch.spec import ArchSpec, missing
 from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
+from nnattr.backend.alone import alone
 from nnattr.backend.progress import with_bar
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.checkpoint import described, not_found, quiet, task, weights
 from nnattr.model.first_run import require_as_known
+from nnattr.model.loan import on_loan
 from nnattr.model.model import Model
+from nnattr.model.quantized import require_rows_apart
 from nnattr.model.verify import proven
 from nnattr.runs.places import raw
 from nnattr.tokens import Tokenizer
@@ -48,8 +54,8 @@ def load(
     Args:
         model: a teaching model's name (``"teaching-gpt2"``, ``"teaching-llama"``),
             ``"smollm2-135m"`` (see `nnattr.pretrained`), a Hugging Face id, a local folder, or a
-            module that is already loaded (it is put in eval mode: dropout would make a run differ
-            from itself).
+            module that is already loaded. Jobs run that as it is at the time, with its hooks and
+            adapters, but in eval mode: dropout would make a run differ from itself.
         tokenizer: a tokenizer, or the id or folder of one; needed with a loaded module. The model
             gets a copy, which pads on the left: yours is not changed.
         backend: ``"local"``, ``"simulated"``, ``"ndif"``, an ``http(s)://host:port``, or a backend
@@ -64,10 +70,14 @@ def load(
             ``attn_implementation="eager"``, ...). With ``gguf_file="x.gguf"`` weights and tokenizer
             are read from that file of the folder, and rounded weights dequantized.
 
+    Threads may share what is returned, their jobs here taking turns, and it is pickled with its
+    weights as they are, to be had by another process.
+
     Raises:
         ArchError: there is no such model; it is not a causal language model, or its checkpoint
             lacks weights; its structure is unknown and could not be proven; the module was changed
-            into something that its family is not.
+            into something that its family is not, or its rows depend on each other (dynamic int8 of
+            ``torch.ao``).
         TaskError: a loaded module was given without a tokenizer.
         BackendError: the backend, device or dtype is unknown, or a loaded module was given to a
             remote backend.
@@ -104,17 +114,21 @@ def load(
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
     config = module.config if module is not None else described(str(source), name, revision, kwargs)
-    if not where.holds_weights:
+    if module is not None:
+        require_rows_apart(module, name)
+    elif not where.holds_weights:
         require_head(name, config)
-    elif module is None:
-        module = weights(str(source), name, config, device, dtype, revision, kwargs)
-    target = str(source) if module is None else module
-    nn = _wrap(target, name, tokenizer, task(config) or "text-generation", revision, kwargs)
+    with alone():
+        if where.holds_weights and module is None:
+            module = weights(str(source), name, config, device, dtype, revision, kwargs)
+        target = str(source) if module is None else module
+        nn = _wrap(target, name, tokenizer, task(config) or "text-generation", revision, kwargs)
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, raw(nn)):
         found = Model(nn, tokenizer, known, where, name, revision)
         if where.holds_weights:
-            require_as_known(found)
+            with on_loan(nn, name):
+                require_as_known(found)
         return found
     specs = [spec] if spec is not None else list(candidates(raw(nn)))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
@@ -163,13 +177,38 @@ def _wrap(
     from nnsight import TransformersModel
 
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            # of forwards that were replaced: a job follows them
+            warnings.filterwarnings("ignore", message=".*after nnsight wrapped this module")
             if isinstance(target, str):
                 given = {"tokenizer": tokenizer, "task": task, "revision": revision}
                 return TransformersModel(target, **given, **kwargs)
-            return TransformersModel(target.eval(), tokenizer=tokenizer, task="text-generation")
+            return TransformersModel(target, tokenizer=tokenizer, task="text-generation")
     except Exception as error:
         raise ArchError(not_found(name, "model", error)) from error
+
+
+def _parts(model: Model) -> tuple[Callable[..., Model], tuple[Any, ...]]:
+    """What a `Model` is pickled as: the Hugging Face module, which nnsight wraps anew.
+
+    Raises:
+        BackendError: its weights are on a server.
+    """
+    if not model.backend.holds_weights:
+        raise BackendError(
+            f"{model.name} runs on {model.backend.name} and has no weights here, so there is "
+            f"nothing to pickle: call nnattr.load({model.name!r}, backend=...) where you want it."
+        )
+    kept = {one.name: getattr(model, one.name) for one in fields(model) if one.name != "nn"}
+    return _from_parts, (model.module, kept)
+
+
+def _from_parts(module: Any, kept: dict[str, Any]) -> Model:
+    nn = _wrap(module, kept["name"], kept["tokenizer"], "text-generation", kept["revision"], {})
+    return Model(nn, **kept)
+
+
+copyreg.pickle(Model, _parts)  # here, where models are made; also for copy.deepcopy
 
 
 def _fetched(where: Backend) -> str:

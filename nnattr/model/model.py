@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from nnattr.backend.refusals import accepted
 from nnattr.errors import TaskError
 from nnattr.model import sites
 from nnattr.model.edits import Edit
+from nnattr.model.loan import on_loan
+from nnattr.model.padding import alone_job, doubtful, padded, require_alike
 from nnattr.runs.edits import edited_job
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
@@ -163,7 +166,9 @@ class Model:
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument, such as ``"logits_to_keep"``."""
-        return argument in inspect.signature(type(self.module).forward).parameters
+        inside = getattr(self.module, "get_base_model", None)  # PEFT hands on what it is given
+        module = self.module if inside is None else inside()
+        return argument in inspect.signature(type(module).forward).parameters
 
     def places(self, site: sites.SiteName) -> list[tuple[Any, ...]]:
         """Where ``site`` is found in each layer, as plain values that can travel.
@@ -205,16 +210,46 @@ class Model:
             label: names the job to people.
             said: how the message of a refusal begins; by default the label and the model.
 
+        A module that is here runs in eval mode and is given back as it was: `nnattr.model.loan`.
+
         Raises:
+            ArchError: the module was rebuilt after it was loaded.
+            TaskError: a prompt is read otherwise beside a longer one than alone.
             BackendError: the job failed where it ran.
             NnattrError: it refused, see `nnattr.backend.refusals`.
         """
-        if self.edits:
-            edits = [edit.payload for edit in self.edits]
-            job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
-        outcome = self.backend.run(self.nn, job, payload, label=label)
+        here = self.backend.holds_weights
+        with on_loan(self.nn, self.name, self._streams) if here else nullcontext():
+            self._require_alike(payload)
+            if self.edits:
+                edits = [edit.payload for edit in self.edits]
+                job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
+            outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
         return outcome
+
+    @property
+    def _streams(self) -> tuple[str, ...]:
+        """The modules at whose input the residual stream itself is read and written."""
+        where = self.spec.resid_mid
+        if where is None or where.side != "stream":
+            return ()
+        return tuple(f"{self.spec.layers}.{at}.{where.path}" for at in range(self.n_layers))
+
+    def _require_alike(self, payload: Mapping[str, Any]) -> None:
+        """Refuse prompts that this model reads otherwise side by side (`nnattr.model.padding`).
+
+        Raises:
+            TaskError: naming their lengths.
+        """
+        batches = padded(payload)
+        width = max((one["mask"].shape[1] for one in batches), default=0)
+        if batches and doubtful(self.module, self.config, width):
+            options = {"logits_to_keep": 1} if self.accepts("logits_to_keep") else {}
+            asked = {"batches": batches, "options": options}
+            label = "holding a padded prompt against itself"
+            found = self.backend.run(self.nn, alone_job, asked, label=label)
+            require_alike(self.name, batches, found.values["same"])
 
     @checked
     def predict(

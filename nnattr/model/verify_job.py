@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.maps.linear import in_out
+from nnattr.maps.linear import matrix
 from nnattr.model.verify_edits import edit, head_mismatches, identity, neurons_gap, padding
 from nnattr.model.verify_gaps import Places, gap, stream_gaps, worst
+from nnattr.runs.as_built import call_inside
 from nnattr.runs.places import raw, read
 from nnattr.runs.tolerance import structure_tolerance
 
@@ -166,8 +167,8 @@ def observe(nn: Any, prompts: Tensor, claims: Claims) -> dict[str, Any]:
             read_layer(nn, claims.sites, layer, path, batch.shape[1])
             for layer, path in enumerate(paths)
         ]
-        if nn.get(paths[0]).weight.is_meta:  # in a sandbox: modules can be called all the same
-            for path, seen in zip(paths, layers, strict=True):
+        for path, seen in zip(paths, layers, strict=True):
+            if matrix(nn.get(path)) is None:  # no plain weights, or a sandbox without any
                 seen.heads = by_calling(nn.get(path), seen.sites["z"], n_heads)
         output = nn.output
         logits = output.logits.clone()
@@ -219,7 +220,9 @@ def heads_gap(nn: Any, path: str, seen: SeenLayer, n_heads: int) -> float:
     z, target = seen.sites["z"].double(), seen.projected.double()
     if seen.heads is not None:
         return gap(seen.heads, target)
-    weight = in_out(projection).detach().double()
+    weight = matrix(projection)
+    assert weight is not None  # else its heads were seen by calling it
+    weight = weight.detach().double()
     if z.ndim != 3 or z.shape[-1] % n_heads or weight.shape != (z.shape[-1], target.shape[-1]):
         return float("inf")
     parts = zip(z.chunk(n_heads, -1), weight.chunk(n_heads, 0), strict=True)
@@ -232,12 +235,12 @@ def by_calling(projection: Any, z: Tensor, n_heads: int) -> Tensor:
     """The sum over heads, plus the bias, by calling the projection on a head at a time."""
     if z.ndim != 3 or z.shape[-1] % n_heads:
         return z[..., :0]  # of no projection's shape
-    bias = projection(torch.zeros_like(z)).double()
+    bias = call_inside(projection, torch.zeros_like(z)).double()
     total = bias.clone()
     for head in torch.arange(z.shape[-1], device=z.device).chunk(n_heads):
         alone = torch.zeros_like(z)
         alone[..., head] = z[..., head]
-        total += projection(alone).double() - bias
+        total += call_inside(projection, alone).double() - bias
     return total
 
 

@@ -5,9 +5,15 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
+
+from nnattr.runs.places import raw
+
+#: What releases of transformers call keys and values, given or returned, the newest first.
+CACHE_NAMES = ("cache", "past_key_values")
 
 
 class PromptBatch:
@@ -50,10 +56,14 @@ def inputs(
     start: int = 0,
     stop: int | None = None,
     cache: Any = None,
+    cache_name: str = "",
     keep_cache: bool = False,
     takes_positions: bool = False,
 ) -> dict[str, Any]:
-    """The model's arguments for the tokens from ``start`` to ``stop``; a mask only with padding.
+    """The model's arguments for the tokens from ``start`` to ``stop``.
+
+    A mask only with padding, or beside a cache: nnsight gives a pass without one a mask of the new
+    tokens alone, unless it knows the name by which the cache is given.
 
     Args:
         prompts: what is run.
@@ -63,17 +73,38 @@ def inputs(
         cache: keys and values of the positions before ``start``. The mask covers these as well, and
             positions, which a model would count from the cache, are counted from each prompt's own
             first token.
+        cache_name: what the model calls that argument, see `cache_argument`.
         keep_cache: whether the pass returns its keys and values.
         takes_positions: whether the model can be told positions.
     """
     mask = prompts.mask[:, :stop]
     given: dict[str, Any] = {"input_ids": prompts.ids[:, start:stop]}
-    if not mask.all():
+    if cache is not None or not mask.all():
         given["attention_mask"] = mask.long()
-        if cache is not None and takes_positions:
-            given["position_ids"] = prompts.positions()[:, start:stop]
+    if cache is not None and takes_positions and not mask.all():
+        given["position_ids"] = prompts.positions()[:, start:stop]
     if cache is None:
         given["use_cache"] = keep_cache
     else:
-        given["past_key_values"] = cache
+        given[cache_name] = cache
     return given | (options or {})
+
+
+def cache_argument(nn: Any) -> str:
+    """What the model, as it is where the job runs, calls the keys and values that it is given.
+
+    A module around it, such as an adapter, may hand on whatever it is given: the outermost that
+    names the argument is asked.
+    """
+    for module in raw(nn).modules():
+        known = inspect.signature(type(module).forward).parameters
+        for name in CACHE_NAMES:
+            if name in known:
+                return name
+    return CACHE_NAMES[-1]
+
+
+def returned_cache(output: Any) -> Any:
+    """The keys and values that a model's output has, by whatever name; None if it has none."""
+    found = (getattr(output, name, None) for name in CACHE_NAMES)
+    return next((cache for cache in found if cache is not None), None)

@@ -7,10 +7,13 @@ fails; the client's wish for an implementation would not reach every server.
 
 Nothing is believed: what a module returns counts as its pattern only if it has the shape [example,
 head, query_pos, key_pos], if every query's row sums to one, and if no query looks at a later token
-or at padding; and only if the model predicts the same as without the switch (Falcon with ALiBi does
-not: transformers 5.22 counts its bias twice there). A model that fails this is refused with what
-was measured. A sandboxed server, whose model lives in another process than the job, cannot be
-switched; models that are eager by themselves are served there.
+or at padding. Rows of heads with attention sinks sum to less, and some models return them without
+the sink: there the pattern is made from the queries, keys and sinks that attention is given, and
+must give the heads' outputs (`nnattr.runs.interface`). And a pattern counts only if the model
+predicts the same as without the switch (Falcon with ALiBi does not: transformers 5.22 counts its
+bias twice there). A model that fails this is refused with what was measured. A sandboxed server,
+whose model lives in another process than the job, cannot be switched; models that are eager by
+themselves are served there.
 
 The cost is one pass, and one of a single prompt to compare with; and memory for [head, query_pos,
 key_pos] numbers of a layer while it runs. Inside a job: torch and plain values.
@@ -25,9 +28,10 @@ import torch
 from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.interface import Handed, call_in, has_sinks
 from nnattr.runs.places import raw
 from nnattr.runs.portions import RefusedError
-from nnattr.runs.tolerance import pass_tolerance, pattern_tolerance
+from nnattr.runs.tolerance import pass_tolerance, pattern_tolerance, weights_tolerance
 
 
 def patterns(
@@ -64,8 +68,7 @@ def patterns(
             with torch.no_grad():
                 for inside, some in zip(paths, wanted, strict=True):
                     if some is None or len(some):
-                        pattern = read_pattern(nn, inside)
-                        problem = flaw(pattern, prompts.mask, inside[0])
+                        pattern, problem = proven_pattern(nn, inside, prompts)
                         if problem is not None:
                             problems.append(problem)
                             break
@@ -79,6 +82,29 @@ def patterns(
     if problems:
         raise RefusedError(*problems[0])
     return found
+
+
+def proven_pattern(
+    nn: Any, inside: list[str], prompts: PromptBatch
+) -> tuple[Any, tuple[str, str] | None]:
+    """A layer's pattern, inside a trace, and why it is none, as (kind, reason)."""
+    path = inside[0]
+    if not has_sinks(nn, path):
+        pattern = read_pattern(nn, inside)
+        return pattern, flaw(pattern, prompts.mask, path)
+    call = call_in(nn, path)
+    if call is None:
+        return None, ("arch", f"{path} has attention sinks, and cannot be asked how it uses them.")
+    handed = Handed(*call.inputs)
+    outputs = call.output[0]  # [example, pos, head, d_head]
+    pattern = handed.pattern()
+    made = (pattern @ handed.shared(handed.v)).transpose(1, 2)
+    rows = prompts.mask.to(made.device)[..., None, None]
+    gap = float(((made - outputs.float()) * rows).abs().max() / outputs.abs().max())
+    if gap <= weights_tolerance(outputs.dtype):
+        return pattern.to(outputs), flaw(pattern, prompts.mask, path, sinks=True)
+    reason = f"{path} has attention sinks in a form that nnattr does not know (off by {gap:.1e})."
+    return pattern, ("arch", reason)
 
 
 def other_model(
@@ -125,6 +151,11 @@ def go_back(before: list[tuple[Any, Any]]) -> None:
         config._attn_implementation = {"": implementation}  # of this one, not of those inside it
 
 
+def implementations(nn: Any) -> set[str]:
+    """The attention kernels that some part of the model is run with, by transformers' names."""
+    return {str(config._attn_implementation) for config in configurations(raw(nn))}
+
+
 def configurations(module: Any) -> list[Any]:
     """Every configuration that some part of the model reads, each once."""
     held = [getattr(part, "config", None) for part in module.modules()]
@@ -154,8 +185,13 @@ def own_rows(pattern: Any, mask: Tensor, heads: list[int] | None) -> Tensor:
     return torch.where(mask.to(chosen.device)[:, None, :, None], chosen, torch.zeros_like(chosen))
 
 
-def flaw(pattern: Tensor | None, mask: Tensor, path: str) -> tuple[str, str] | None:
-    """Why this is not the attention pattern of the prompts, as (kind, reason), or None if it is."""
+def flaw(
+    pattern: Tensor | None, mask: Tensor, path: str, sinks: bool = False
+) -> tuple[str, str] | None:
+    """Why this is not the attention pattern of the prompts, as (kind, reason), or None if it is.
+
+    With ``sinks`` a row may sum to less than one.
+    """
     if pattern is None:
         reason = (
             f"{path} returned no attention probabilities although it was asked to compute them "
@@ -172,7 +208,8 @@ def flaw(pattern: Tensor | None, mask: Tensor, path: str) -> tuple[str, str] | N
     rows = mask.to(pattern.device)
     earlier = torch.ones(width, width, dtype=torch.bool, device=rows.device).tril()
     seen = rows[:, None, :] & earlier
-    off = (pattern.float().sum(-1) - 1).abs().amax(1)[rows].max()
+    off = pattern.float().sum(-1) - 1
+    off = (off.clamp(min=0) if sinks else off.abs()).amax(1)[rows].max()
     ahead = pattern.abs().amax(1).masked_fill(seen, 0)[rows].max()
     limit = pattern_tolerance(pattern.dtype)
     if not (off <= limit and ahead <= limit):

@@ -48,7 +48,10 @@ def read(nn: Any, where: tuple[Any, ...], pos: int | None = None) -> Tensor:
         raise ValueError(f"{path} folds batch and position: read it with pos=, their length.")
     if side == "copied" or folded:
         own = value.clone().unflatten(0, (-1, pos)) if folded else value.clone()
-        value.copy_(own.reshape(value.shape))  # the model goes on from our copy
+        if side == "input":  # what made it may have kept it for a backward pass
+            module.input = own.reshape(value.shape)
+        else:
+            value.copy_(own.reshape(value.shape))  # the model goes on from our copy
         value = own
     return cut(value, part)
 

@@ -1,15 +1,11 @@
-r"""Queries and keys as they meet: after rotary embeddings and norms of heads, read inside a job.
+"""Queries and keys as they meet: after rotary embeddings and norms of heads, read inside a job.
 
-They exist nowhere as a module's output. Attention that follows transformers' common interface hands
-them to a function, ``attention_interface(module, q, k, v, mask, scaling=...)``, whose arguments
-nnsight can read from the module's source. Where that call is absent the model is refused.
+They exist nowhere as a module's output; they are read where attention hands them to transformers'
+common interface (`nnattr.runs.interface`). Where that call is absent the model is refused.
 
-What is read is proven: with the mask and the scaling of the same call,
-
-.. math:: \mathrm{softmax}(\mathrm{cap}(q k^T \cdot \mathrm{scaling}) + \mathrm{mask})
-
-must be the pattern that the module returns, so a pass with the eager implementation is used (see
-`nnattr.runs.patterns`). All of this travels: torch and plain values only.
+What is read is proven: with the mask and the scaling of the same call it must give the pattern that
+the module returns, so a pass with the eager implementation is used (see `nnattr.runs.patterns`).
+All of this travels: torch and plain values only.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.interface import Handed, call_in
 from nnattr.runs.patterns import flaw, go_back, go_eager, other_model, read_pattern
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import scores_tolerance
@@ -63,22 +60,20 @@ def rotated(
         with nn.trace(**inputs(prompts, options)):
             with torch.no_grad():
                 for inside in paths:
-                    source = nn.get(inside[0]).source
-                    call = getattr(source, "attention_interface_1", None)
+                    call = call_in(nn, inside[0])
                     if call is None:
                         problems.append(("arch", f"{inside[0]} {NO_CALL}"))
                         break
-                    arguments, named = call.inputs
-                    q, k, mask = arguments[1], arguments[2], arguments[4]
+                    handed = Handed(*call.inputs)
                     pattern = read_pattern(nn, inside)
-                    problem = flaw(pattern, prompts.mask, inside[0])
-                    before_softmax = attention_scores(q, k, mask, named)
-                    if problem is None and not explains(before_softmax, pattern, prompts):
+                    problem = flaw(pattern, prompts.mask, inside[0], handed.sinks is not None)
+                    if problem is None and not explains(handed, pattern, prompts):
                         problem = ("arch", f"{inside[0]} {OTHER}")
                     if problem is not None:
                         problems.append(problem)
                         break
-                    found.append(unmasked(before_softmax) if scores else (q.clone(), k.clone()))
+                    pair = handed.q.clone(), handed.k.clone()
+                    found.append(unmasked(handed.scores()) if scores else pair)
                 logits = nn.output.logits[:, -1]
     finally:
         go_back(before)
@@ -89,23 +84,13 @@ def rotated(
     return found
 
 
-def attention_scores(q: Tensor, k: Tensor, mask: Tensor | None, named: dict[str, Any]) -> Tensor:
-    """What the softmax gets of these queries and keys [example, head, query_pos, key_pos]."""
-    shared = q.shape[1] // k.shape[1]
-    scores = q.float() @ k.float().repeat_interleave(shared, 1).transpose(-1, -2)
-    scores = scores * named["scaling"]
-    if named.get("softcap") is not None:
-        scores = named["softcap"] * torch.tanh(scores / named["softcap"])
-    return scores if mask is None else scores + mask[..., : k.shape[-2]].float()
-
-
 def unmasked(scores: Tensor) -> Tensor:
     """The scores with -inf for the very low number that a mask adds, whatever it is."""
     return scores.masked_fill(scores < LOWEST, float("-inf"))
 
 
-def explains(scores: Tensor, pattern: Any, prompts: PromptBatch) -> bool:
-    """Whether the pattern is what these scores give."""
-    rows = prompts.mask.to(scores.device)[:, None, :, None]
-    gap = ((scores.softmax(-1) - pattern.float()) * rows).abs().max()
+def explains(handed: Handed, pattern: Any, prompts: PromptBatch) -> bool:
+    """Whether the pattern is what these queries and keys give."""
+    rows = prompts.mask.to(pattern.device)[:, None, :, None]
+    gap = ((handed.pattern() - pattern.float()) * rows).abs().max()
     return bool(gap <= scores_tolerance(pattern.dtype))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import websocket
 
 import nnattr
 from nnattr import NDIF
@@ -235,3 +237,21 @@ def test_a_metric_that_cannot_travel_is_not_blamed_on_the_server() -> None:
         with pytest.raises(BackendError, match="could not be packed"):
             nnattr.activation_patching(model, task(), locked)
     assert script.posts == 0
+
+
+def test_threads_wait_for_servers_beside_each_other() -> None:
+    """Jobs on servers take no turns, and leave the process's time limit for websockets alone."""
+
+    def talk(line: Line) -> None:
+        line.say(status("RUNNING"))
+        time.sleep(0.5)
+        line.say(done(blob({"result": values()})))
+
+    def asked(_: int) -> float:
+        with serving(Script(talk=talk)) as script:
+            return float(patch(script).raw.sum())
+
+    expected, before = asked(0), websocket.getdefaulttimeout()
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(asked, range(8))) == [expected] * 8
+    assert websocket.getdefaulttimeout() == before

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 
 import nnattr
 from nnattr import Model, Scores, Task
@@ -168,7 +169,10 @@ def first_difference(task: Task, example: int) -> int:
 
 
 class Forwards:
-    """Counts the forward passes of a model, and the rows and tokens of each, while it is open."""
+    """Counts the forward passes of a model, and the rows and tokens of each, while it is open.
+
+    By a hook on all modules: one on this model's own would be a part of it.
+    """
 
     def __init__(self, model: Model) -> None:
         self.rows: list[int] = []
@@ -176,10 +180,12 @@ class Forwards:
         self._target = raw_module(model).get_submodule(model.spec.embed)
 
     def __enter__(self) -> Forwards:
-        self._handle = self._target.register_forward_hook(self._count)
+        self._handle = register_module_forward_hook(self._count)
         return self
 
     def _count(self, module: Any, args: Any, output: Tensor) -> None:
+        if module is not self._target:
+            return
         self.rows.append(output.shape[0])
         self.tokens.append(output.shape[0] * output.shape[1])
 

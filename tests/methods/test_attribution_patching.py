@@ -15,7 +15,7 @@ import torch
 import nnattr
 from nnattr import KL, LogitDiff, Model, Task, activation_patching
 from nnattr import attribution_patching as attribute
-from nnattr.errors import MetricError
+from nnattr.errors import ArchError, MetricError
 from tests.methods.common import (
     SITES,
     TEACHING,
@@ -221,3 +221,24 @@ def test_a_metric_that_is_not_one_number_per_example_is_refused(metric: Any) -> 
     model = tiny("gpt2")
     with pytest.raises(MetricError, match=rf"{metric.__name__}.*one number for each of 3"):
         attribute(model, ragged_tiny(model), metric)
+
+
+class Opaque(torch.nn.Linear):
+    """A linear module that passes no gradient on, as kernels of quantized weights do not."""
+
+    def forward(self, x: Any) -> Any:
+        """The same numbers."""
+        return super().forward(x.detach())
+
+
+@pytest.mark.parametrize("part", ["mlp.down_proj", "self_attn.o_proj", "self_attn.q_proj"])
+@pytest.mark.parametrize("site", ["resid_pre", "mlp_out"])
+def test_a_module_that_passes_no_gradient_on_is_refused(part: str, site: Any) -> None:
+    """The stream goes round it, so there would be numbers."""
+    module = tiny_module("llama")
+    module.model.layers[1].get_submodule(part).__class__ = Opaque
+    model = nnattr.load(module, tokenizer=tiny_tokenizer())
+    task = ragged_tiny(model)
+    assert activation_patching(model, task, LogitDiff(), site=site).raw.any()
+    with pytest.raises(ArchError, match=rf"layers\.1\.{part} \(Opaque\) passes no gradients"):
+        attribute(model, task, LogitDiff(), site=site)

@@ -21,6 +21,7 @@ from nnattr.engine.mode import Mode
 from nnattr.engine.shortcuts import Scratch, one_step_gelu
 from nnattr.errors import ArchError
 from nnattr.runs import portions
+from nnattr.runs.inputs import cache_argument
 from tests.methods.common import assert_same
 from tests.support.engine import LayerByLayer, compared, pair, task
 from tests.support.families import families
@@ -215,13 +216,15 @@ def test_many_small_passes_give_the_same(monkeypatch):
 
 def forgetful(monkeypatch, model: Model, gives: bool) -> None:
     """Let the model ignore the cache that it is given, or give none."""
-    inner = model.nn._module.model
+    inner, name = model.nn._module.model, cache_argument(model.nn)
     forward = inner.forward
 
-    def changed(*args, past_key_values=None, **kwargs):
-        output = forward(*args, **kwargs | ({} if gives else {"past_key_values": past_key_values}))
+    def changed(*args, **kwargs):
+        if gives:
+            kwargs.pop(name)
+        output = forward(*args, **kwargs)
         if not gives:
-            output.past_key_values = None
+            setattr(output, name, None)
         return output
 
     monkeypatch.setattr(inner, "forward", changed)
@@ -301,7 +304,8 @@ def test_gelu_in_one_step_is_gelu():
     x = torch.linspace(-30, 30, 4001).reshape(1, -1)
     exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
     found: dict[str, Any] = {}
-    module = SimpleNamespace(input=x, skip=lambda value: found.update(value=value))
+    built = torch.nn.Identity()
+    module = SimpleNamespace(_module=built, input=x, skip=lambda one: found.update(value=one))
     one_step_gelu(SimpleNamespace(get=lambda _: module), "act", Scratch())
     torch.testing.assert_close(found["value"].double(), exact, rtol=1e-6, atol=1e-6)
 

@@ -100,9 +100,9 @@ def test_weights_that_are_not_numbers(method: str) -> None:
 
 
 def nan_when_patched(logits: Any, batch: Any) -> Any:
-    """A number for whole batches of the two runs, none for larger ones."""
+    """A number for the rows of the two runs, none for more of them."""
     value = logits[:, -1, 70]
-    return value if len(value) == 3 else value * float("nan")
+    return value if len(value) <= 3 else value * float("nan")
 
 
 def nan_slope(logits: Any, batch: Any) -> Any:

@@ -122,6 +122,18 @@ def test_every_estimate_is_slope_times_change(family, site):
         assert_same(found[i][..., -len(mine) :], expected)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gpt_neox"])
+def test_the_estimates_of_neurons_sum_to_the_mlps(family):
+    """Their projection is linear. OPT's neurons have examples and positions on one axis."""
+    model, task = tiny(family), ragged_tiny(tiny(family))
+    options = {"positions": "each", "normalized": False}
+    neurons, mlp = (
+        attribution_patching(model, task, LogitDiff(), site=site, **options).raw
+        for site in ("neuron", "mlp_out")
+    )
+    assert_same(neurons.sum("neuron", skipna=False), mlp)
+
+
 def test_a_model_whose_plain_attention_is_another_is_refused():
     with pytest.raises(ArchError, match="eager"):
         activation_patching(

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.ndif.environment import UnavailableError
 from tests.ndif.server import Server, serve
+from tests.support.environment import UnavailableError
 
 HERE = Path(__file__).parent
 

@@ -13,13 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock
+from tests.support.environment import (
+    ROOT,
+    UnavailableError,
+    folder,
+    interpreters,
+    lock,
+    made,
+    run,
+    version,
+)
 
 PINS = (
     "torch==2.13.0",
@@ -36,14 +43,8 @@ STARTUP = "import anyio.abc, anyio.streams.file, anyio.streams.tls; anyio.abc.So
 #: The file in its packages that holds this.
 STARTUP_FILE = "nnattr_tests.pth"
 
-ROOT = Path(__file__).parents[2]
-
 #: Names an interpreter to use instead of the first suitable one.
 PYTHON = "NNATTR_NDIF_PYTHON"
-
-
-class UnavailableError(Exception):
-    """Something that the server needs is missing here; the message says how to get it."""
 
 
 def environment() -> Path:
@@ -89,63 +90,28 @@ def find_python() -> Path:
     )
 
 
-def version(python: str | Path) -> tuple[int, ...]:
-    """The version (major, minor) of an interpreter; (0,) when it does not run."""
-    ask = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
-    try:
-        answer = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
-    except OSError:
-        return (0,)
-    return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else (0,)
-
-
 def _candidates() -> Iterator[str]:
     if PYTHON in os.environ:
         yield os.environ[PYTHON]
         return
-    for name in ("python3.12", "python3.13"):
-        if found := shutil.which(name):
-            yield found
-        yield from map(str, sorted(_managed().glob(f"{name.removeprefix('python')}.*/bin/python")))
+    yield from interpreters("python3.12", "python3.13")
     yield sys.executable
-
-
-def _managed() -> Path:
-    """Where pyenv keeps its interpreters."""
-    return Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 
 
 def _made(
     kind: str, recipe: object, base: Path, wanted: Sequence[str], startup: str = STARTUP
 ) -> Path:
-    """The interpreter of the environment with this recipe, installed unless it is there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nnattr"
-    home = cache / f"{kind}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
-    done = home / "complete"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(home.with_suffix(".lock")):  # a second process waits until the first is done
-        if not done.exists():
-            shutil.rmtree(home, ignore_errors=True)
-            _install(base, home, wanted, startup)
-            done.touch()
-    return home / "bin" / "python"
+    """The interpreter of the environment with this recipe, whose hash is in its name."""
+    home = folder(f"{kind}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}")
 
+    def install(home: Path) -> None:
+        run(base, "-m", "venv", home)
+        packages = next(home.glob("lib/python*/site-packages"))
+        (packages / STARTUP_FILE).write_text(startup)
+        run(home / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted)
 
-def _install(base: Path, home: Path, wanted: Sequence[str], startup: str) -> None:
-    """Make an environment; a half-made one has no ``complete`` in it."""
-    print(f"making the environment {home}, once ...", file=sys.stderr, flush=True)
-    _run(base, "-m", "venv", home)
-    packages = next(home.glob("lib/python*/site-packages"))
-    (packages / STARTUP_FILE).write_text(startup)
-    _run(home / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted)
-
-
-def _run(*command: str | Path) -> None:
-    nice = ["nice", "-n", "10"] if shutil.which("nice") else []
-    done = subprocess.run([*nice, *map(str, command)], capture_output=True, text=True)
-    if done.returncode:
-        tail = "\n".join(done.stderr.strip().splitlines()[-15:])
-        raise UnavailableError(f"an environment for the remote tests could not be made:\n{tail}")
+    with lock(home):
+        return made(home, "", install)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from tests.ndif import processes
-from tests.ndif.environment import UnavailableError, environment
+from tests.ndif.environment import environment
+from tests.support.environment import UnavailableError
 
 Actor: TypeAlias = Literal["in_process", "sandboxed"]
 DType: TypeAlias = Literal["float32", "bfloat16"]

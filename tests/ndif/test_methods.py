@@ -18,8 +18,9 @@ from nnattr.cli import app
 from nnattr.errors import BackendError
 from tests.methods.common import METHODS, SITES, assert_same, ragged_ioi
 from tests.ndif import processes
-from tests.ndif.environment import STARTUP_FILE, client, version
+from tests.ndif.environment import STARTUP_FILE, client
 from tests.ndif.server import ON_SERVER, Server
+from tests.support.environment import version
 from tests.support.metrics import entropy
 
 ROOT = Path(__file__).parents[2]

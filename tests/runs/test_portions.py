@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 import nnattr
 from nnattr import Model
@@ -52,16 +53,21 @@ def ask(model: Model, **changes: Any) -> dict[str, Any]:
 
 @contextmanager
 def room_for(model: Model, most: int) -> Iterator[list[int]]:
-    """A model that runs out of memory where a pass has more rows; the rows that were tried."""
-    seen: list[int] = []
+    """A model that runs out of memory where a pass has more rows; the rows that were tried.
 
-    def small(_: Any, __: Any, output: torch.Tensor) -> None:
+    By a hook on all modules: one on the model's own would be a part of it.
+    """
+    seen: list[int] = []
+    embedding = raw_module(model).get_submodule(model.spec.embed)
+
+    def small(module: Any, _: Any, output: torch.Tensor) -> None:
+        if module is not embedding:
+            return
         seen.append(len(output))
         if len(output) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    embedding = raw_module(model).get_submodule(model.spec.embed)
-    handle = embedding.register_forward_hook(small)
+    handle = register_module_forward_hook(small)
     try:
         yield seen
     finally:

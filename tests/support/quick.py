@@ -1,4 +1,4 @@
-"""What `make quick` runs: a bit of everything, under a minute of processor time.
+"""What `make quick` runs, and what more `make test-versions` runs.
 
 Structure and imports, what travels, tasks, metrics, statistics, files that give back what was put
 in, figures, every family's proof, the engine against one plain pass per cell, and a job that
@@ -28,5 +28,17 @@ QUICK = frozenset(
         "test_tables",
         "test_tokens_and_tasks",
         "test_travel",
+    }
+)
+
+#: Besides, where libraries may differ: the engine against full passes, what serves a model, a job
+#: that travels.
+VERSIONS = frozenset(
+    {
+        "test_backends::test_simulated_is_local",
+        "test_cache_name",
+        "test_decompose_attention::test_every_family_falls_apart_or_says_why_not",
+        "test_engine",
+        "test_versions",
     }
 )

@@ -3,7 +3,8 @@ r"""Attention patterns: where do heads look?
 .. math:: A_{h,ij} = \mathrm{softmax}_j \left( q_{h,i} \cdot k_{h,j} / \sqrt{d} + m_{ij} \right)
 
 is how much query position i of head h attends to key position j, as the model itself computes it
-(`nnattr.runs.patterns` says how that is read and proven). Each row sums to one.
+(`nnattr.runs.patterns` says how that is read and proven). Each row sums to one, or, in heads with
+an attention sink, to what the sink leaves.
 
 **Attention is not attribution.** A large weight on a token says that its value vector was copied
 much, not that it matters: the vector may be short (heads often rest on the first token, whose

@@ -22,6 +22,7 @@ from nnattr.maps.attention import (
     read_attention,
     rotate,
     rotations,
+    sinks_of,
 )
 from nnattr.maps.heads import Proof
 from nnattr.maps.norm import apply, per_unit
@@ -158,7 +159,9 @@ def taken_apart(
                 total, spread = sums.total(), sums.spread()
                 kept = strongest(pairs, question.names, spread)
                 maps = [sums.of(query, key) for query, key in kept]
-                attention = pattern(total[None, None], question.form.cap)
+                sinks = sinks_of(nn, question.form)
+                own = None if sinks is None else sinks[question.head][None]
+                attention = pattern(total[None, None], question.form.cap, own)
                 made = attention[0] @ sums.v
     z = seen.z.float().unflatten(-1, (question.form.heads, -1))[:, :, question.head]
     output = float((made - z).abs().max() / seen.z.abs().max())
@@ -239,13 +242,13 @@ def require_sum(proof: Proof, stream: float, output: float) -> None:
         stream: the largest error of the sum of parts, relative to the residual stream.
         output: that of the head's output, relative to the layer's.
     """
+    proof.require()
     if proof.alibi:
         raise RefusedError(
             "arch",
             "the model adds a bias for the distance of query and key to its scores (ALiBi), which "
             "comes from no component; the scores are more than the sum of these pairs.",
         )
-    proof.require()
     limit = attention_tolerance(proof.dtype)
     if not max(output, stream) <= limit:
         raise RefusedError(

@@ -135,7 +135,7 @@ def _words(weights: Sequence[dict[int, float]]) -> tuple[Tensor, Tensor]:
     width = max(map(len, weights))
     tokens = [[*row, *[0] * (width - len(row))] for row in weights]
     shares = [[*row.values(), *[0.0] * (width - len(row))] for row in weights]
-    return torch.tensor(tokens)[:, None], torch.tensor(shares)[:, None]
+    return torch.tensor(tokens)[:, None], torch.tensor(shares, dtype=torch.float32)[:, None]
 
 
 def _baselines(outcome: Outcome, run: Run) -> xr.DataArray:

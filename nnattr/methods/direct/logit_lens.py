@@ -37,7 +37,8 @@ from nnattr.results import Lens
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take, top_tokens
 from nnattr.runs.places import read
-from nnattr.runs.portions import Portions
+from nnattr.runs.portions import Portions, RefusedError
+from nnattr.runs.tolerance import pass_tolerance
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 from nnattr.tokens import Tokens, continuation_id, token_texts
@@ -159,9 +160,20 @@ def by_point(
         with torch.no_grad():
             stream = [take(read(nn, where, prompts.width), at) for where in question.places]
             seen = [
-                top_tokens(unembedded(nn, question, x), question.top_k, answers) for x in stream
+                top_tokens(unembedded(nn, question, x), question.top_k, answers)
+                for x in stream[:-1]
             ]
+            ours, own = unembedded(nn, question, stream[-1]), take(nn.output.logits, at)
+            seen.append(top_tokens(ours, question.top_k, answers))
             cpu = [{key: value.cpu() for key, value in one.items()} for one in seen]
+    gap = float((ours.float() - own.float()).abs().max() / own.float().abs().max())
+    if not gap <= pass_tolerance(own):
+        raise RefusedError(
+            "arch",
+            "the model's own logits are not its unembedding of the last point of its residual "
+            f"stream (they differ by {gap:.1e} of the largest): it does something besides, or "
+            "somebody's hook does, that no other point would see.",
+        )
     return {key: torch.stack([one[key] for one in cpu], 1) for key in cpu[0]}
 
 

@@ -125,7 +125,7 @@ def _positions(task: Task) -> Tensor:
 def _next(task: Task) -> tuple[Tensor, Tensor]:
     """At every position the token after it, and 1; at the last one nothing."""
     following = task.clean_tokens.ids.roll(-1, 1)
-    weights = torch.ones(following.shape)
+    weights = torch.ones(following.shape, dtype=torch.float32)
     weights[:, -1] = 0
     return following[..., None], weights[..., None]
 

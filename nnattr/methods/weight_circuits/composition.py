@@ -102,7 +102,8 @@ def random_composition(
     generator = torch.Generator().manual_seed(seed)
     scores = []
     for _ in range(samples):
-        v, o, q, k = 2 * torch.rand(4, d_model, d_head, generator=generator) - 1
+        made = torch.rand(4, d_model, d_head, generator=generator, dtype=torch.float32)
+        v, o, q, k = 2 * made - 1
         scores.append(float(pairs(v[None], o.T[None], q[None], k[None])))
     return float(np.mean(scores)), float(np.std(scores))
 

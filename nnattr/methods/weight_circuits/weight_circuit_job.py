@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from nnattr.linalg import product_eigenvalues, product_norm, product_svd
-from nnattr.maps.attention import read_attention
+from nnattr.maps.attention import Form, read_attention
 from nnattr.maps.heads import Proof, WeightsQuestion, final_norm, head_matrices
 from nnattr.maps.linear import linear_map
+from nnattr.runs.as_built import as_built
+from nnattr.runs.places import raw
 from nnattr.runs.portions import RefusedError, answered
+from nnattr.runs.tolerance import weights_tolerance
 
 #: Numbers of the vocabulary's rows, or of the circuit's, that are made at once.
 NUMBERS_AT_ONCE = 2**25
@@ -78,6 +81,25 @@ class SideRecipe:
         self.end = end
 
 
+class Run:
+    """What a run over the short prompt shows, by which the sides are proven; inside a trace.
+
+    Attributes:
+        table: what the table of position embeddings gave [example or 1, pos, d_model], or None.
+        seen: what each layer's attention saw and made.
+        entering: what entered the unembedding [example, pos, d_model].
+        unembedded: what left it [example, pos, token].
+        logits: the model's own.
+    """
+
+    def __init__(self, nn: Any, ends: Ends, forms: list[Form]) -> None:
+        self.table = None if ends.positions is None else nn.get(ends.positions).output
+        self.seen = read_attention(nn, forms)
+        head = nn.get(ends.unembed)
+        self.entering, self.unembedded = head.input, head.output
+        self.logits = nn.output.logits
+
+
 class Sides:
     """What both sides are made from; inside a trace.
 
@@ -87,6 +109,7 @@ class Sides:
         norm: the final norm's path, or None; ``fold`` says whether norms' weights are put in.
         fold: see ``norm``.
         matrices: of each layer's heads, see `nnattr.maps.heads.head_matrices`.
+        run: what proves them.
         like: a tensor of the residual stream's dtype and device.
     """
 
@@ -96,14 +119,15 @@ class Sides:
         ends: Ends,
         question: WeightsQuestion,
         matrices: dict[int, dict[str, Tensor]],
-        like: Tensor,
+        run: Run,
     ) -> None:
         self.nn = nn
         self.ends = ends
         self.norm = question.norm
         self.fold = question.fold
         self.matrices = matrices
-        self.like = like
+        self.run = run
+        self.like = run.seen[0].stream
 
     def made(self, recipe: SideRecipe) -> Tensor:
         """One side [row, rank]."""
@@ -136,9 +160,15 @@ class Sides:
         module = self.nn.get(self.ends.positions)
         first = self.ends.offset  # OPT leaves the first rows unused
         last = first + self.ends.context
-        if module.weight.is_meta:
-            return module(torch.arange(first, last, device=self.like.device)[None])[0]
-        return module.weight[first:last].to(self.like.device)
+        if module.weight.is_meta or not as_built(raw(module)):
+            rows = module(torch.arange(first, last, device=self.like.device)[None])[0]
+        else:
+            rows = module.weight[first:last].to(self.like.device)
+        assert self.run.table is not None  # there are positions to ask for
+        table = self.run.table.float().reshape(-1, rows.shape[-1]).to(rows.device)
+        pos = self.like.shape[1]
+        self.require("position embeddings", rows[:pos].float(), table[:pos])
+        return rows
 
     def centred(self, table: Tensor) -> Tensor:
         """The rows without their mean, where norms are folded and take it away anyway."""
@@ -155,10 +185,31 @@ class Sides:
         step = size if module.weight.is_meta else max(1, NUMBERS_AT_ONCE // rows.shape[-1])
         parts = []
         for ids in torch.arange(size, device=self.like.device).split(step):
-            matrix, _ = linear_map(module, rows.shape[-1], self.like, ids)
+            matrix, bias = linear_map(module, rows.shape[-1], self.like, ids)
+            self.require_unembedding(ids, matrix, bias)
             parts.append((rows @ matrix).T)
         found = self.ends.multiplier * torch.cat(parts)
         return found - found.mean(0) if self.fold and not self.ends.capped else found
+
+    def require_unembedding(self, ids: Tensor, matrix: Tensor, bias: Tensor) -> None:
+        """Hold the unembedding's map to some tokens against what the model did in the run."""
+        entering, made = self.run.entering.float(), self.run.unembedded[..., ids].float()
+        self.require("unembedding's outputs", entering.to(matrix.device) @ matrix + bias, made)
+        if not self.ends.capped:
+            logits = self.run.logits[..., ids].float()
+            self.require("logits", self.ends.multiplier * made, logits)
+
+    def require(self, what: str, found: Tensor, expected: Tensor) -> None:
+        """Refuse a model that does not do what its weights say."""
+        gap = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        limit = weights_tolerance(self.like.dtype)
+        if not gap <= limit:
+            raise RefusedError(
+                "arch",
+                f"the {what} are not those of the weights alone: they differ by {gap:.1e} of their "
+                f"size, and at most {limit:.0e} is allowed. A circuit of weights would miss what "
+                "the model does besides (somebody's hook, say); activation_patching runs it.",
+            )
 
 
 def weight_circuit_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -192,10 +243,10 @@ def answers(
     """The same, of what a payload holds."""
     with nn.trace(input_ids=ids, use_cache=False):
         with torch.no_grad():
-            seen = read_attention(nn, list(question.forms.values()))
-            with torch.autocast(seen[0].z.device.type, enabled=False):
-                matrices, proof = head_matrices(nn, question, seen)
-                sides = Sides(nn, ends, question, matrices, seen[0].stream)
+            run = Run(nn, ends, list(question.forms.values()))
+            with torch.autocast(run.seen[0].z.device.type, enabled=False):
+                matrices, proof = head_matrices(nn, question, run.seen)
+                sides = Sides(nn, ends, question, matrices, run)
                 left, right = [sides.made(recipe) for recipe in recipes]
     require_weights_alone(proof, question.distance)
     with torch.no_grad():
