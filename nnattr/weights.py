@@ -6,11 +6,13 @@
 `position_pattern`   where a head would look if it saw positions alone
 `composition`        which heads read what other heads write
 `head`               one head's matrices and biases
+`answer_direction`   the direction that says the answer rather than the wrong answer
 ===================  ===========================================================================
 
 `ov` and `qk` give a `WeightCircuit`, which is asked further; `head` gives `HeadWeights`.
 """
 
+from nnattr.methods.weight_circuits.answer_direction import answer_direction
 from nnattr.methods.weight_circuits.composition import composition
 from nnattr.methods.weight_circuits.head_weights import head
 from nnattr.methods.weight_circuits.ov_qk import ov, position_pattern, qk
@@ -21,6 +23,7 @@ __all__ = [
     "HeadWeights",
     "WeightCircuit",
     "WeightMatrix",
+    "answer_direction",
     "composition",
     "head",
     "ov",

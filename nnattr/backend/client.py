@@ -51,7 +51,7 @@ class StatusLine:
         now = time.perf_counter()
         status, text = response.status.value, response.description or ""
         if status == "LOG":
-            if done := _progress(text):
+            if done := reported(text):
                 self.bar.tick(*done)
             return
         self.taken = self.taken or now
@@ -72,7 +72,7 @@ class StatusLine:
         return (self.started - self.taken) if self.taken and self.started else 0.0
 
 
-def _progress(text: str) -> tuple[int, int] | None:
+def reported(text: str) -> tuple[int, int] | None:
     """The two numbers of a line of progress; None of any other line."""
     words = text.split()
     if len(words) != 2 or words[0] != PROGRESS:

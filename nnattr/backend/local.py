@@ -5,15 +5,17 @@ from __future__ import annotations
 import linecache
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any
+from typing import Any, TextIO
 
 from nnattr.backend.alone import alone
+from nnattr.backend.client import print_tick, reported
 from nnattr.backend.failures import too_large
 from nnattr.backend.progress import ProgressBar
-from nnattr.backend.seam import Cost, JobFunction, Outcome, session, silent
+from nnattr.backend.seam import Cost, JobFunction, Outcome, session
 from nnattr.errors import BackendError, NnattrError, TooLargeError
 
 
@@ -23,6 +25,7 @@ class Local:
 
     name: str = field(default="local", init=False)
     holds_weights: bool = field(default=True, init=False)
+    in_process: bool = field(default=True, init=False)
     max_job_seconds: float | None = field(default=None, init=False)
     max_job_bytes: int | None = field(default=None, init=False)
 
@@ -44,6 +47,7 @@ class Simulated:
 
     name: str = field(default="simulated", init=False)
     holds_weights: bool = field(default=True, init=False)
+    in_process: bool = field(default=False, init=False)
     max_job_seconds: float | None = None
     max_job_bytes: int | None = None
 
@@ -51,8 +55,39 @@ class Simulated:
         """Run what the request holds, here."""
         started = time.perf_counter()
         carrier = _loopback(nn)
-        values = _here(nn, job, payload, silent, carrier, label)
+        with ProgressBar(label) as bar, _heard(bar):
+            values = _here(nn, job, payload, print_tick, carrier, label)
         return Outcome(values, Cost(time.perf_counter() - started, 1, carrier.bytes_sent))
+
+
+class _Listener:
+    """Where a rehearsed job prints: its progress goes to the bar, all else to where it went."""
+
+    def __init__(self, bar: ProgressBar, out: TextIO) -> None:
+        self.bar, self.out, self.line = bar, out, ""
+
+    def write(self, text: str) -> int:
+        """Take some text; whole lines are looked at."""
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            if done := reported(line):
+                self.bar.tick(*done)
+            else:
+                self.out.write(f"{line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self.out.flush()
+
+
+@contextmanager
+def _heard(bar: ProgressBar) -> Iterator[None]:
+    """Show on the bar what a rehearsed job prints of its progress, as from a server."""
+    listener = _Listener(bar, sys.stdout)
+    with redirect_stdout(listener):  # type: ignore[type-var]
+        yield
+    sys.stdout.write(listener.line)
 
 
 def _here(

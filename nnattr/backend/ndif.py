@@ -54,6 +54,7 @@ class NDIF:
     max_job_seconds: float | None = None
     max_job_bytes: int | None = None
     holds_weights: bool = field(default=False, init=False)
+    in_process: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.host is not None and not self.host.startswith(("http://", "https://")):

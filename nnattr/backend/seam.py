@@ -65,6 +65,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def in_process(self) -> bool:
+        """Whether a job is called here with the very objects of its payload, and may call them."""
+        ...
+
+    @property
     def max_job_seconds(self) -> float | None:
         """Longest that one job should run, or None; analyses are split to keep within it."""
         ...

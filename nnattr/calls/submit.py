@@ -49,6 +49,7 @@ class Sending:
     """A backend that sends a job and does not wait for it."""
 
     holds_weights = False
+    in_process = False
     max_job_seconds = None
     max_job_bytes = None
 
@@ -64,6 +65,7 @@ class Fetched:
     """A backend whose answer to the first job is there already; later ones run on the server."""
 
     holds_weights = False
+    in_process = False
     max_job_seconds = None
     max_job_bytes = None
 

@@ -5,9 +5,11 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nnattr.engine.base import BaseRun, base_run
 from nnattr.engine.fastest import fastest, resumes
@@ -37,34 +39,44 @@ def ablation_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
 
 
 def in_portions(nn: Any, tick: Any, payload: dict[str, Any], question: Question) -> dict[str, Any]:
-    """`sweep` on portions of the examples."""
+    """`sweep` on portions of the examples.
+
+    A payload may hold ``known``, the changes that were found earlier, NaN where there are none; and
+    where the job is called in the client's own process ``keep(some, values)``, which is told after
+    every pass what is known of a portion.
+    """
     portions = portions_for(nn, tick, payload, question)
+    known, keep = payload.get("known"), payload.get("keep")
+    if known is None:
+        known = torch.full(shape(question), float("nan"))
     for some in portions:
         with portions.attempt():
-            found = sweep(nn, portions.tick, question.take(some), portions.budget)
+            kept = None if keep is None else partial(keep, some)
+            asked = question.take(some)
+            found = sweep(nn, portions.tick, asked, portions.budget, known[some], kept)
             portions.keep(found, rows=0)  # its passes were counted as they ran
     return portions.joined()
 
 
-def sweep(nn: Any, tick: Any, question: Question, budget: Budget) -> dict[str, Any]:
-    """Both runs' metric and its change for every example, layer, unit and spot of a question."""
+def shape(question: Question) -> tuple[int, int, int, int]:
+    """How many examples, layers, units and spots there are."""
+    return len(question), len(question.layers), question.units, len(question.spots)
+
+
+def sweep(
+    nn: Any, tick: Any, question: Question, budget: Budget, known: Tensor, keep: Any = None
+) -> dict[str, Any]:
+    """Both runs' metric and its change for every example, layer, unit and spot of a question.
+
+    Rows whose change is ``known`` are left out of the passes; the others run as if these had just
+    been done, and come out the same to the bit.
+    """
     require_edits_in_place(nn, question.layout)
     found = prepared(nn, question, budget)
     base, rows, mode = found.base, found.rows, found.mode
-    shape = len(question), len(question.layers), question.units, len(question.spots)
-    change = torch.zeros(shape)
-    column = torch.zeros(question.layout.depth, dtype=torch.long)
-    column[question.layers] = torch.arange(len(question.layers))
-    total, done = effort(question, rows), 0
-    for some, start in batches(question, rows, mode):
-        size = 1
-        if mode.packed:
-            size = rows_per_sequence(question, start, budget.tokens, mode.longest)
-        for ran, values in passes(nn, question, base, mode, budget, some, start, size):
-            change[ran.example, column[ran.layer], ran.unit, ran.spot] = values.float().cpu()
-            done += effort(question, ran)
-            tick(done, total)
-    return {
+    change = torch.zeros(shape(question))
+    change[cells(question, rows)] = known[cells(question, rows)]
+    values = {
         "change": change,
         "base": base.metric,
         "source": base.source_metric,
@@ -72,6 +84,27 @@ def sweep(nn: Any, tick: Any, question: Question, budget: Budget) -> dict[str, A
         "fell_back": mode.because,
         "dtype": str(base.logits.dtype),
     }
+    total, done = effort(question, rows), 0
+    for some, start in batches(question, rows, mode):
+        size = 1
+        if mode.packed:
+            size = rows_per_sequence(question, start, budget.tokens, mode.longest)
+        left = some.take(change[cells(question, some)].isnan())
+        done += effort(question, some) - effort(question, left)
+        for ran, found_there in passes(nn, question, base, mode, budget, left, start, size):
+            change[cells(question, ran)] = found_there.float().cpu()
+            done += effort(question, ran)
+            tick(done, total)
+            if keep is not None:
+                keep(values)
+    return values
+
+
+def cells(question: Question, rows: Rows) -> tuple[Tensor, ...]:
+    """Where the changes of rows stand: their examples, layers, units and spots."""
+    column = torch.zeros(question.layout.depth, dtype=torch.long)
+    column[question.layers] = torch.arange(len(question.layers))
+    return rows.example, column[rows.layer], rows.unit, rows.spot
 
 
 class Prepared:

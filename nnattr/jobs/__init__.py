@@ -5,7 +5,8 @@
 `layout`       where the engine finds things in this model, and how a patch of a site enters it
 `replacement`  what an ablation puts in the place of an activation
 `split`        as few jobs as the backend's limits allow
-`checkpoint`   finished parts on disk
+`found`        what is known of the answer so far
+`checkpoint`   that on disk
 `frame`        what the numbers of an answer mean: axes, normalisation, refusals
 `plain`        arguments as values of JSON, and back
 `record`       the provenance of a result, in one way for every method

@@ -1,7 +1,8 @@
-"""Finished parts of a study on disk, in a folder named by a digest of all that they depend on.
+"""What is known of a study's answer on disk, in a folder named by a digest of all it depends on.
 
-The same study finds its parts again, and another task, metric, model or argument never takes them.
-Loading a part runs no code.
+The same study finds it again, and another task, metric, model or argument never takes it. Loading
+it runs no code. A job on a server is kept when it is done; one in this process also hands over what
+it has found so far, so that what stops it costs a few seconds and not the job.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import inspect
 import json
 import os
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,98 +22,113 @@ import torch
 from nnattr import storage
 from nnattr.backend import Cost
 from nnattr.errors import BackendError, ResultError
+from nnattr.jobs.found import Found
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
 from nnattr.metrics import describe
 from nnattr.model.edits import Edit
 from nnattr.runs.as_built import is_users, runs_its_class
 
-#: What a part holds besides plain values.
-TENSORS = ("change", "base", "source")
+#: The file in a study's folder.
+FILE = "found.safetensors"
+#: Seconds of work that may be lost at least, and the share of the time that keeping may take.
+PAUSE, SHARE = 1.0, 0.02
 #: What says how an adapter of PEFT's is switched.
 ADAPTER = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
-#: Arguments that finished parts do not depend on.
+#: Arguments that an answer does not depend on.
 FREE = ("normalized", "max_memory")
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one job returned, and what it cost."""
-
-    values: dict[str, Any]
-    cost: Cost
-
-    @property
-    def layers(self) -> int:
-        """How many layers it covers."""
-        return self.values["change"].shape[1]
-
-
 class Store:
-    """Finished parts of one study in a folder.
+    """What is known of one study's answer, in a file.
 
     Args:
-        folder: where; made if needed. Parts of several studies may share it.
-        study: whose parts; a digest of its content names its own folder.
-        frame: what a part must look like.
+        folder: where; made if needed. Several studies may share it.
+        study: whose; a digest of its content names its own folder.
+        frame: what its answer must look like.
 
     Raises:
         ResultError: the folder cannot be made.
     """
 
     def __init__(self, folder: str | Path, study: Study, frame: Frame) -> None:
-        self.folder = Path(folder) / digest(study)
+        self.path = Path(folder) / digest(study) / FILE
         self.frame = frame
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResultError(
                 f"The checkpoint {str(folder)!r} is not a writable folder."
             ) from error
 
-    def read(self) -> dict[int, Part]:
-        """Finished parts by first layer; where two overlap, the one that starts lower.
+    def read(self) -> Found:
+        """What is known; nothing, if there is no file.
 
         Raises:
-            ResultError: a file is damaged, or not a part of this study.
+            ResultError: the file is damaged, or not of this study.
         """
-        parts: dict[int, Part] = {}
-        end = 0
-        for path in sorted(self.folder.glob("layer-*.safetensors"), key=_layer):
-            part, first = self._part(path), _layer(path)
-            if first >= end:
-                parts[first] = part
-                end = first + part.layers
-        return parts
+        if not self.path.exists():
+            return Found.nothing(self.frame)
+        try:
+            tensors, header = storage.read(self.path)
+            self.frame.refuse({**tensors, **header["plain"]})
+            if tensors["finished"].shape != (self.frame.layers,):
+                raise ValueError("the finished layers are not those of this model")
+            return Found(tensors, header["plain"], Cost(**header["cost"]))
+        except (ResultError, KeyError, TypeError, ValueError, BackendError) as error:
+            raise ResultError(
+                f"{self.path} does not hold what is known of this study; delete it to compute it "
+                "again."
+            ) from error
 
-    def write(self, layer: int, part: Part) -> None:
-        """Keep a part: a whole file appears at once, or none.
+    def write(self, found: Found, cost: Cost) -> None:
+        """Keep what is known, and what it cost: a whole file appears at once, or none.
 
         Raises:
             ResultError: it cannot be written.
         """
-        tensors = {key: part.values[key] for key in TENSORS}
-        plain = {key: value for key, value in part.values.items() if key not in tensors}
-        header = {"cost": asdict(part.cost), "plain": plain}
-        storage.write(self.folder / f"layer-{layer}.safetensors", tensors, header)
-
-    def _part(self, path: Path) -> Part:
-        try:
-            tensors, header = storage.read(path)
-            values = {key: tensors[key] for key in TENSORS}
-            part = Part(values | header["plain"], Cost(**header["cost"]))
-            self.frame.refuse(part.values, min(part.layers, self.frame.layers - _layer(path)))
-        except (ResultError, KeyError, TypeError, ValueError, BackendError) as error:
-            raise ResultError(
-                f"{path} is not a finished part of this study; delete it to compute it again."
-            ) from error
-        return part
+        header = {"cost": asdict(cost), "plain": found.plain}
+        storage.write(self.path, found.tensors, header)
 
 
-def _layer(path: Path) -> int:
-    """The first layer of the part in a file, from its name ``layer-N.safetensors``."""
-    number = path.stem.partition("-")[2]
-    return int(number) if number.isdecimal() else -1
+class Keeper:
+    """Keeps what a job in this process finds while it runs: now and then, as `PAUSE` says.
+
+    Args:
+        store: where it is kept.
+        found: what is known; it grows.
+        layers: those that the job is about.
+    """
+
+    def __init__(self, store: Store, found: Found, layers: list[int]) -> None:
+        self.store, self.found, self.layers = store, found, layers
+        self.began = time.perf_counter()
+        self.next = self.began + PAUSE
+        self.latest: tuple[slice, dict[str, Any]] | None = None
+
+    def __call__(self, some: slice, values: dict[str, Any]) -> None:
+        """Hear what the job has found for some examples; it goes on to fill ``values``."""
+        if self.latest is not None and self.latest[0] != some:
+            self._take()
+        self.latest = some, values
+        if time.perf_counter() >= self.next:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down what was heard."""
+        if self.latest is None:
+            return
+        began = time.perf_counter()
+        self._take()
+        self.store.write(self.found, self.found.cost + Cost(began - self.began))
+        ended = time.perf_counter()
+        self.next = ended + max(PAUSE, (ended - began) / SHARE)
+
+    def _take(self) -> None:
+        """What was heard last becomes a part of what is known."""
+        if self.latest is not None:
+            some, values = self.latest
+            self.found.take(values, self.layers, some)
 
 
 def digest(study: Study) -> str:
@@ -121,15 +138,23 @@ def digest(study: Study) -> str:
         provenance.method,
         {k: v for k, v in provenance.arguments.items() if k not in FREE},
         study.engine,
-        describe(study.metric),
+        _named(study.metric),
         _code(study.metric),
         [provenance.model, provenance.revision, provenance.architecture, provenance.dtype],
+        study.model.config.to_dict(),
         [*_weights(study.model.module), *_done_to(study.model.module)],
         [_edit(edit) for edit in study.model.edits],
         provenance.task_hash,
         provenance.versions,
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(metric: Any) -> str:
+    """The metric's name; of an object without a text of its own, not where it lies in memory."""
+    plain = not inspect.isfunction(metric) and type(metric).__repr__ is object.__repr__
+    return type(metric).__qualname__ if plain else describe(metric)
 
 
 def _edit(edit: Edit) -> list[Any]:
@@ -168,10 +193,24 @@ def _done_to(module: Any) -> list[str]:
 
 
 def _weights(module: Any) -> list[str]:
-    """Samples of the weights that are loaded here, which tell apart two models of one name."""
+    """Marks of the weights that are loaded here, which tell apart two models of one name."""
     marks = []
-    for name, value in module.named_parameters():
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.device.type != "meta":
             few = value.detach().flatten()[:: max(1, value.numel() // 16)].tolist()
-            marks.append(f"{name} {value.sum(dtype=torch.float64).item():.6e} {few}")
+            marks.append(f"{name} {value.dtype} {_sum(value.detach())} {few}")
     return [hashlib.sha256(mark.encode()).hexdigest()[:16] for mark in marks]
+
+
+def _sum(value: torch.Tensor) -> float:
+    """A number that another bit in any weight changes: the sum of the memory as integers.
+
+    It takes a fifth of the time of a sum in double precision, and is the same on any number of
+    threads. Weights whose memory cannot be seen (of some quantizers) are summed as they are.
+    """
+    try:
+        memory = value.contiguous().flatten().view(torch.uint8)
+        whole = len(memory) // 8 * 8
+        return memory[:whole].view(torch.int64).sum().item() + memory[whole:].sum().item()
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return value.sum(dtype=torch.float64).item()

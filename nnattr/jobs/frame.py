@@ -90,6 +90,12 @@ class Frame(BaseModel):
         """How messages name what was asked."""
         return f"{self.provenance.method} with {self.provenance.metric}"
 
+    def shapes(self, layers: int | None = None) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors that a job returns for so many layers; None means all."""
+        n = len(self.prompts) * (2 if self.contrast else 1)
+        layers = self.layers if layers is None else layers
+        return {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
+
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
         """Raise what the job refused with, or if these are not values that it returns.
 
@@ -99,10 +105,7 @@ class Frame(BaseModel):
         """
         said = self.said
         accepted(values, said)
-        n = len(self.prompts) * (2 if self.contrast else 1)
-        layers = self.layers if layers is None else layers
-        shapes = {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
-        for key, shape in shapes.items():
+        for key, shape in self.shapes(layers).items():
             value = values.get(key)
             if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
                 given = tuple(getattr(value, "shape", ())) or type(value).__name__

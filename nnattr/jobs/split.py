@@ -1,28 +1,22 @@
-"""A study in as few jobs as its backend's limits allow, each kept on disk as soon as it is done.
+"""A study in as few jobs as its backend's limits allow, kept on disk as it goes on.
 
 Without limits a study is one job. A limit on a job's seconds or bytes, or a server that refuses a
-job for its size, splits it by layers, never by cell. With a checkpoint every finished part is kept
-(`nnattr.jobs.checkpoint`), so that the same study picks up where it stopped.
+job for its size, splits it by layers, never by cell. With a checkpoint what is found is kept
+(`nnattr.jobs.checkpoint`), so that the same study picks up where it stopped. People see one bar.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import torch
-
-from nnattr.backend import Cost
-from nnattr.errors import ResultError, TooLargeError
-from nnattr.jobs.checkpoint import Part, Store
+from nnattr.backend import Outcome
+from nnattr.backend.progress import ProgressBar
+from nnattr.errors import TooLargeError
+from nnattr.jobs.checkpoint import Keeper, Store
+from nnattr.jobs.found import Found
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
 from nnattr.results import Scores
-
-Values: TypeAlias = dict[str, Any]
-
-#: The largest relative difference of baselines between parts of one model.
-SAME = 0.02
 
 
 def run(study: Study, checkpoint: str | Path | None = None) -> Scores:
@@ -30,89 +24,74 @@ def run(study: Study, checkpoint: str | Path | None = None) -> Scores:
 
     Args:
         study: what is asked.
-        checkpoint: a folder that keeps finished parts.
+        checkpoint: a folder that keeps what is found.
 
     Raises:
-        BackendError, ResultError: see `in_parts`.
+        BackendError, ResultError: see `in_jobs`.
         MetricError, TaskError: see `nnattr.jobs.frame.Frame.scores`.
     """
     frame = study.frame()
-    return frame.scores(*in_parts(study, frame, checkpoint))
+    with ProgressBar(_name(study)) as bar:
+        store = Store(checkpoint, study, frame) if checkpoint is not None else None
+        found = in_jobs(study, frame, store, bar)
+    return frame.scores(found.values(), found.cost)
 
 
-def in_parts(study: Study, frame: Frame, checkpoint: str | Path | None) -> tuple[Values, Cost]:
-    """The values of all layers, and what they cost now and when they were kept.
+def in_jobs(study: Study, frame: Frame, store: Store | None, bar: ProgressBar) -> Found:
+    """What is found for all layers.
 
     Raises:
         BackendError: a job failed, and one of fewer layers would not help or failed as well. What
-            was finished stays in the checkpoint.
-        ResultError: the checkpoint cannot be written, or holds something else.
+            was found stays in the store.
+        ResultError: the store cannot be written, or holds something else.
     """
-    store = Store(checkpoint, study, frame) if checkpoint is not None else None
-    parts = store.read() if store else {}
-    backend = study.model.backend
-    size = _first_size(study, frame, checkpoint is not None)
-    while pending := _gap(parts, frame.layers):
+    found = Found.nothing(frame) if store is None else store.read()
+    backend, size = study.model.backend, _first_size(study, frame)
+    while pending := found.missing():
         layers = pending[:size] if study.by_layer else pending
+        bar.next_part(layers[0] / frame.layers, (layers[-1] + 1) / frame.layers)
         try:
-            payload, label = study.payload(layers), _label(study, layers)
-            outcome = study.model.run(study.job, payload, label=label, said=frame.said)
+            outcome = _outcome(study, frame, found, store, layers)
         except TooLargeError:
             if not (study.by_layer and len(layers) > 1):
                 raise
             size = len(layers) // 2
             continue
-        frame.refuse(outcome.values, len(layers))
-        parts[layers[0]] = Part(outcome.values, outcome.cost)
-        if store:
-            store.write(layers[0], parts[layers[0]])
+        found.finish(outcome.values, layers, outcome.cost)
+        if store is not None:
+            store.write(found, found.cost)
         if backend.max_job_seconds is not None:
             seconds = outcome.cost.run_seconds or outcome.cost.seconds
             size = max(1, int(len(layers) * backend.max_job_seconds / max(seconds, 1e-3)))
             size = min(size, _byte_limit(study, frame))
-    return _joined(parts, store)
+    return found
 
 
-def _joined(parts: dict[int, Part], store: Store | None) -> tuple[Values, Cost]:
-    """The parts as one, if one model computed them all."""
-    ordered = [parts[layer] for layer in sorted(parts)]
-    values = dict(ordered[0].values)
-    said = next((part.values for part in ordered if part.values.get("fell_back")), {})
-    values |= {key: said[key] for key in ("engine", "fell_back") if key in said}
-    for key in ("base", "source"):
-        baselines = torch.stack([part.values[key].double() for part in ordered])
-        gap = (baselines - baselines[0]).abs().max()
-        if store and gap > SAME * baselines.abs().max():
-            raise ResultError(
-                f"The parts in {store.folder} do not belong together: the metric of the plain runs "
-                "differs between them, so the model has changed. Delete them, or use another "
-                "checkpoint."
-            )
-    values["change"] = torch.cat([part.values["change"] for part in ordered], 1)
-    for key in ("peak", "rows"):
-        values[key] = max(part.values.get(key, 0) for part in ordered)
-    return values, sum((part.cost for part in ordered), Cost())
+def _outcome(
+    study: Study, frame: Frame, found: Found, store: Store | None, layers: list[int]
+) -> Outcome:
+    """The outcome of one job about these layers, which is kept while it runs if that can be."""
+    payload, label = study.payload(layers), _label(study, layers)
+    known = found.change(layers)
+    if known is not None:
+        payload["known"] = known
+    keeper = None
+    if store is not None and study.model.backend.in_process:
+        payload["keep"] = keeper = Keeper(store, found, layers)
+    try:
+        outcome = study.model.run(study.job, payload, label=label, said=frame.said)
+    except BaseException:  # whatever stopped it, also from the keyboard
+        if keeper is not None:
+            keeper.keep()
+        raise
+    frame.refuse(outcome.values, len(layers))
+    return outcome
 
 
-def _gap(parts: dict[int, Part], layers: int) -> list[int]:
-    """The first run of layers that no part covers."""
-    missing = set(range(layers))
-    for first, part in parts.items():
-        missing -= set(range(first, first + part.layers))
-    run: list[int] = []
-    for layer in sorted(missing):
-        if run and layer != run[-1] + 1:
-            break
-        run.append(layer)
-    return run
-
-
-def _first_size(study: Study, frame: Frame, kept: bool) -> int:
-    """Layers in the first job: one where its time must be measured or work here is to be kept."""
-    backend = study.model.backend
-    if backend.max_job_seconds is not None or (kept and backend.holds_weights):
-        return 1
-    return _byte_limit(study, frame)
+def _first_size(study: Study, frame: Frame) -> int:
+    """Layers in the first job: one where its time must be measured."""
+    timed = study.model.backend.max_job_seconds is not None
+    return 1 if timed else _byte_limit(study, frame)
 
 
 def _byte_limit(study: Study, frame: Frame) -> int:
@@ -124,7 +103,12 @@ def _byte_limit(study: Study, frame: Frame) -> int:
     return max(1, min(frame.layers, limit // per_layer))
 
 
+def _name(study: Study) -> str:
+    """What people call the study."""
+    return study.method.replace("_", " ")
+
+
 def _label(study: Study, layers: list[int]) -> str:
-    """What people and messages call the job: the method, and its layers where it can be split."""
-    name = study.method.replace("_", " ")
+    """What messages call a job: the method, and its layers where it can be split."""
+    name = _name(study)
     return f"{name}, layers {layers[0]}-{layers[-1]}" if study.by_layer else name

@@ -36,6 +36,7 @@ weight_circuits: what are heads wired to do, read off their weights?
 `weight_circuit`            a circuit of weights as a value that answers questions
 `composition`               which heads are wired to read which earlier heads
 `head_weights`              one head's weights, brought here
+`answer_direction`          what of the residual stream says one answer rather than another
 ==========================  ====================================================================
 
 behaviour: what does the model say and hold, with nothing changed in it?

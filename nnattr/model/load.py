@@ -24,6 +24,7 @@ from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
 from nnattr.backend.alone import alone
+from nnattr.backend.progress import with_bar
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.checkpoint import described, not_found, quiet, task, weights
 from nnattr.model.first_run import require_as_known
@@ -36,6 +37,7 @@ from nnattr.tokens import Tokenizer
 
 
 @checked
+@with_bar("load the model")
 def load(
     model: str | Path | Any,
     *,

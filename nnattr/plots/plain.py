@@ -106,10 +106,12 @@ def activations_figure(
 ) -> go.Figure:
     """The length of an activation by layer and position; see `Activations.plot`."""
     values = found[site].isel(example=example)
+    values = values if "layer" in values.dims else values.expand_dims(layer=[0])
     kept = ("layer", "query_pos" if "query_pos" in values.dims else "pos")
     values = values.isel({kept[1]: np.flatnonzero(values["position"].notnull())})
     places = values["position"].to_numpy().astype(int)
     rest = [dim for dim in values.dims if dim not in kept]
+    values = values.where(np.isfinite(values))  # scores of keys that a query may not see
     lengths = ((values**2).sum(rest, min_count=1) ** 0.5).transpose(*kept)
     head = f"Length of {words.SITES.get(site, words.safe(site))}" if title is None else title
     shown = lengths.reset_coords(drop=True).assign_coords({kept[1]: places})

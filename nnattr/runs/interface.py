@@ -43,14 +43,18 @@ class Handed:
         """Keys or values as each head sees them, in float32 [example, head, pos, d_head]."""
         return value.float().repeat_interleave(self.q.shape[1] // value.shape[1], 1)
 
-    def pattern(self) -> Tensor:
-        """The attention pattern that these give, in float32 [example, head, query_pos, key_pos]."""
+    def scores(self) -> Tensor:
+        """What the softmax gets, with the mask, in float32 [example, head, query_pos, key_pos]."""
         scores = self.q.float() @ self.shared(self.k).transpose(-1, -2) * self.scaling
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.mask is not None:
             scores = scores + self.mask[..., : self.k.shape[-2]].float()
-        return with_sinks(scores, self.sinks)
+        return scores
+
+    def pattern(self) -> Tensor:
+        """The attention pattern that these give, in float32 [example, head, query_pos, key_pos]."""
+        return with_sinks(self.scores(), self.sinks)
 
 
 def with_sinks(scores: Tensor, sinks: Tensor | None) -> Tensor:

@@ -25,27 +25,35 @@ NO_CALL = (
     "does not hand its queries and keys to transformers' common attention interface, so they "
     "cannot be read after the rotary turn; use q and k, from before it."
 )
+#: Scores below this come from a mask: half of what float16 can hold, the smallest that models use.
+LOWEST = -32000.0
 OTHER = "multiplies other queries and keys than those that it hands on; use q and k."
 
 
 def rotated(
-    nn: Any, prompts: PromptBatch, paths: list[list[str]], options: dict[str, Any] | None
-) -> list[tuple[Tensor, Tensor]]:
-    """One pass: each layer's q [example, head, pos, d_head] and k [example, kv_head, pos, d_head].
+    nn: Any,
+    prompts: PromptBatch,
+    paths: list[list[str]],
+    options: dict[str, Any] | None,
+    scores: bool = False,
+) -> list[Any]:
+    """One pass: each layer's queries and keys as they meet, or their scores.
 
     Args:
         nn: the nnsight model.
         prompts: what is run.
         paths: of the layers wanted; see `nnattr.model.patterns.attention_paths`.
         options: further arguments of the pass.
+        scores: whether scores are wanted.
 
     Returns:
-        queries and keys.
+        for each layer q [example, head, pos, d_head] and k [example, kv_head, pos, d_head]; or
+        what the softmax gets [example, head, query_pos, key_pos], -inf where a query does not look.
 
     Raises:
         RefusedError: they cannot be read, or are not what the model multiplies.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[Any] = []
     problems: list[tuple[str, str]] = []
     before = go_eager(nn)
     try:
@@ -64,7 +72,8 @@ def rotated(
                     if problem is not None:
                         problems.append(problem)
                         break
-                    found.append((handed.q.clone(), handed.k.clone()))
+                    pair = handed.q.clone(), handed.k.clone()
+                    found.append(unmasked(handed.scores()) if scores else pair)
                 logits = nn.output.logits[:, -1]
     finally:
         go_back(before)
@@ -73,6 +82,11 @@ def rotated(
     if problems:
         raise RefusedError(*problems[0])
     return found
+
+
+def unmasked(scores: Tensor) -> Tensor:
+    """The scores with -inf for the very low number that a mask adds, whatever it is."""
+    return scores.masked_fill(scores < LOWEST, float("-inf"))
 
 
 def explains(handed: Handed, pattern: Any, prompts: PromptBatch) -> bool:

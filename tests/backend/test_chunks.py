@@ -21,7 +21,10 @@ from safetensors.torch import load_file, save_file
 import nnattr
 from nnattr import LogitDiff, LogProb, Model, Scores, Simulated, Task
 from nnattr.backend import JobFunction, Local, Outcome
-from nnattr.errors import BackendError, ResultError, TooLargeError
+from nnattr.engine import memory
+from nnattr.errors import BackendError, MetricError, ResultError, TooLargeError
+from nnattr.jobs import checkpoint
+from nnattr.runs import portions
 from tests.backend.common import KEY, patch, returning, values
 from tests.backend.scripted import Script, serving
 from tests.methods.common import assert_same
@@ -53,6 +56,10 @@ class Watched:
     @property
     def holds_weights(self) -> bool:
         return self.inner.holds_weights
+
+    @property
+    def in_process(self) -> bool:
+        return self.inner.in_process
 
     @property
     def max_job_seconds(self) -> float | None:
@@ -156,7 +163,7 @@ def ignores_recursion(logits: Any, batch: Any) -> Any:
 @pytest.mark.parametrize(("metric", "jobs"), [(needs_memory, 3), (ignores_recursion, 1)])
 def test_only_a_lack_of_memory_is_tried_again_smaller(metric: Any, jobs: int) -> None:
     watched = Watched()
-    with pytest.raises(BackendError):
+    with pytest.raises((BackendError, MetricError)):
         exact(watched, metric=metric)
     assert len(watched.jobs) == jobs
 
@@ -167,66 +174,157 @@ def test_attribution_is_one_job_whatever_the_limits() -> None:
     assert watched.jobs == [list(range(LAYERS))]
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_an_interrupted_run_goes_on_where_it_stopped(stop_after: int, tmp_path: Path) -> None:
-    unbroken = exact(Watched(), checkpoint=tmp_path / "unbroken")
-    with pytest.raises(InterruptedRunError):
-        exact(Watched(stop_after=stop_after), checkpoint=tmp_path / "parts")
-    again = Watched()
-    resumed = exact(again, checkpoint=tmp_path / "parts")
-    assert layers_of(again) == list(range(stop_after, LAYERS))
-    assert resumed.raw.identical(unbroken.raw), "bitwise"
-    assert resumed.baselines.identical(unbroken.baselines)
-    third = Watched()
-    assert exact(third, checkpoint=tmp_path / "parts").raw.identical(unbroken.raw)
-    assert third.jobs == []
+class Interrupting:
+    """A metric that counts its passes, and stops the process' work after some."""
+
+    passes = 0
+    stop_after: int | None = None
+    seconds = 0.0
+
+    def __call__(self, logits: Any, batch: Any) -> Any:
+        if Interrupting.passes == Interrupting.stop_after:
+            raise KeyboardInterrupt
+        Interrupting.passes += 1
+        time.sleep(Interrupting.seconds)
+        return logits[:, -1, 20] - logits[:, -1, 30]
+
+
+def passes(stop_after: int | None = None, **options: Any) -> tuple[Scores | None, int]:
+    """The scores, unless they are interrupted after some passes, and how many passes there were."""
+    Interrupting.passes, Interrupting.stop_after = 0, stop_after
+    try:
+        return exact(Local(), metric=Interrupting(), **options), Interrupting.passes
+    except KeyboardInterrupt:
+        return None, Interrupting.passes
+
+
+def small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row or a few in a pass, so that there are many; and all that is found is kept."""
+    monkeypatch.setattr(portions, "CPU_TOKENS", 8)
+    monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+
+
+@pytest.mark.parametrize("engine", ["suffix", "full"])
+@pytest.mark.parametrize("by_example", [False, True])
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    engine: str, by_example: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes that were done are not done again, and the numbers are the same to the bit."""
+    small_passes(monkeypatch)
+    if by_example:
+        monkeypatch.setattr(memory, "bytes_per_example", lambda *_: 1 << 60)
+    unbroken, most = passes(engine=engine)
+    assert unbroken is not None
+    assert most > 40
+    before = 14 * (len(task()) if by_example else 1)
+    for stop_after in (before + 1, most // 2, most - 1):
+        folder = tmp_path / str(stop_after)
+        assert passes(stop_after=stop_after, engine=engine, checkpoint=folder)[0] is None
+        resumed, again = passes(engine=engine, checkpoint=folder)
+        assert resumed is not None
+        assert resumed.raw.identical(unbroken.raw), "bitwise"
+        assert resumed.baselines.identical(unbroken.baselines)
+        assert again <= before + most - stop_after, "plain runs, comparison, and what was missing"
+        third, none = passes(engine=engine, checkpoint=folder)
+        assert none == 0
+        assert third is not None
+        assert third.raw.identical(unbroken.raw)
+        assert third.provenance.seconds == resumed.provenance.seconds, "of both calls"
+
+
+def test_a_checkpoint_adds_no_pass(tmp_path: Path) -> None:
+    """As seconds go: see docs/performance.md."""
+    plain, most = passes()
+    kept, also = passes(checkpoint=tmp_path)
+    assert also == most
+    assert plain is not None
+    assert kept is not None
+    assert kept.raw.identical(plain.raw)
+
+
+def test_a_job_that_fails_has_kept_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was found since something was last written."""
+    small_passes(monkeypatch)
+    monkeypatch.setattr(checkpoint, "PAUSE", 1e9)
+    most = passes()[1]
+    passes(stop_after=most - 1, checkpoint=tmp_path)
+    resumed, again = passes(checkpoint=tmp_path)
+    assert resumed is not None
+    assert again < most // 2
+
+
+def test_writing_takes_a_small_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[float] = []
+
+    def slowly(*_: Any) -> None:
+        written.append(time.perf_counter())
+        time.sleep(0.01)
+
+    small_passes(monkeypatch)
+    monkeypatch.setattr(checkpoint.storage, "write", slowly)
+    monkeypatch.setattr(checkpoint, "SHARE", 0.25)
+    monkeypatch.setattr(Interrupting, "seconds", 0.005)
+    passes(checkpoint=tmp_path)
+    gaps = np.diff(written[:-1])  # the last one is when the job is done
+    assert len(gaps) > 2
+    assert (gaps > 0.049).all()
 
 
 def test_a_remote_analysis_keeps_its_jobs(tmp_path: Path) -> None:
     limited = Simulated(max_job_bytes=2 * per_layer())
     with pytest.raises(InterruptedRunError):
-        exact(Watched(limited, stop_after=3), checkpoint=tmp_path)
+        exact(Watched(limited, stop_after=2), checkpoint=tmp_path)
     again = Watched(limited)
     scores = exact(again, checkpoint=tmp_path)
-    assert layers_of(again) == [3, 4, 5]
-    assert scores.provenance.jobs == 6
+    assert layers_of(again) == [4, 5]
+    assert scores.provenance.jobs == 3
+    assert scores.raw.identical(exact(Watched(limited)).raw)
 
 
 def slow(folder: Path) -> None:
-    """For a child process: half a second a layer, on one thread as here, so to the same bits."""
+    """For a child process: slow passes, on one thread as here, so to the same bits."""
     torch.set_num_threads(1)
-
-    class Slow(Watched):
-        def run(self, *args: Any, **options: Any) -> Outcome:
-            outcome = super().run(*args, **options)
-            time.sleep(0.5)
-            return outcome
-
-    exact(Slow(), checkpoint=folder)
+    portions.CPU_TOKENS, Interrupting.seconds = 8, 0.05
+    checkpoint.PAUSE, checkpoint.SHARE = 0.0, 1e9
+    passes(checkpoint=folder)
 
 
-def test_a_killed_process_loses_only_the_part_it_was_at(tmp_path: Path) -> None:
+def test_a_killed_process_loses_only_the_pass_it_was_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.backend.test_chunks import slow; "
         "slow(Path(sys.argv[1]))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "parts"], cwd=ROOT)
-    while len(kept(tmp_path / "parts")) < 2:
+    while unknown(tmp_path / "parts") > 0.3:
         assert child.poll() is None, "the child failed"
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    done = len(kept(tmp_path / "parts"))
-    assert 2 <= done < LAYERS
-    again = Watched()
-    resumed = exact(again, checkpoint=tmp_path / "parts")
-    assert len(again.jobs) == LAYERS - done
-    unbroken = exact(Watched(), checkpoint=tmp_path / "unbroken")
+    assert 0 < unknown(tmp_path / "parts") <= 0.3
+    small_passes(monkeypatch)
+    unbroken, most = passes()
+    resumed, again = passes(checkpoint=tmp_path / "parts")
+    assert resumed is not None
+    assert unbroken is not None
+    assert again < 0.9 * most
     assert resumed.raw.identical(unbroken.raw), "bitwise"
 
 
 def kept(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/layer-*.safetensors"))
+    return sorted(folder.glob("*/found.safetensors"))
+
+
+def unknown(folder: Path) -> float:
+    """The share of the cells that nobody has found yet."""
+    files = kept(folder)
+    return float(load_file(files[0])["change"].isnan().float().mean()) if files else 1.0
 
 
 def scaled(factor: float) -> Any:
@@ -254,7 +352,7 @@ def test_another_study_never_takes_the_parts(tmp_path: Path) -> None:
         exact(watched, checkpoint=tmp_path, **options)
         return len(watched.jobs)
 
-    assert run() == LAYERS
+    assert run() == 1
     different: list[dict[str, Any]] = [
         {"task": task("w40")},
         {"metric": LogProb()},
@@ -267,13 +365,13 @@ def test_another_study_never_takes_the_parts(tmp_path: Path) -> None:
         {"seed": 1},
     ]
     for options in different:
-        assert run(**options) == LAYERS, options
+        assert run(**options) == 1, options
     for options in [{}, *different]:
         assert run(**options) == 0, options
     assert run(normalized=False) == 0, "normalising comes after"
     edited = nnattr.load(zeroed(), tokenizer=tiny_tokenizer(), backend=(watched := Watched()))  # type: ignore[arg-type]
     nnattr.activation_patching(edited, task(), LogitDiff(), positions="each", checkpoint=tmp_path)
-    assert len(watched.jobs) == LAYERS, "one weight is another model"
+    assert len(watched.jobs) == 1, "one weight is another model"
 
 
 def _cut(path: Path) -> None:
@@ -293,7 +391,7 @@ def _other_shape(path: Path) -> None:
 
 
 def _too_many_layers(path: Path) -> None:
-    with_header(path, change=load_file(path)["change"].repeat(1, LAYERS + 1, 1, 1))
+    with_header(path, change=load_file(path)["change"].repeat(1, 2, 1, 1))
 
 
 def with_header(path: Path, **changed: torch.Tensor) -> None:
@@ -307,23 +405,36 @@ def with_header(path: Path, **changed: torch.Tensor) -> None:
 @pytest.mark.parametrize("damage", [_cut, _garbage, _no_header, _other_shape, _too_many_layers])
 def test_a_damaged_part_is_refused_by_name(damage: Any, tmp_path: Path) -> None:
     exact(Watched(), checkpoint=tmp_path)
-    path = kept(tmp_path)[2]
+    (path,) = kept(tmp_path)
     damage(path)
     with pytest.raises(ResultError, match=path.name):
         exact(Watched(), checkpoint=tmp_path)
     path.unlink()
     watched = Watched()
     exact(watched, checkpoint=tmp_path)
-    assert watched.jobs == [[2]]
+    assert watched.jobs == [list(range(LAYERS))]
 
 
 def test_parts_of_a_model_that_has_changed_are_not_joined(tmp_path: Path) -> None:
     """A server may come back with other weights under the same name."""
-    exact(Watched(), checkpoint=tmp_path)
-    path = kept(tmp_path)[2]
+    limited = Simulated(max_job_bytes=2 * per_layer())
+    with pytest.raises(InterruptedRunError):
+        exact(Watched(limited, stop_after=1), checkpoint=tmp_path)
+    (path,) = kept(tmp_path)
     with_header(path, base=load_file(path)["base"] + 1.0)
     with pytest.raises(ResultError, match="do not belong together"):
-        exact(Watched(), checkpoint=tmp_path)
+        exact(Watched(limited), checkpoint=tmp_path)
+
+
+def test_a_metric_that_is_not_a_number_ends(tmp_path: Path) -> None:
+    """What nobody has found is NaN in the file; a value that is none is not sought forever."""
+    with pytest.raises(MetricError, match="nan"):
+        exact(Watched(), metric=sometimes_nan, checkpoint=tmp_path)
+
+
+def sometimes_nan(logits: Any, batch: Any) -> Any:
+    gap = logits[:, -1, 20] - batch.clean_logits[:, 20]
+    return torch.where(gap.abs() > 2 * gap.abs().mean(), gap / 0 * 0, gap)
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import nnattr
 from nnattr import attention_patterns, capture
 from nnattr.errors import ArchError, BackendError, TaskError
 from tests.methods.common import ragged_ioi, raw_module, teaching, tiny
+from tests.support.engine import pair, task
 from tests.tiny import D_MODEL, FAMILIES, HEADS, LAYERS, tiny_model
 
 PROMPTS = ["w3 w4 w5 w6 w7 w8 w9", "w33 w34 w35", "w40 w41 w42 w43 w44 w45"]
@@ -152,6 +154,125 @@ def test_queries_and_keys_as_they_meet(family: str) -> None:
     assert spread < 1e-2 * abs(np.median(scales[close]))
 
 
+#: Learned positions, biases; grouped heads; caps, norms behind attention, a scaled embedding.
+DERIVED = {"gpt2": {}, "opt": {}, "llama": {}, "gemma2": {"attn_logit_softcapping": 2.0}}
+
+
+def before_softmax(model: Any, prompt: str, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """What transformers' plain attention gives to torch's softmax [layer, head, query, key]."""
+    module = copy.deepcopy(raw_module(model))
+    module.set_attn_implementation("eager")
+    seen, real = [], torch.nn.functional.softmax
+
+    def softmax(scores: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(scores.detach().clone())
+        return real(scores, *args, **kwargs)
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(torch.nn.functional, "softmax", softmax)
+        module(torch.tensor([model.tokenizer(prompt)["input_ids"]]), use_cache=False)
+    return torch.cat(seen).numpy()
+
+
+@pytest.mark.parametrize("family", DERIVED)
+def test_attention_scores_are_what_the_softmax_gets(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family, **DERIVED[family])
+    found = capture(model, PROMPTS, ["attn_scores", "pattern"])
+    scores, pattern = found["attn_scores"], found["pattern"]
+    assert scores.dims == pattern.dims == ("example", "layer", "head", "query_pos", "key_pos")
+    for i, prompt in enumerate(PROMPTS):
+        expected = before_softmax(model, prompt, monkeypatch)
+        n = expected.shape[-1]
+        ours = scores[i, :, :, :n, :n].to_numpy()
+        seen = np.tril(np.ones((n, n), dtype=bool))
+        assert np.isneginf(ours[..., ~seen]).all()
+        np.testing.assert_allclose(ours[..., seen], expected[..., seen], rtol=0, atol=1e-4)
+        assert np.abs(expected[..., seen]).max() > 0.5
+        weights = np.exp(ours) / np.exp(ours).sum(-1, keepdims=True)
+        np.testing.assert_allclose(weights, pattern[i, :, :, :n, :n], rtol=0, atol=1e-5)
+        assert np.isnan(scores[i, :, :, n:]).all()
+        assert np.isnan(scores[i, :, :, :, n:]).all()
+    some = capture(model, PROMPTS, "attn_scores", positions=[-1], layers=1, heads=[2])
+    last = scores.sel(layer=[1], head=[2])[1].isel(query_pos=[2])
+    np.testing.assert_allclose(some["attn_scores"][1], last, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", DERIVED)
+def test_results_of_heads_sum_to_attention(family: str) -> None:
+    """And each is its z times its rows of the output projection, by plain arithmetic."""
+    model = tiny_model(family, **DERIVED[family])
+    found = capture(model, PROMPTS, ["result", "attn_out", "z"])
+    result, attn_out, z = found["result"], found["attn_out"], found["z"]
+    assert result.dims == ("example", "layer", "pos", "head", "d_model")
+    for layer in range(model.n_layers):
+        path = model.places("z")[layer][0]
+        projection = raw_module(model).get_submodule(path)
+        weight = projection.weight if family == "gpt2" else projection.weight.T
+        parts = weight.detach().unflatten(0, (model.n_heads, -1)).numpy()
+        products = np.einsum("ephd,hdm->ephm", z.sel(layer=layer), parts)
+        bias = 0.0 if projection.bias is None else projection.bias.detach().numpy()
+        whole = attn_out.sel(layer=layer).to_numpy()
+        if family == "gemma2":  # a norm without a bias: a factor for every number
+            products = products * (whole / products.sum(2))[:, :, None]
+        ours = result.sel(layer=layer).to_numpy()
+        np.testing.assert_allclose(ours, products, rtol=0, atol=2e-4 * float(np.nanmax(abs(whole))))
+        np.testing.assert_allclose(
+            ours.sum(2) + bias, whole, rtol=0, atol=2e-5 * float(np.nanmax(abs(whole)))
+        )
+        assert np.isnan(ours[1, 3:]).all()
+    some = capture(model, PROMPTS, "result", positions="last", layers=[1], heads=[3, 0])["result"]
+    for i, last in enumerate((6, 2, 5)):
+        expected = result.sel(layer=[1], head=[0, 3])[i].isel(pos=[last])
+        np.testing.assert_allclose(some[i], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", DERIVED)
+def test_embeddings_are_what_tokens_add_to_the_stream(family: str) -> None:
+    model = tiny_model(family, **DERIVED[family])
+    found = capture(model, PROMPTS, ["embed", "resid_pre"], layers=[0])
+    assert found["embed"].dims == ("example", "pos", "d_model")
+    module = raw_module(model)
+    table = module.get_input_embeddings().weight.detach()
+    for i, prompt in enumerate(PROMPTS):
+        ids = torch.tensor(model.tokenizer(prompt)["input_ids"])
+        n = len(ids)
+        expected = table[ids] * (D_MODEL**0.5 if family == "gemma2" else 1.0)
+        np.testing.assert_allclose(found["embed"][i, :n], expected, rtol=1e-5, atol=1e-6)
+        assert np.isnan(found["embed"][i, n:]).all()
+        rest = (found["resid_pre"][i, 0, :n] - found["embed"][i, :n]).to_numpy()
+        places = {"gpt2": "transformer.wpe", "opt": "model.decoder.embed_positions"}
+        if family in places:
+            learned = module.get_submodule(places[family]).weight.detach()
+            first = 2 if family == "opt" else 0
+            np.testing.assert_allclose(rest, learned[first : first + n], rtol=0, atol=1e-5)
+        else:
+            np.testing.assert_allclose(rest, 0 * rest, rtol=0, atol=1e-6)
+
+
+def test_sites_that_no_module_returns_are_kept_and_shown(tmp_path: Any) -> None:
+    """Saved and loaded, plotted, reduced and on a simulated server; and not patched."""
+    model = tiny("llama")
+    sites = ["attn_scores", "result", "embed", "pattern"]
+    found = capture(model, PROMPTS, sites)
+    again = type(found).load(found.save(tmp_path / "found.safetensors"))
+    there = capture(
+        nnattr.load(raw_module(model), tokenizer=model.tokenizer, backend="simulated"),
+        PROMPTS,
+        sites,
+    )
+    for site in sites:
+        assert again[site].identical(found[site])
+        assert there[site].identical(found[site])
+        assert "length" in str(found.plot(site).to_json())
+    unpatched: Any = "result"
+    with pytest.raises(nnattr.errors.ArgumentError, match="site is 'result'"):
+        nnattr.activation_patching(
+            model, task(model, pair(9, 4)), nnattr.LogitDiff(), site=unpatched
+        )
+
+
 def test_chosen_queries_and_keys_as_they_meet() -> None:
     every = capture(tiny("llama"), PROMPTS, ["rot_q", "rot_k"])
     for backend in ("local", "simulated"):
@@ -229,7 +350,7 @@ def test_a_simulated_server_gives_the_same() -> None:
 def test_wrong_questions_are_named() -> None:
     model = tiny("gpt2")
     options: list[tuple[Any, Any, str]] = [
-        ("result", {}, "Unknown site 'result'"),
+        ("results", {}, "Unknown site 'results'"),
         ([], {}, "No sites"),
         ("z", {"layers": 3}, "no layer 3"),
         ("z", {"heads": [0, 4]}, "no head 4"),

@@ -7,6 +7,7 @@ position.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from nnattr.errors import ArchError
 from nnattr.runs import portions
 from nnattr.runs.inputs import cache_argument
 from tests.methods.common import assert_same
-from tests.support.engine import compared, pair, task
+from tests.support.engine import LayerByLayer, compared, pair, task
 from tests.support.families import families
 from tests.tiny import FAMILIES, tiny_model
 
@@ -251,12 +252,13 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_served_by_full_passes(
 
 @pytest.mark.parametrize("fails", [0, 1, 2])
 @pytest.mark.parametrize("parts", ["layers", "examples"])
-def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch, tmp_path):
-    """Of three parts, whichever it is: by layers with a checkpoint, by examples without memory."""
+def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch):
+    """Of three parts, whichever it is: by layers for a limit, by examples without memory."""
     model = tiny_model("llama")
     question = task(model, *[pair(9, 4, shift=i) for i in range(3)])
-    options = {"checkpoint": tmp_path} if parts == "layers" else {}
     right = nnattr.activation_patching(model, question, LogitDiff())
+    if parts == "layers":
+        model = replace(model, backend=LayerByLayer())
     seen, fastest = [], sweep.fastest
 
     def failing(*given):
@@ -266,7 +268,7 @@ def test_provenance_names_a_part_that_fell_back(parts, fails, monkeypatch, tmp_p
     monkeypatch.setattr(sweep, "fastest", failing)
     if parts == "examples":
         monkeypatch.setattr(memory, "bytes_per_example", lambda *_: 1 << 60)
-    scores = nnattr.activation_patching(model, question, LogitDiff(), **options)
+    scores = nnattr.activation_patching(model, question, LogitDiff())
     assert len(seen) == 3
     assert scores.provenance.arguments["engine"] == "full"
     assert scores.provenance.fell_back == sweep.DISAGREES

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 
 import nnattr
 from nnattr import LogitDiff, Model, Task
+from nnattr.backend import Local
 
 WORDS = [f"w{i}" for i in range(60, 90)]
+
+
+@dataclass(frozen=True)
+class LayerByLayer(Local):
+    """This process, in jobs of one layer."""
+
+    max_job_bytes: int | None = field(default=1, init=False)
 
 
 def pair(length: int, differs: int, shift: int = 0) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.jobs.record import as_task, provenance_of, untold
 from nnattr.methods.behaviour.capture_job import capture_job
+from nnattr.model.components import contribution_norm, position_table
 from nnattr.model.model import Model
 from nnattr.model.patterns import attention_paths
 from nnattr.model.prompts import Prompts, Run, aligned, texts_and_tokens
@@ -37,6 +38,10 @@ Reduce: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 #: Sites that no module returns, read in passes of their own.
 INSIDE = {"rot_q": "head", "rot_k": "kv_head"}
+#: What has a number for every query and key.
+LOOKS = ("pattern", "attn_scores")
+#: What is added to the residual stream, and no module returns.
+ADDED = ("embed", "result")
 #: Into how many heads a site's last axis is split, and which of them are wanted.
 Units: TypeAlias = tuple[int, list[int]]
 
@@ -88,7 +93,13 @@ def capture(
         prompts: one or several, or a task.
         sites: one or several of `nnattr.model.sites`: ``"resid_pre"``, ``"q"``, ``"k"``, ``"v"``,
             ``"z"``, ``"attn_out"``, ``"resid_mid"``, ``"neuron"``, ``"mlp_out"``,
-            ``"resid_post"``; ``"rot_q"``, ``"rot_k"``; and ``"pattern"``.
+            ``"resid_post"``; and of those that no module returns (they can be read, and not
+            patched): ``"rot_q"`` and ``"rot_k"``; ``"pattern"``; ``"attn_scores"``, what its
+            softmax gets (scaled, capped, with the mask: -inf for keys that a query may not see);
+            ``"result"``, what each head adds to the residual stream, :math:`z_h W_O^h` (through the
+            norm behind attention at the run's scale, where there is one), so that the sum over
+            heads and what the biases add are ``"attn_out"``; ``"embed"``, what the token's
+            embedding adds to it (scaled or normed as the model does, without learned positions).
         positions: ``"each"``, ``"last"``, a position counted from the prompt's first token (or from
             its end, negative), a list of them, or the name of a task's span that has equally many
             tokens in every prompt. Of patterns these are the queries; all keys come.
@@ -117,7 +128,10 @@ def capture(
         TaskError: prompts or positions that cannot be used, or a result of ``reduce`` without a
             prompt axis.
 
-    Cost: one forward pass; two more for patterns, and two for ``rot_q`` and ``rot_k``.
+    Cost: one forward pass; two more for patterns, two for ``rot_q`` and ``rot_k``, two for
+    ``attn_scores``, and one for ``result`` and ``embed``. ``result`` is the largest of all: layers
+    x heads x d_model numbers for each position, 0.4 MB a token for GPT-2 small, 4 MB for an 8B
+    Llama; choose layers, heads and positions, or ``reduce`` it.
     """
     names = _names(sites)
     texts, tokens = texts_and_tokens(model, prompts, run)
@@ -126,8 +140,10 @@ def capture(
     units, width = _units(model, heads), tokens.ids.shape[1]
     wanted = _wanted(model, names, chosen, units)
     floats = (len(wanted["reads"]) + len(chosen)) * at.shape[1] * 4 * model.n_heads * model.d_head
-    if "pattern" in names:
-        floats += len(chosen) * len(units["head"][1]) * width**2
+    floats += len({*LOOKS} & {*names}) * len(chosen) * len(units["head"][1]) * width**2
+    if "result" in names:
+        result = len(chosen) * len(units["head"][1]) * model.config.hidden_size
+        floats += 2 * at.shape[1] * result
     payload = {
         "prompts": tokens.tensors,
         "columns": {"at": at, "present": present},
@@ -167,7 +183,7 @@ def _names(sites: str | Sequence[str]) -> list[str]:
         ArchError: there is none, or an unknown one.
     """
     names = list(dict.fromkeys([sites] if isinstance(sites, str) else sites))
-    known = (*SITES, *INSIDE, "pattern")
+    known = (*SITES, *INSIDE, *LOOKS, *ADDED)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         said = f"Unknown site {unknown[0]!r}" if unknown else "No sites were given"
@@ -229,8 +245,22 @@ def _wanted(
         ],
         "pattern_paths": paths,
         "rotated_paths": [paths[layer] for layer in layers],
+        "scores": heads if "attn_scores" in names else None,
+        "embed": (model.places("resid_pre")[0], position_table(model))
+        if "embed" in names
+        else None,
+        "results": [_split(model, layer) for layer in layers] if "result" in names else [],
+        "heads": units["head"],
         "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
     }
+
+
+def _split(model: Model, layer: int) -> dict[str, Any]:
+    """Where a layer's attention falls apart into heads: see `nnattr.maps.parts.Split`."""
+    projection = model.places("z")[layer][0]
+    post = contribution_norm(model, layer)
+    names = {"part": "attn_out", "inner": "z", "projected": "result"}
+    return {**names, "projection": projection, "post": post, "factor": 1.0}
 
 
 def _labelled(
@@ -249,7 +279,7 @@ def _labelled(
         [row[int(i)] if i >= 0 else "" for i in some]
         for row, some in zip(tokens.strings, own, strict=True)
     ]
-    pos = "query_pos" if name == "pattern" else "pos"
+    pos = "query_pos" if name in LOOKS else "pos"
     coords: dict[str, Any] = {
         "example": np.arange(len(tokens)),
         "layer": layers,
@@ -257,13 +287,22 @@ def _labelled(
         "token": (("example", pos), np.array(strings, dtype=object)),
     }
     nan = float("nan")
-    if name == "pattern":
+    if name in LOOKS:
         lengths = torch.tensor([len(row) for row in tokens.strings])
         keys = torch.arange(values.shape[-1]) < lengths[:, None]
         known = (present[:, :, None] & keys[:, None])[:, None, None]
-        dims: tuple[str, ...] = ("example", "layer", "head", pos, "key_pos")
+        dims = ("example", "layer", "head", pos, "key_pos")
         coords["head"] = units["head"][1]
         return xr.DataArray(values.masked_fill(~known, nan).numpy(), dims=dims, coords=coords)
+    if name == "embed":
+        del coords["layer"]
+        values = values.masked_fill(~present[..., None], nan)
+        return xr.DataArray(values.numpy(), dims=("example", pos, "d_model"), coords=coords)
+    if name == "result":
+        coords["head"] = units["head"][1]
+        values = values.masked_fill(~present[:, None, :, None, None], nan)
+        dims = ("example", "layer", pos, "head", "d_model")
+        return xr.DataArray(values.numpy(), dims=dims, coords=coords)
     unit = {**FORWARD_ORDER, **INSIDE}[name]
     last = ("neuron",) if name == "neuron" else ("d_model",)
     dims = ("example", "layer", pos, *((unit, "d_head") if unit else last))

@@ -10,12 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnattr.maps.norm import apply, per_unit
+from nnattr.maps.parts import Split, output_map
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read
-from nnattr.runs.portions import Portions
+from nnattr.runs.portions import Portions, RefusedError
 from nnattr.runs.rotated import rotated
+from nnattr.runs.tolerance import weights_tolerance
+
+#: Both sides of a projection, in the order in which it is run.
+SIDES = ("input", "output")
+NO_SUM = (
+    "attention's output is not the sum of its heads and a bias (it is off by {:.1e} of its size), "
+    "so there is no result of a head. Use z, or attn_out."
+)
 
 
 class Columns:
@@ -44,7 +54,12 @@ class Wanted:
         patterns: the heads of each layer whose patterns are wanted, or None.
         rotated: (site, 0 for queries or 1 for keys, numbers of heads) of those read as they meet.
         pattern_paths: where each layer's pattern is, see `nnattr.model.patterns.attention_paths`.
-        rotated_paths: the same of the layers of ``rotated`` alone.
+        rotated_paths: the same of the layers of ``rotated`` and ``scores`` alone.
+        scores: the heads whose attention scores are wanted, or None.
+        embed: where the stream enters layer 0, and the path of a table of positions that was added
+            to the token embedding, or None; None where ``"embed"`` is not wanted.
+        results: the layers whose attention is wanted by heads, see `nnattr.maps.parts.Split`.
+        heads: how many heads there are, and the numbers of those that are wanted of these.
         options: further arguments of a pass.
     """
 
@@ -56,6 +71,10 @@ class Wanted:
         rotated: list[tuple[str, int, list[int]]],
         pattern_paths: list[list[str]],
         rotated_paths: list[list[str]],
+        scores: list[int] | None,
+        embed: tuple[tuple[Any, ...], str | None] | None,
+        results: list[dict[str, Any]],
+        heads: tuple[int, list[int]],
         options: dict[str, Any],
     ) -> None:
         self.reads = reads
@@ -63,6 +82,10 @@ class Wanted:
         self.rotated = rotated
         self.pattern_paths = pattern_paths
         self.rotated_paths = rotated_paths
+        self.scores = scores
+        self.embed = embed
+        self.results = [Split(**one) for one in results]
+        self.heads = heads
         self.options = options
 
 
@@ -91,6 +114,12 @@ def captured(nn: Any, wanted: Wanted, prompts: PromptBatch, columns: Columns) ->
         pairs = rotated(nn, prompts, wanted.rotated_paths, wanted.options)
         for name, which, heads in wanted.rotated:
             found[name] = chosen_heads([pair[which] for pair in pairs], heads, columns)
+    if wanted.scores is not None:
+        before = rotated(nn, prompts, wanted.rotated_paths, wanted.options, scores=True)
+        chosen = [one[:, wanted.scores] for one in before]
+        found["attn_scores"] = query_rows(chosen, prompts.mask, columns)
+    if wanted.embed is not None or wanted.results:
+        found.update(contributions(nn, wanted, prompts, columns))
     return found
 
 
@@ -112,6 +141,69 @@ def activations(
     return {name: torch.stack([one.to(home) for one in each], 1) for name, each in seen.items()}
 
 
+def contributions(
+    nn: Any, wanted: Wanted, prompts: PromptBatch, columns: Columns
+) -> dict[str, Tensor]:
+    """What is added to the residual stream: ``embed`` [example, pos, d_model], and ``result``.
+
+    The latter is [example, layer, pos, head, d_model].
+
+    Raises:
+        RefusedError: the heads and the bias do not sum to what left the projection in this run.
+    """
+    found: dict[str, Tensor] = {}
+    with nn.trace(**inputs(prompts, wanted.options)):
+        with torch.no_grad():
+            if wanted.embed is not None:
+                where, table = wanted.embed
+                places = [where] if table is None else [(table, "output", None), where]
+                *added, stream = [at_columns(nn, one, prompts, columns) for one in places]
+                found["embed"] = masked(stream.float() - sum(one.float() for one in added), columns)
+            seen = [
+                [at_columns(nn, (one.projection, side, None), prompts, columns) for side in SIDES]
+                for one in wanted.results
+            ]
+            with torch.autocast(columns.at.device.type, enabled=False):
+                pairs = [
+                    head_results(nn, wanted, one, columns, *values)
+                    for one, values in zip(wanted.results, seen, strict=True)
+                ]
+    for _, gap in pairs:
+        if not gap <= weights_tolerance(seen[0][1].dtype):
+            raise RefusedError("arch", NO_SUM.format(gap))
+    if pairs:
+        home = pairs[0][0].device
+        found["result"] = torch.stack([value.to(home) for value, _ in pairs], 1)
+    return found
+
+
+def at_columns(nn: Any, where: tuple[Any, ...], prompts: PromptBatch, columns: Columns) -> Tensor:
+    """What is at a place, at the wanted positions [example, pos, width], inside a trace."""
+    value = read(nn, where, prompts.width).expand(len(prompts), -1, -1)
+    return take(value, columns.at)
+
+
+def masked(value: Tensor, columns: Columns) -> Tensor:
+    """The value [example, pos, ...] with zeros at positions that a prompt does not have."""
+    there = columns.present.to(value.device)
+    return torch.where(there.reshape(*there.shape, *[1] * (value.ndim - 2)), value, 0.0)
+
+
+def head_results(
+    nn: Any, wanted: Wanted, split: Split, columns: Columns, z: Tensor, projected: Tensor
+) -> tuple[Tensor, float]:
+    """A layer's heads as they reach the stream [example, pos, head, d_model], and the sum's gap."""
+    every, numbers = wanted.heads
+    z = z.float()
+    weight, own, post = output_map(nn, split, z.shape[-1], projected)
+    gap = masked(z @ weight + own - projected.float(), columns).abs().max()
+    size = masked(projected.float(), columns).abs().max().clamp_min(1e-30)
+    some = z.unflatten(-1, (every, -1))[..., numbers, :]
+    matrices = weight.unflatten(0, (every, -1))[numbers]
+    results = torch.einsum("ephd,hdm->ephm", some, matrices)
+    return masked(apply(per_unit(post), results), columns), float(gap / size)
+
+
 def chosen_heads(every: list[Tensor], heads: list[int], columns: Columns) -> Tensor:
     """Chosen heads and positions [example, layer, pos, head, d_head] of each layer's q or k."""
     home = every[0].device
@@ -130,6 +222,7 @@ def query_rows(every: list[Tensor], mask: Tensor, columns: Columns) -> Tensor:
     whole = torch.stack([one.float().to(home) for one in every], 1)
     rows = columns.at.to(home)[:, None, None, :, None]
     rows = rows.expand(*whole.shape[:3], -1, whole.shape[-1])
-    chosen = whole.gather(3, rows) * columns.present.to(home)[:, None, None, :, None]
+    there = columns.present.to(home)[:, None, None, :, None]
+    chosen = torch.where(there, whole.gather(3, rows), 0.0)
     shifts = (~mask).sum(1).tolist()
     return torch.stack([one.roll(-shift, -1) for one, shift in zip(chosen, shifts, strict=True)])

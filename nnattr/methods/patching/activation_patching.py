@@ -60,8 +60,9 @@ def activation_patching(
         engine: ``"suffix"`` computes only what a patch can change (`nnattr.engine`), and is
             compared with full passes on a few rows of every job; a model that it does not serve
             exactly is patched by full passes, and provenance says so. ``"full"`` asks for them.
-        checkpoint: a folder for finished parts: the same call takes up what is there. Locally a
-            part is a layer; on a server a job, of which there is one unless the backend has limits.
+        checkpoint: a folder for what is found: the same call takes up what is there. Locally it is
+            kept about once a second while the call runs; on a server after every job, of which
+            there is one unless the backend has limits.
         max_memory: bytes to plan with besides the weights, where the job runs; by default most of
             what is free there (see `nnattr.engine.memory`). Provenance has the peak.
 
