@@ -7,7 +7,8 @@ from typing import Annotated, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nnattr.arguments import Between, Positive, Seed, checked
+from nnattr.arguments import Between, Positive, Seed, Share, checked
+from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.runs.inputs import PromptBatch
@@ -66,6 +67,8 @@ def generate(
     *,
     max_new_tokens: Positive = 20,
     temperature: Temperature = 0.0,
+    top_k: Positive | None = None,
+    top_p: Share | None = None,
     seed: Seed = 0,
 ) -> list[str]:
     """Continue each prompt.
@@ -77,6 +80,8 @@ def generate(
         max_new_tokens: the most tokens to add; a prompt ends earlier with the end-of-text token.
         temperature: 0 takes the likeliest token at every step; above 0 tokens are drawn at random,
             the more evenly the higher.
+        top_k: tokens are drawn from this many of the likeliest.
+        top_p: tokens are drawn from the fewest whose probabilities sum to at least this.
         seed: of the draws; the same seed on the same machine gives the same text. (A sandboxed
             NDIF draws in another process, where no seed of ours reaches: it differs every time.)
 
@@ -89,16 +94,23 @@ def generate(
     that may not be said, ...) are not applied; its end-of-text tokens are.
 
     Raises:
-        TaskError: prompts that cannot be encoded, no room in the context, or a negative
-            temperature.
+        TaskError: prompts that cannot be encoded, no room in the context, or ``top_k`` or ``top_p``
+            where nothing is drawn.
 
     Cost: one forward pass of the prompts and one per new token, in one job.
     """
+    if temperature == 0 and (top_k, top_p) != (None, None):
+        raise TaskError(
+            f"top_k is {top_k!r} and top_p is {top_p!r}, and at temperature 0 the likeliest token is "
+            "taken: nothing is drawn. Give a temperature, such as 1.0."
+        )
     _, tokens = texts_and_tokens(model, prompts, room=max_new_tokens, alone=True)
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0}
+    drawn["top_p"] = 1.0 if top_p is None else top_p
     options: dict[str, Any] = {
         **PLAIN,
         "max_new_tokens": max_new_tokens,
-        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}),
+        **(drawn if temperature else {}),
         "pad_token_id": pad_id(model.tokenizer),
     }
     if not (model.accepts("past_key_values") or model.accepts("cache")):

@@ -100,6 +100,27 @@ def test_draws_are_seeded_and_leave_the_random_state_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_draws_are_from_the_likeliest_alone() -> None:
+    """Every drawn token is among those that may be drawn there, and not always the first."""
+    model = teaching("teaching-llama")
+    prompts = list(ragged_ioi(model).clean) * 4
+    drawn = generate(model, prompts, max_new_tokens=3, temperature=5.0, top_k=2)
+    ranks = []
+    for prompt, text in zip(prompts, drawn, strict=True):
+        ids = model.tokenizer(prompt + text)["input_ids"]
+        with torch.no_grad():
+            logits = model.module(torch.tensor([ids])).logits[0]
+        start = len(model.tokenizer(prompt)["input_ids"])
+        ranks += [
+            int((logits[i - 1] > logits[i - 1, ids[i]]).sum()) for i in range(start, len(ids))
+        ]
+    assert set(ranks) == {0, 1}
+    likeliest = generate(model, prompts, max_new_tokens=3)
+    assert generate(model, prompts, max_new_tokens=3, temperature=5.0, top_k=1) == likeliest
+    assert generate(model, prompts, max_new_tokens=3, temperature=5.0, top_p=1e-6) == likeliest
+    assert generate(model, prompts, max_new_tokens=3, temperature=5.0) != drawn
+
+
 def test_distances_are_those_of_plain_logits() -> None:
     model = tiny("gpt2")
     a, b = ["w3 w4 w5", "w6 w7"], ["w8 w9 w40", "w41 w42"]
@@ -154,6 +175,8 @@ def test_wrong_questions_are_named() -> None:
         inspect_prompt(model, "w3", top_k=0)
     with pytest.raises(ArgumentError, match="temperature is "):
         generate(model, "w3", temperature=-1)
+    with pytest.raises(TaskError, match="nothing is drawn"):
+        generate(model, "w3", top_p=0.9)
     with pytest.raises(TaskError, match="70 more are wanted"):
         generate(model, "w3", max_new_tokens=70)
     with pytest.raises(TaskError, match="compared in pairs"):
