@@ -101,7 +101,7 @@ def generate(
     """
     if temperature == 0 and (top_k, top_p) != (None, None):
         raise TaskError(
-            f"top_k is {top_k!r} and top_p is {top_p!r}, and at temperature 0 the likeliest token is "
+            f"top_k is {top_k!r} and top_p {top_p!r}, and at temperature 0 the likeliest token is "
             "taken: nothing is drawn. Give a temperature, such as 1.0."
         )
     _, tokens = texts_and_tokens(model, prompts, room=max_new_tokens, alone=True)
