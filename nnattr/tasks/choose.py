@@ -39,7 +39,8 @@ class Prediction:
 
 #: A token, as the text that it adds to a prompt or by its id.
 Said: TypeAlias = str | int
-Keep: TypeAlias = Said | tuple[Said, Said] | Callable[[Prediction], bool]
+#: What is wanted of an example; in a pair None asks nothing of that prompt.
+Keep: TypeAlias = Said | tuple[Said | None, Said | None] | Callable[[Prediction], bool]
 
 
 def judged(task: Examples, model: Predictor, keep: Keep) -> tuple[list[int], tuple[Drop, ...]]:
@@ -144,16 +145,22 @@ def _said(task: Examples, model: Predictor) -> list[Prediction]:
     return said
 
 
-def _other_tokens(task: Examples, model: Predictor, keep: Sequence[Said]) -> list[str | None]:
+def _other_tokens(
+    task: Examples, model: Predictor, keep: Sequence[Said | None]
+) -> list[str | None]:
     """For each example what is said in place of the tokens wanted after its prompts, or None.
 
-    ``keep`` is for the clean prompt, and a second one for the corrupted.
+    ``keep`` is for the clean prompt, and a second one for the corrupted; None wants nothing there.
     """
+    if set(keep) == {None}:
+        raise TaskError(f"keep is {keep!r}; expected a token for at least one of the prompts.")
     last = 1 + max(task.appended)
     prompts = (task.clean, task.corrupted)
-    sides = [task.clean_tokens, *([task.corrupted_tokens] if len(keep) > 1 else [])]
+    sides = [task.clean_tokens, *([task.corrupted_tokens] if keep[1:] not in ((), (None,)) else [])]
     reasons: list[str | None] = [None] * len(task)
     for said, tokens, texts in zip(keep, sides, prompts, strict=False):
+        if said is None:
+            continue
         found = model.predict(tokens, top_k=1, last=last)
         wanted = _meant(task, model.tokenizer, texts, said)
         after = f" after the {'clean' if texts is task.clean else 'corrupted'} prompt"

@@ -170,7 +170,8 @@ class Examples:
         spans = f", spans {', '.join(self.spans)}" if self.spans else ""
         what = "pairs" if self.paired else "prompts"
         size = f"{len(self)} {what} of up to {self.width} tokens"
-        return f"{type(self).__name__}({self.name}: {size}{spans})"
+        dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
+        return f"{type(self).__name__}({self.name}: {size}{spans}{dropped})"
 
 
 def _picked(index: slice | Sequence[bool] | Sequence[int], n: int) -> list[int]:

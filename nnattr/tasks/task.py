@@ -282,7 +282,8 @@ class Task(Examples):
                 every token of it). A token such as ``"Here"``, as the text that it adds to the
                 prompt or by its id: the clean prompt's most probable token is this. A pair of
                 tokens ``("I", "Here")``: the clean prompt's is the first and the corrupted one's
-                the second. Or a function of a `Prediction`.
+                the second; with None in place of one, the other alone counts. Or a function of a
+                `Prediction`.
 
         Returns:
             the kept examples, with the others in ``dropped``.

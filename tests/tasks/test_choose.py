@@ -72,6 +72,17 @@ def test_a_wanted_token_or_a_wanted_contrast(tokenizer):
     assert kept.dropped[0].why == "predicts ' Amy' after the corrupted prompt, not ' Tom'"
 
 
+def test_one_side_of_a_contrast(tokenizer):
+    task = pairs(tokenizer)
+    oracle = Oracle(tokenizer, [" Dan", " Tom"], [" Amy", " Amy"])
+    assert task.filter(oracle, keep=(" Dan", None)).clean == PROMPTS[:1]
+    kept = task.filter(Oracle(tokenizer, [" Amy", " Tom"]), keep=(None, " Tom"))
+    assert kept.dropped[0].why == "predicts ' Amy' after the corrupted prompt, not ' Tom'"
+    assert repr(kept).endswith("1 dropped)")
+    with pytest.raises(TaskError, match="at least one of the prompts"):
+        task.filter(oracle, keep=(None, None))
+
+
 def test_a_condition_of_ones_own(tokenizer):
     seen: list[Prediction] = []
 
