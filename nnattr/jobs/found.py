@@ -39,7 +39,10 @@ class Found:
     @classmethod
     def nothing(cls, frame: Frame) -> Found:
         """What is known before the first job."""
-        tensors = {name: torch.full(size, float("nan")) for name, size in frame.shapes().items()}
+        tensors = {
+            name: torch.full(size, float("nan"), dtype=torch.float32)  # whatever torch's default is
+            for name, size in frame.shapes().items()
+        }
         tensors["finished"] = torch.zeros(frame.layers, dtype=torch.bool)
         return cls(tensors, {}, Cost())
 

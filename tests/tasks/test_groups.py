@@ -58,10 +58,15 @@ def test_for_single_words_they_are_the_logit_difference(values):
     torch.testing.assert_close(LOG(logits, batch), LINEAR(logits, batch), atol=1e-4, rtol=1e-4)
 
 
+class OneExample(SimpleNamespace):
+    def __len__(self) -> int:
+        return 1
+
+
 @given(values=LOGITS, sizes=SIZES)
 def test_the_direction_weighs_the_logits_to_the_metric(values, sizes):
     right, wrong = list(range(sizes[0])), list(range(4, 4 + sizes[1]))
-    task = SimpleNamespace(
+    task = OneExample(
         answers=[["a"]],
         wrong_answers=[["b"]],
         answer_ids=[right],
