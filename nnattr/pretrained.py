@@ -6,8 +6,8 @@ once, checked, blown up to float32 again and kept as a plain Hugging Face folder
     python -m nnattr.pretrained        # or `make real-model`
     nnattr.load("smollm2-135m")
 
-It is a Llama of 30 layers, 9 query heads on 3 key/value heads, trained on 2 thousand thousand
-million tokens of web text, code and textbooks and tuned to follow instructions (Allal et al. 2025,
+It is a Llama of 30 layers, 9 query heads on 3 key/value heads, trained on two trillion
+tokens of web text, code and textbooks and tuned to follow instructions (Allal et al. 2025,
 arXiv:2502.02737; Apache-2.0). Rounding to 4 bits has moved its weights: numbers are those of
 "SmolLM2-135M-Instruct, Q4_1", not of the original.
 
