@@ -89,39 +89,22 @@ def load(
     its discovered structure.
     """
     where = resolve(backend)
-    module, source, name = None, model, str(model)
-    if not isinstance(model, str | Path):
-        require_module(model)
-        module, source = model, getattr(model, "name_or_path", "")
-        name = source or type(model).__name__
-        require_causal(name, [type(model).__name__], model.config)
-        if spec is None:
-            require_unembedding(model)
-        require_generating(model)
-    elif name in teaching.NAMES:
-        source = str(teaching.folder(name))
-    elif name == pretrained.NAME:
-        source = _fetched(where)
-    if module is not None and not where.holds_weights:
-        raise BackendError(
-            f"A loaded module cannot run on {where.name}: the server uses its own weights, not "
-            "yours. Pass the model's id instead, or use backend='local'."
-        )
+    module, source, name = _meant(model, where, spec)
     if kwargs.get("gguf_file") and not where.holds_weights:
         raise BackendError(
             f"A GGUF file cannot run on {where.name}: servers load models by their id. Pass the id "
             "of the model it was made from, or use backend='local'."
         )
     tokenizer = _tokenizer(source if tokenizer is None else tokenizer, name, revision, kwargs)
-    config = module.config if module is not None else described(str(source), name, revision, kwargs)
+    config = module.config if module is not None else described(source, name, revision, kwargs)
     if module is not None:
         require_rows_apart(module, name)
     elif not where.holds_weights:
         require_head(name, config)
     with alone():
         if where.holds_weights and module is None:
-            module = weights(str(source), name, config, device, dtype, revision, kwargs)
-        target = str(source) if module is None else module
+            module = weights(source, name, config, device, dtype, revision, kwargs)
+        target = source if module is None else module
         nn = _wrap(target, name, tokenizer, task(config) or "text-generation", revision, kwargs)
     known = lookup(nn.config)
     if spec is None and known is not None and not missing(known, raw(nn)):
@@ -132,6 +115,28 @@ def load(
         return found
     specs = [spec] if spec is not None else list(candidates(raw(nn)))
     return proven(Model(nn, tokenizer, specs[0], where, name, revision), specs)
+
+
+def _meant(model: Any, where: Backend, spec: ArchSpec | None) -> tuple[Any, str, str]:
+    """The module if one was given, what its tokenizer or it is loaded from, and its name."""
+    if isinstance(model, str | Path):
+        name = str(model)
+        if name in teaching.NAMES:
+            return None, str(teaching.folder(name)), name
+        return None, _fetched(where) if name == pretrained.NAME else name, name
+    require_module(model)
+    source = str(getattr(model, "name_or_path", ""))
+    name = source or type(model).__name__
+    require_causal(name, [type(model).__name__], model.config)
+    if spec is None:
+        require_unembedding(model)
+    require_generating(model)
+    if not where.holds_weights:
+        raise BackendError(
+            f"A loaded module cannot run on {where.name}: the server uses its own weights, not "
+            "yours. Pass the model's id instead, or use backend='local'."
+        )
+    return model, source, name
 
 
 def _tokenizer(given: Any, name: str, revision: str | None, kwargs: Mapping[str, Any]) -> Any:
