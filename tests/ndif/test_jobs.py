@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import nnattr
 from nnattr import NDIF, LogitDiff, Model, Scores, Task, teaching
 from nnattr.calls.registry import METHODS
-from nnattr.errors import BackendError
+from nnattr.errors import BackendError, MetricError
 from tests.methods.common import assert_same
 from tests.ndif import processes
 from tests.ndif.server import Server
@@ -161,14 +161,19 @@ def fails(logits: Any, batch: Any) -> Any:
     raise RuntimeError("this metric gave up")
 
 
-def test_a_failure_on_the_server_shows_its_traceback(server: Server) -> None:
-    with pytest.raises(BackendError) as caught:
+def gives_up(tensors: Any) -> Any:
+    raise RuntimeError("this function gave up")
+
+
+def test_a_metric_that_fails_on_the_server_shows_its_line(server: Server) -> None:
+    with pytest.raises(MetricError, match=r"this metric gave up, in line \d+: raise RuntimeError"):
         nnattr.activation_patching(remote(server), task(), fails)
-    last = local().n_layers - 1
-    assert str(caught.value).startswith(
-        f"activation patching, layers 0-{last} failed on the server at {server.url}"
-    )
-    assert "this metric gave up" in str(caught.value)
+
+
+def test_a_failure_on_the_server_shows_its_traceback(server: Server) -> None:
+    with pytest.raises(BackendError, match="this function gave up") as caught:
+        nnattr.capture(remote(server), task(), "z", reduce=gives_up)
+    assert f"failed on the server at {server.url}" in str(caught.value)
     cause = str(caught.value.__cause__)
     assert "Traceback" in cause
     assert "test_jobs.py" in cause, "the server's traceback names the user's own file"
