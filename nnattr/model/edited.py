@@ -120,15 +120,19 @@ def steer(
         scale: how many times.
 
     Raises:
-        TaskError: a vector that is not finite numbers in one row.
+        TaskError: a vector that is not finite numbers in one row, or no longer so when scaled.
     """
-    vector = torch.as_tensor(vector)
-    if vector.ndim != 1 or not vector.is_floating_point() or not vector.isfinite().all():
+    if isinstance(vector, np.ndarray) and vector.dtype.kind == "f":
+        vector = torch.from_numpy(vector.astype(np.float64))  # a copy: torch takes no view reversed
+    if not isinstance(vector, Tensor) or vector.ndim != 1 or not vector.is_floating_point():
         raise TaskError(
             f"vector has the shape {tuple(vector.shape)} and dtype {vector.dtype}; expected finite "
             "floating-point numbers [width of the site]."
         )
-    return Steering(site, layer, vector.detach().float().cpu().clone(), scale)
+    vector = vector.detach().float().cpu().clone()
+    if not (vector * scale).isfinite().all():
+        raise TaskError(f"vector times scale {scale} is not finite in float32; check both.")
+    return Steering(site, layer, vector, scale)
 
 
 @checked

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -275,6 +276,21 @@ def test_what_cannot_be_edited(model: Model) -> None:
     question = nnattr.tasks.ioi(model.tokenizer, n=1, seed=0)
     with pytest.raises(ArchError, match="not the sum of what its parts write"):
         nnattr.direct_logit_attribution(steered, question)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e39])
+def test_a_scale_leaves_the_vector_finite(scale: float) -> None:
+    with pytest.raises(TaskError, match="scale"):
+        edit.steer(0, torch.ones(4), scale=scale)
+
+
+def test_vectors_of_numpy() -> None:
+    backwards = np.arange(4.0)[::-1]  # torch takes no negative strides
+    assert edit.steer(0, backwards).vector.tolist() == [3, 2, 1, 0]
+    assert edit.steer(0, backwards.astype(np.float16)).vector.tolist() == [3, 2, 1, 0]
+    for wrong in (np.array(["a", "b"]), np.array([None, 1.0]), np.arange(4)):
+        with pytest.raises(TaskError, match="floating-point"):
+            edit.steer(0, wrong)
 
 
 def test_grouped_keys_are_named_by_their_group() -> None:
