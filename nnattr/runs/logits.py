@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
-from nnattr.runs.portions import Portions
+from nnattr.runs.portions import Portions, RefusedError
 
 
 def prediction_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -37,14 +37,26 @@ def predicted(
     with nn.trace(**given):
         with torch.no_grad():
             logits = nn.output.logits[:, -last:].float()
+    total = logits.logsumexp(-1)
+    require_numbers(total)
     best = logits.topk(min(k, logits.shape[-1]), -1)
     wanted = asked.to(logits.device)[:, None].expand(-1, logits.shape[1], -1)
     return {
         "ids": best.indices,
         "logits": best.values,
         "asked": logits.gather(-1, wanted),
-        "log_norm": logits.logsumexp(-1),
+        "log_norm": total,
     }
+
+
+def require_numbers(values: Tensor) -> None:
+    """Refuse to say what a model predicts whose logits, or what is read of them, are NaN."""
+    if values.isnan().any():
+        raise RefusedError(
+            "backend",
+            "the logits are NaN on some prompt. Check the model's weights for NaN or overflow "
+            "(`nnattr doctor`), or use dtype='float32'.",
+        )
 
 
 def take(values: Tensor, columns: Tensor) -> Tensor:

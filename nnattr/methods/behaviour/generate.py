@@ -12,6 +12,7 @@ from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.runs.inputs import PromptBatch
+from nnattr.runs.logits import require_numbers
 from nnattr.runs.portions import Portions
 from nnattr.tokens import pad_id
 
@@ -155,5 +156,7 @@ def continued(nn: Any, prompts: PromptBatch, options: dict[str, Any]) -> Tensor:
     """The new tokens of each prompt [example, new token]."""
     given = {"input_ids": prompts.ids, "attention_mask": prompts.mask.long()}
     with nn.generate(given, **options) as tracer:
+        first = nn.output.logits[:, -1].amax(-1).cpu()  # NaN if one of them is
         text = tracer.result.cpu()
+    require_numbers(first)
     return text[:, prompts.width :]

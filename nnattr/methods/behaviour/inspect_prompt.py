@@ -22,7 +22,7 @@ from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.results import Inspection
 from nnattr.runs.inputs import PromptBatch, inputs
-from nnattr.runs.logits import top_tokens
+from nnattr.runs.logits import require_numbers, top_tokens
 from nnattr.tasks import Task
 from nnattr.tokens import continuations, token_strings, token_texts
 
@@ -85,6 +85,7 @@ def inspect_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
         with torch.no_grad():
             logits = nn.output.logits[0, payload["start"] : payload["start"] + count]
             found = top_tokens(logits, payload["top_k"], payload["answer"])
+    require_numbers(found["logit"])
     return {key: value.cpu() for key, value in found.items()}
 
 
