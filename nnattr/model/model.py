@@ -220,12 +220,12 @@ class Model:
         """
         here = self.backend.holds_weights
         with on_loan(self.nn, self.name, self._streams) if here else nullcontext():
-            self._require_alike(payload)
+            self._require_alike({**payload, **{one.said: one.dataset for one in self.edits}})
             if self.edits:
                 edits = [edit.payload for edit in self.edits]
                 job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
             outcome = self.backend.run(self.nn, job, payload, label=label)
-        accepted(outcome.values, said or f"{label} with {self.name} ({self.architecture})")
+        accepted(outcome.values, said or f"{label} with {self.subject} ({self.architecture})")
         return outcome
 
     @property
