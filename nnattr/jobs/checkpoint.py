@@ -188,14 +188,14 @@ def _text(value: Any, seen: dict[int, Any]) -> list[str]:
         bits = given.flatten().view(torch.uint8).numpy().tobytes()
         return [f"{given.dtype} {tuple(given.shape)} {hashlib.sha256(bits).hexdigest()}"]
     if id(value) in seen or inspect.ismodule(value) or inspect.isbuiltin(value):
-        return [str(getattr(value, "__name__", type(value).__qualname__))]
+        return [str(getattr(value, "__name__", type(value)))]
     if inspect.isroutine(value) and _is_a_librarys(value):
         return [f"{value.__module__}.{value!s}".partition(" at 0x")[0]]
     inside = _inside(value)
     if inside is None:
         return [repr(value)]
     seen[id(value)] = value  # held, so that no other gets its id
-    found = [type(value).__qualname__]
+    found = [str(type(value))]
     with contextlib.suppress(OSError, TypeError):  # no source at hand: the name has to do
         own = inspect.isfunction(value) or inspect.isclass(value)
         found.append(inspect.getsource(value if own else type(value)))
