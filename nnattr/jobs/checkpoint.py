@@ -8,15 +8,21 @@ it has found so far, so that what stops it costs a few seconds and not the job.
 from __future__ import annotations
 
 import contextlib
+import dis
 import hashlib
 import inspect
 import json
 import os
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnattr import storage
@@ -35,6 +41,10 @@ FILE = "found.safetensors"
 PAUSE, SHARE = 1.0, 0.02
 #: What says how an adapter of PEFT's is switched.
 ADAPTER = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+#: Whose code is not read to tell metrics apart, beside the standard library's.
+LIBRARIES = ("torch", "numpy", "transformers", "nnsight")
+#: Hooks and forwards by their ids: what is kept here leaves its id to no other.
+MARKED: dict[int, Any] = {}
 #: Arguments that an answer does not depend on.
 FREE = ("normalized", "max_memory")
 
@@ -164,16 +174,68 @@ def _edit(edit: Edit) -> list[Any]:
 
 
 def _code(metric: Any) -> list[str]:
-    """What a metric does: its source, and the values that it was made with."""
-    function = metric if inspect.isfunction(metric) else type(metric)
-    made_with = [vars(metric)] if hasattr(metric, "__dict__") else []
-    if inspect.isfunction(metric):
-        cells = metric.__closure__ or ()
-        made_with += [metric.__defaults__, [cell.cell_contents for cell in cells]]
-    found = [repr(made_with)]
+    """What a metric does: its source, the values that it was made with and those that it reads."""
+    return _text(metric, {})
+
+
+def _text(value: Any, seen: dict[int, Any]) -> list[str]:
+    """A value in full: of a function or an object its source, and all that it holds or names.
+
+    Tensors bit by bit, as their ``repr`` leaves out most of a long one, and rounds the rest.
+    """
+    if isinstance(value, torch.Tensor | np.ndarray):
+        given = torch.as_tensor(value).detach().cpu().contiguous()
+        bits = given.flatten().view(torch.uint8).numpy().tobytes()
+        return [f"{given.dtype} {tuple(given.shape)} {hashlib.sha256(bits).hexdigest()}"]
+    if id(value) in seen or inspect.ismodule(value) or inspect.isbuiltin(value):
+        return [str(getattr(value, "__name__", type(value)))]
+    if inspect.isroutine(value) and _is_a_librarys(value):
+        return [f"{value.__module__}.{value!s}".partition(" at 0x")[0]]
+    inside = _inside(value)
+    if inside is None:
+        return [repr(value)]
+    seen[id(value)] = value  # held, so that no other gets its id
+    found = [str(type(value))]
     with contextlib.suppress(OSError, TypeError):  # no source at hand: the name has to do
-        found.append(inspect.getsource(function))
-    return found
+        own = inspect.isfunction(value) or inspect.isclass(value)
+        found.append(inspect.getsource(value if own else type(value)))
+    return [*found, *(text for one in inside for text in _text(one, seen))]
+
+
+def _inside(value: Any) -> list[Any] | None:
+    """What a value is made of; None of one that its ``repr`` says whole."""
+    if isinstance(value, Mapping):
+        return [one for pair in value.items() for one in pair]
+    if isinstance(value, list | tuple):
+        return list(value)
+    if inspect.ismethod(value):
+        return [value.__func__, value.__self__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if inspect.isfunction(value):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        named = {name: value.__globals__.get(name) for name in _globals(value.__code__)}
+        return [value.__defaults__, value.__kwdefaults__, cells, named]
+    if isinstance(value, torch.nn.Module):
+        return [str(value), value.state_dict()]
+    library = _is_a_librarys(value) or _is_a_librarys(type(value))
+    if library or inspect.isclass(value) or not hasattr(value, "__dict__"):
+        return None
+    call = inspect.getattr_static(type(value), "__call__", None)
+    return [vars(value), *([call] if inspect.isfunction(call) else [])]
+
+
+def _globals(code: CodeType) -> list[str]:
+    """The names of globals that code reads, in functions inside of it as well."""
+    own = {one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
+    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
+    return sorted(own.union(*map(_globals, inner)))
+
+
+def _is_a_librarys(value: Any) -> bool:
+    """Whether its code is a library's, which the versions in the digest stand for."""
+    home = (getattr(value, "__module__", None) or "").partition(".")[0]
+    return home in LIBRARIES or home in sys.stdlib_module_names - {"__main__"}
 
 
 def _done_to(module: Any) -> list[str]:
@@ -186,6 +248,7 @@ def _done_to(module: Any) -> list[str]:
         hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
         own = [hook for hook in hooks if is_users(hook)]
         own += [] if runs_its_class(part) else [vars(part)["__nnsight__"].original]
+        MARKED.update({id(one): one for one in own})
         marks += [f"{name} {os.getpid()} {id(one)}" for one in own]
         switches = {key: repr(getattr(part, key)) for key in ADAPTER if hasattr(part, key)}
         marks += [f"{name} {switches}"] if switches else []

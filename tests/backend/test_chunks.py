@@ -454,3 +454,51 @@ def test_the_key_is_in_no_file_and_no_repr(tmp_path: Path) -> None:
     shown = f"{scores!r} {scores.provenance!r} {nnattr.NDIF(api_key=KEY)!r}"
     assert KEY not in shown
     assert np.isfinite(scores.raw).all()
+
+
+class Probed:
+    """A metric by a long vector."""
+
+    last_only = True
+
+    def __init__(self, vector: torch.Tensor) -> None:
+        self.vector = vector
+
+    def __call__(self, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        return logits[:, -1] @ self.vector
+
+
+READ = torch.zeros(5000)
+
+
+def by_a_global(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    return logits[:, -1] @ READ
+
+
+def test_a_metric_is_told_from_another_by_every_number_that_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A long tensor's repr leaves out its middle, and a global is in no source."""
+    other = READ.clone()
+    other[2500] = 7.0
+    assert checkpoint._code(Probed(READ)) != checkpoint._code(Probed(other))
+    assert checkpoint._code(Probed(READ)) == checkpoint._code(Probed(READ.clone()))
+    assert checkpoint._code(Probed(READ).__call__) != checkpoint._code(Probed(other).__call__)
+    layers = [torch.nn.Linear(3, 1) for _ in range(2)]
+    by_layers = [lambda logits, _, layer=layer: layer(logits[:, -1, :3])[:, 0] for layer in layers]
+    assert checkpoint._code(by_layers[0]) != checkpoint._code(by_layers[1])
+    before = checkpoint._code(by_a_global)
+    assert before == checkpoint._code(by_a_global)
+    monkeypatch.setitem(globals(), "READ", other)
+    assert before != checkpoint._code(by_a_global)
+
+
+def test_a_hook_leaves_its_mark_to_no_other() -> None:
+    """Python gives the address of one that was removed to the next."""
+    part = torch.nn.Linear(2, 2)
+    marks = []
+    for scale in (0.5, 0.7, 0.9):
+        handle = part.register_forward_hook(lambda _, __, output, scale=scale: output * scale)
+        marks.append(checkpoint._done_to(part)[0])
+        handle.remove()
+    assert len(set(marks)) == 3
