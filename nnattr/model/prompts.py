@@ -11,6 +11,7 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.tasks import Task
+from nnattr.tasks.contrast import before_answers
 from nnattr.tasks.positions import Positions, own_positions
 from nnattr.tokens import Prompt, Tokens, encode, text_of
 
@@ -84,15 +85,7 @@ def texts_and_tokens(
         if run == "clean"
         else (prompts.corrupted, prompts.corrupted_tokens)
     )
-    return texts, _before_answers(prompts, tokens) if alone else tokens
-
-
-def _before_answers(task: Task, tokens: Tokens) -> Tokens:
-    """The prompts of a task without the answers that stand behind them."""
-    ends = [length for length, _ in task.lengths]
-    ids = [row[:end] for row, end in zip(tokens.rows, ends, strict=True)]
-    strings = [row[:end] for row, end in zip(tokens.strings, ends, strict=True)]
-    return Tokens.from_rows(ids, strings, int(tokens.ids[0, 0]))
+    return texts, before_answers(prompts, tokens) if alone else tokens
 
 
 def fits(model: Model, task: Task) -> None:

@@ -37,6 +37,14 @@ def both_readings(task: T) -> T:
     )
 
 
+def before_answers(task: Examples, tokens: Tokens) -> Tokens:
+    """The prompts of a task without the answers that stand behind them."""
+    ends = [length for length, _ in task.lengths]
+    rows = [row[:end] for row, end in zip(tokens.rows, ends, strict=True)]
+    strings = [row[:end] for row, end in zip(tokens.strings, ends, strict=True)]
+    return Tokens.from_rows(rows, strings, int(tokens.ids[0, 0]))
+
+
 def shared_beginning(good: Sequence[int], bad: Sequence[int]) -> int:
     """How many tokens two sentences begin with in common, with at least one of each left over."""
     most = min(len(good), len(bad)) - 1
@@ -52,7 +60,7 @@ def uneven(task: Examples) -> int | None:
 def _with_wrong_answers(task: T) -> T:
     """The task with its wrong answers behind the prompts."""
     sides = {"clean": task.clean_tokens, "twin": task.twin_tokens}
-    bare = {name: _bare(side, task) for name, side in sides.items() if side is not None}
+    bare = {name: before_answers(task, side) for name, side in sides.items() if side is not None}
     said = [tuple(map(str, row)) for row in task.wrong_sequence_ids]  # nobody reads these texts
     longer = {name: continued(one, task.wrong_sequence_ids, said, 0) for name, one in bare.items()}
     predicted = predicted_at(bare["clean"], task.wrong_sequence_ids)
@@ -62,14 +70,6 @@ def _with_wrong_answers(task: T) -> T:
         twin_tokens=longer.get("twin"),
         spans={**task.spans, "answer": predicted},
     )
-
-
-def _bare(tokens: Tokens, task: Examples) -> Tokens:
-    """The prompts without the answers behind them."""
-    ends = [len(row) - more for row, more in zip(tokens.rows, task.appended, strict=True)]
-    rows = [row[:end] for row, end in zip(tokens.rows, ends, strict=True)]
-    strings = [row[:end] for row, end in zip(tokens.strings, ends, strict=True)]
-    return Tokens.from_rows(rows, strings, 0)
 
 
 def _joined(one: Tokens, other: Tokens) -> Tokens:
