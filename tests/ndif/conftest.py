@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.ndif.server import Server, serve
+from tests.support.asked_for import left_out
 from tests.support.environment import UnavailableError
 
 HERE = Path(__file__).parent
@@ -36,8 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave this folder out unless it, or something in it, was asked for."""
-    asked = (Path(arg.partition("::")[0]).resolve() for arg in config.args)
-    return None if any(path.is_relative_to(HERE) for path in asked) else True
+    return left_out(HERE, config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import nnattr
 from nnattr import Model, Scores, Task, pretrained
+from tests.support.asked_for import left_out
 from tests.support.real import needs_real_model
 
 HERE = Path(__file__).parent
@@ -20,8 +21,7 @@ HERE = Path(__file__).parent
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave this folder out unless it, or something in it, was asked for."""
-    asked = (Path(arg.partition("::")[0]).resolve() for arg in config.args)
-    return None if any(path.is_relative_to(HERE) for path in asked) else True
+    return left_out(HERE, config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
