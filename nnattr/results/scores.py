@@ -64,6 +64,7 @@ class Scores(Result):
         *,
         error: xr.DataArray | None = None,
         rest: xr.DataArray | None = None,
+        by_position: xr.DataArray | None = None,
     ) -> Scores:
         """Scores from their arrays; of the baselines those of the examples of ``raw`` are kept.
 
@@ -72,12 +73,14 @@ class Scores(Result):
         """
         if "example" in raw.dims and "example" in raw.coords:
             baselines = baselines.sel(example=raw["example"])
+            if by_position is not None:
+                by_position = by_position.sel(example=raw["example"])
         arrays = {"raw": raw, "baselines": baselines, "error": error, "rest": rest}
-        return cls(dataset(arrays), provenance, scale)
+        return cls(dataset({**arrays, "by_position": by_position}), provenance, scale)
 
     def with_arrays(self, **arrays: xr.DataArray | None) -> Scores:
         """The same scores with some of their arrays exchanged; None takes one away."""
-        names = ("raw", "baselines", "error", "rest")
+        names = ("raw", "baselines", "error", "rest", "by_position")
         known: dict[str, Any] = {name: self._array(name) for name in names} | arrays
         return self.from_arrays(scale=self.scale, provenance=self.provenance, **known)
 
@@ -120,6 +123,16 @@ class Scores(Result):
         A whole is ``raw`` summed over its cells plus ``rest`` summed over components.
         """
         return self._array("rest")
+
+    @property
+    def by_position(self) -> xr.DataArray | None:
+        """The plain runs' metric at every position, dims ``("run", "example", "pos")``, if it has one.
+
+        It has for a metric that is a number for every position (``Loss(per_position=True)``), whose
+        ``baselines`` are means over positions; else this is None.
+        ``scores.by_position.sel(run="clean") + scores.raw`` is the metric with the cells replaced.
+        """
+        return self._array("by_position")
 
     @property
     def values(self) -> xr.DataArray:
@@ -262,13 +275,16 @@ class Scores(Result):
             shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
             rest = self.rest.sel(wanted) if self.rest is not None and shared else None
             raw = self.raw.sel(wanted)
+            plain = self.by_position
+            if plain is not None and "pos" in wanted:
+                plain = plain.sel(pos=wanted["pos"])
         except (KeyError, ValueError, TypeError, IndexError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
         if not raw.size:
             raise ResultError(f"{indexers} leaves nothing of these scores.")
-        return self.with_arrays(raw=raw, error=error, rest=rest)
+        return self.with_arrays(raw=raw, error=error, rest=rest, by_position=plain)
 
     @checked
     def by_kind(self) -> Scores:
@@ -318,4 +334,5 @@ class Scores(Result):
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
         head = f"Scores({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
-        return "\n".join([head, spelled(self.baselines, p.metric), repr(self.top(5))])
+        said = [f"{p.asked}."] if p.asked else []
+        return "\n".join([head, spelled(self.baselines, p.metric), *said, repr(self.top(5))])
