@@ -86,6 +86,10 @@ class Choice:
         return layers * per_layer - named if self.others else named
 
 
+#: All cells, one by one or at once.
+EVERYTHING = Choice()
+
+
 def chosen(
     model: Model,
     task: Task,
@@ -110,7 +114,7 @@ def chosen(
             "one of these ways."
         )
     if not named:
-        return Choice()
+        return EVERYTHING
     if layers is not None:
         return _layers(model, layers)
     place = Naming(model, task, site, positions)

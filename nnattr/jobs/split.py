@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnattr.backend import Outcome
-from nnattr.backend.progress import ProgressBar
 from nnattr.errors import TooLargeError
 from nnattr.jobs.checkpoint import Keeper, Store
 from nnattr.jobs.found import Found
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
+from nnattr.progress import ProgressBar
 from nnattr.results import Scores
 
 

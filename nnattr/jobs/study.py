@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
 from nnattr.errors import MetricError, TaskError
-from nnattr.jobs.choice import Choice
+from nnattr.jobs.choice import EVERYTHING, Choice
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
 from nnattr.jobs.record import provenance_of
@@ -53,7 +53,7 @@ class Study:
     engine: str = "suffix"
     fill: Fill | None = None
     max_memory: int | None = None
-    choice: Choice = Choice()
+    choice: Choice = EVERYTHING
     together: bool = False
 
     def __post_init__(self) -> None:
@@ -176,8 +176,8 @@ class Study:
 
     def _asked(self) -> str:
         """Which cells are asked about, in words; nothing where all are, one by one."""
-        everything = self.choice == Choice() and not self.together
-        if everything or self.choice.pos_embed:
+        one_by_one = self.choice is EVERYTHING and not self.together
+        if one_by_one or self.choice.pos_embed:
             return ""
         per_layer = units(self.model, self.site)[1]
         if self.each:

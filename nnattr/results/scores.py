@@ -126,10 +126,10 @@ class Scores(Result):
 
     @property
     def by_position(self) -> xr.DataArray | None:
-        """The plain runs' metric at every position, dims ``("run", "example", "pos")``, if it has one.
+        """The metric of the plain runs at every position, dims ``("run", "example", "pos")``.
 
-        It has for a metric that is a number for every position (``Loss(per_position=True)``), whose
-        ``baselines`` are means over positions; else this is None.
+        None but for a metric that is a number for every position (``Loss(per_position=True)``). Its
+        ``baselines`` are the means over positions, and
         ``scores.by_position.sel(run="clean") + scores.raw`` is the metric with the cells replaced.
         """
         return self._array("by_position")

@@ -38,14 +38,20 @@ def standard_error(raw: xr.DataArray) -> xr.DataArray:
 def bootstrap_bounds(
     data: Float[np.ndarray, "example *cell"], level: float, n_resamples: int, seed: int
 ) -> Float[np.ndarray, "2 *cell"]:
-    """Percentile interval of the mean over examples, by resampling them with replacement."""
+    """Percentile interval of the mean over examples, by resampling them with replacement.
+
+    NaN for a cell without numbers.
+    """
     draw = np.random.default_rng(seed)
-    n = data.shape[0]
+    n, known = data.shape[0], np.isfinite(data).any(0)
+    values = data[:, known]
     means = np.stack(
-        [np.nanmean(data[draw.integers(n, size=n)], axis=0) for _ in range(n_resamples)]
+        [np.nanmean(values[draw.integers(n, size=n)], axis=0) for _ in range(n_resamples)]
     )
     tail = (1 - level) / 2
-    return np.nanquantile(means, [tail, 1 - tail], axis=0)
+    bounds = np.full((2, *data.shape[1:]), np.nan, data.dtype)
+    bounds[:, known] = np.nanquantile(means, [tail, 1 - tail], axis=0)
+    return bounds
 
 
 def sign_flip_pvalues(

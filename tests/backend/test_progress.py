@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import Simulated
-from nnattr.backend import Backend, Local, progress
-from nnattr.backend.progress import ProgressBar
+from nnattr import Simulated, progress
+from nnattr.backend import Backend, Local
+from nnattr.progress import ProgressBar
 from tests.support.engine import LayerByLayer, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 
@@ -142,7 +142,7 @@ def printing(logits: Any, batch: Any) -> Any:
 def test_loading_has_a_bar_on_a_real_terminal() -> None:
     """A pseudo-terminal of no size, as in a container; every step is made slow."""
     code = (
-        "import time; from nnattr.model import load; from nnattr.backend import progress\n"
+        "import time; from nnattr.model import load; from nnattr import progress\n"
         "progress.ProgressBar.__init__.__defaults__ = (0.0,)\n"
         "load.lookup, real = (lambda config: time.sleep(0.6) or real(config)), load.lookup\n"
         "load.load('teaching-gpt2')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import nnattr
 from nnattr import LogitDiff, Model, Scores, Simulated
 from nnattr.calls.again import python, run_file
 from nnattr.errors import ArchError, ArgumentError, NnattrError, TaskError
+from nnattr.report import Entry, report_page
 from tests.methods.common import (
     TEACHING,
     Forwards,
@@ -123,13 +125,19 @@ def test_positions_of_cells() -> None:
     for task in (even_ioi(model), ragged_ioi(model)):
         whole = nnattr.activation_patching(model, task, LogitDiff(), positions="each")
         last = int(whole.raw["pos"][-1])
-        ways: list[Any] = [[(1, 2, last)], (1, 2, last), ("L1H2", last), [("L1H2", last)], ("1.2", -1)]
+        ways: list[Any] = [
+            [(1, 2, last)],
+            (1, 2, last),
+            ("L1H2", last),
+            [("L1H2", last)],
+            ("1.2", -1),
+        ]
         for way in ways:
-            some = nnattr.activation_patching(
-                model, task, LogitDiff(), positions="each", cells=way
-            )
+            some = nnattr.activation_patching(model, task, LogitDiff(), positions="each", cells=way)
             assert [cell.index for cell in some.top(9)] == [(1, 2, last)]
-            assert_same(some.raw.sel(layer=1, head=2, pos=last), whole.raw.sel(layer=1, head=2, pos=last))
+            assert_same(
+                some.raw.sel(layer=1, head=2, pos=last), whole.raw.sel(layer=1, head=2, pos=last)
+            )
         head = nnattr.activation_patching(model, task, LogitDiff(), positions="each", cells="L1H2")
         np.testing.assert_array_equal(
             head.raw.sel(layer=1, head=2).isnull(), whole.raw.sel(layer=1, head=2).isnull()
@@ -164,9 +172,7 @@ def test_one_cell_together_is_that_cell_alone(site: Any, direction: Any) -> None
     best = nnattr.activation_patching(model, task, LogitDiff(), **given).top(1)
     given.pop("layers")
     alone = nnattr.activation_patching(model, task, LogitDiff(), cells=best, **given)
-    both = nnattr.activation_patching(
-        model, task, LogitDiff(), cells=best, together=True, **given
-    )
+    both = nnattr.activation_patching(model, task, LogitDiff(), cells=best, together=True, **given)
     assert both.raw.dims == ("example",)
     assert_same(both.raw, alone.raw.sum([*alone.cell_dims]))
     assert_same(both.baselines, alone.baselines)
@@ -257,9 +263,7 @@ def test_a_checkpoint_knows_which_cells(tmp_path: Path, together: bool) -> None:
     some: Any
     for some in ({"cells": [(0, 1)]}, {"cells": [(0, 2), (2, 1)]}, {"layers": 1}, {}):
         given = {**some, "together": together}
-        first = nnattr.activation_patching(
-            model, task, LogitDiff(), checkpoint=tmp_path, **given
-        )
+        first = nnattr.activation_patching(model, task, LogitDiff(), checkpoint=tmp_path, **given)
         with Forwards(model) as passes:
             again = nnattr.activation_patching(
                 model, task, LogitDiff(), checkpoint=tmp_path, **given
@@ -293,6 +297,11 @@ def test_under_an_edit_and_within_little_memory() -> None:
 # --- what is said -------------------------------------------------------------------------------
 
 
+def words(figure: Any) -> str:
+    """A figure's heading in one line."""
+    return re.sub("(<[^>]*>)+", " ", figure.layout.title.text)
+
+
 def test_what_was_asked_for_is_said(tmp_path: Path) -> None:
     model = teaching("teaching-gpt2")
     task = even_ioi(model, 4)
@@ -303,15 +312,18 @@ def test_what_was_asked_for_is_said(tmp_path: Path) -> None:
         assert said in repr(one)
         assert len(one.top(50)) == 3
     figure = scores.plot()
-    assert said in figure.layout.title.text
+    assert said in words(figure)
     assert int(np.isfinite(np.array(figure.data[0].z, dtype=float)).sum()) == 3
-    nnattr.report([saved], tmp_path / "page.html")
-    assert said in (tmp_path / "page.html").read_text(encoding="utf-8")
+    both = nnattr.activation_patching(model, task, LogitDiff(), cells=["L0H1"], together=True)
+    page = report_page([Entry(one, "some") for one in (scores, both)])
+    assert said in page
+    assert "1 of 16 cells were replaced at once" in page
+    assert "in which all these cells are those of the other run" in page
     estimate = nnattr.attribution_patching(model, task, LogitDiff())
     for pair in ((scores, estimate), (estimate, scores)):
         found = nnattr.agreement(*pair)
         assert said in repr(found)
-        assert said in found.plot().layout.title.text
+        assert said in words(found.plot())
     assert (scores.significant(q=0.5) | scores.mean().raw.isnull()).sum() > 0
     assert scores.bootstrap_ci().sel(bound="low").notnull().sum() == 3
 

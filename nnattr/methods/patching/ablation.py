@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from nnattr.arguments import Folder, Positive, Seed, checked
 from nnattr.engine import ablation_job, together_job
@@ -95,8 +95,8 @@ def ablate(
     """
     fill = chosen(model, task, replacement, dataset, seed)
     asked = choice.chosen(model, task, site, positions, cells=cells, layers=layers, heads=heads)
-    study = _study(ablation_job, "ablate", model, task, metric, site, positions, fill, max_memory)
-    return _of_clean_run(split.run(replace(study, engine=engine, choice=asked), checkpoint))
+    study = _study(model, task, metric, site, positions, fill, asked, max_memory)
+    return _of_clean_run(split.run(replace(study, engine=engine), checkpoint))
 
 
 @checked
@@ -150,29 +150,26 @@ def ablate_together(
     else:
         asked = Naming(model, task, site, positions).choice(parts, "parts", others=keep)
     asked = replace(asked, said={**asked.said, "keep": keep})
-    name, job = "ablate_together", together_job
-    study = _study(job, name, model, task, metric, site, positions, fill, max_memory)
-    return _of_clean_run(
-        split.run(replace(study, engine="full", by_layer=False, choice=asked, together=True))
-    )
+    study = _study(model, task, metric, site, positions, fill, asked, max_memory, together=True)
+    return _of_clean_run(split.run(study))
 
 
 def _study(
-    job: Any,
-    name: str,
     model: Model,
     task: Task,
     metric: Metric,
     site: SiteName,
     positions: Positions,
     fill: Fill,
+    asked: Choice,
     max_memory: int | None,
+    together: bool = False,
 ) -> Study:
     """The ablation as a study: clean runs, patched from what is put in."""
     return Study(
-        job=job,
-        method=name,
-        by_layer=True,
+        job=together_job if together else ablation_job,
+        method="ablate_together" if together else "ablate",
+        by_layer=not together,
         model=model,
         task=task,
         metric=metric,
@@ -182,6 +179,8 @@ def _study(
         normalized=False,
         fill=fill,
         max_memory=max_memory,
+        choice=asked,
+        together=together,
     )
 
 

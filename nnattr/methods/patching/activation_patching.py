@@ -100,10 +100,12 @@ def activation_patching(
     nothing; ``together`` costs one full pass.
     """
     asked = choice.chosen(model, task, site, positions, cells=cells, layers=layers, heads=heads)
+    if together:
+        asked = replace(asked, said={**asked.said, "together": True})
     study = Study(
-        patching_job,
+        together_job if together else patching_job,
         "activation_patching",
-        True,
+        not together,
         model,
         task,
         metric,
@@ -114,9 +116,6 @@ def activation_patching(
         engine,
         max_memory=max_memory,
         choice=asked,
+        together=together,
     )
-    if together:
-        said = {**asked.said, "together": True}
-        asked = replace(asked, said=said)
-        study = replace(study, job=together_job, by_layer=False, choice=asked, together=True)
     return split.run(study, checkpoint)

@@ -52,10 +52,10 @@ def attribution_patching(
 ) -> Scores:
     """A first-order estimate of `activation_patching` for every cell of a site, in one job.
 
-    Arguments, result and errors are those of `activation_patching`, so that the two swap in place;
-    but for ``together``: the effects of several cells at once are not the sum of their estimates,
-    which count the paths from one through another for both. ``cells``, ``layers`` and ``heads`` save
-    little here, as all cells of a layer cost what one does.
+    Arguments, result and errors are those of `activation_patching`, so that the two swap in place.
+    Only ``together`` it has not: the effect of several cells at once is not the sum of their
+    estimates, which count the paths from one through another for both. ``cells``, ``layers`` and
+    ``heads`` save little here, as all cells of a layer cost what one does.
 
     Raises:
         BackendError: as there, and where the deployment cannot give gradients (a sandboxed NDIF);
@@ -76,8 +76,6 @@ def attribution_patching(
         direction,
         normalized,
         max_memory=max_memory,
-        choice=choice.chosen(
-            model, task, site, positions, cells=cells, layers=layers, heads=heads
-        ),
+        choice=choice.chosen(model, task, site, positions, cells=cells, layers=layers, heads=heads),
     )
     return split.run(study, checkpoint)
