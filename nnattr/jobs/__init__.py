@@ -2,7 +2,7 @@
 
 =============  ==================================================================================
 `study`        one question, checked before anything runs, and its payload
-`choice`       which cells of a site are asked about, as people name them
+`asked`        which cells of a site are asked about, as people name them
 `layout`       where the engine finds things in this model, and how a patch of a site enters it
 `replacement`  what an ablation puts in the place of an activation
 `split`        as few jobs as the backend's limits allow

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
 from nnattr.errors import MetricError, TaskError
-from nnattr.jobs.choice import EVERYTHING, Choice
+from nnattr.jobs.asked import EVERYTHING, Asked
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
 from nnattr.jobs.record import provenance_of
@@ -36,7 +36,7 @@ class Study:
 
     ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
     layers. With a ``fill`` the source is not the task's other run but what an ablation puts in.
-    ``choice`` says which cells are asked about, and ``together`` whether they are replaced at once,
+    ``asked`` says which cells are asked about, and ``together`` whether they are replaced at once,
     which gives one number for each example, or one for each of its positions.
     """
 
@@ -53,7 +53,7 @@ class Study:
     engine: str = "suffix"
     fill: Fill | None = None
     max_memory: int | None = None
-    choice: Choice = EVERYTHING
+    asked: Asked = EVERYTHING
     together: bool = False
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Study:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that are asked about."""
-        chosen = self.choice.layers
+        chosen = self.asked.layers
         return tuple(range(self.model.n_layers)) if chosen is None else chosen
 
     @property
@@ -135,7 +135,7 @@ class Study:
             "last_only": last_only,
             "places": spots(task, "each") if self.by_position else None,
             "layers": layers,
-            **self.choice.payload(layers),
+            **self.asked.payload(layers),
             "units": units(self.model, self.site)[1],
             "spots": spots(task, self.positions),
             "rows": max(1, TOKENS_PER_FORWARD // task.width),
@@ -163,8 +163,8 @@ class Study:
             unit=unit,
             places=tuple(zip(labels(self.task), self.task.labels, strict=True)) if each else None,
             absent=tuple(map(tuple, (~there.any(-1)).T.tolist())),
-            asked_layers=None if self.together else self.choice.layers,
-            asked=None if self.together else self.choice.cells,
+            asked_layers=None if self.together else self.asked.layers,
+            asked=None if self.together else self.asked.cells,
             together=self.together,
             by_position=self.by_position,
             direction=self.direction,
@@ -174,16 +174,16 @@ class Study:
             provenance=self._provenance(),
         )
 
-    def _asked(self) -> str:
+    def _in_words(self) -> str:
         """Which cells are asked about, in words; nothing where all are, one by one."""
-        one_by_one = self.choice is EVERYTHING and not self.together
-        if one_by_one or self.choice.pos_embed:
+        one_by_one = self.asked is EVERYTHING and not self.together
+        if one_by_one or self.asked.pos_embed:
             return ""
         per_layer = units(self.model, self.site)[1]
         if self.each:
             per_layer *= len(labels(self.task))
         whole = self.model.n_layers * per_layer
-        n = self.choice.count(self.model.n_layers, per_layer)
+        n = self.asked.count(self.model.n_layers, per_layer)
         done = "replaced at once" if self.together else "asked for"
         return f"{n} of {whole} cells were {done}"
 
@@ -200,7 +200,7 @@ class Study:
                 "positions": self.positions,
                 **(self.fill.arguments if self.fill else self._normed_direction()),
                 **({} if self.max_memory is None else {"max_memory": self.max_memory}),
-                **self.choice.said,
+                **self.asked.said,
             },
             metric=describe(self.metric),
-        ).model_copy(update={"asked": self._asked()})
+        ).model_copy(update={"asked": self._in_words()})

@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
-BLOCK = 512  # sign patterns at a time
+BLOCK = 512  # sign patterns, or cells, at a time
 
 
 def standard_error(raw: xr.DataArray) -> xr.DataArray:
@@ -42,16 +42,20 @@ def bootstrap_bounds(
 
     NaN for a cell without numbers.
     """
-    draw = np.random.default_rng(seed)
-    n, known = data.shape[0], np.isfinite(data).any(0)
-    values = data[:, known]
-    means = np.stack(
-        [np.nanmean(values[draw.integers(n, size=n)], axis=0) for _ in range(n_resamples)]
-    )
-    tail = (1 - level) / 2
-    bounds = np.full((2, *data.shape[1:]), np.nan, data.dtype)
-    bounds[:, known] = np.nanquantile(means, [tail, 1 - tail], axis=0)
-    return bounds
+    draw, n = np.random.default_rng(seed), len(data)
+    drawn = (draw.integers(n, size=n) for _ in range(n_resamples))
+    counts = np.stack([np.bincount(one, minlength=n) for one in drawn]).astype(np.float64)
+    flat = data.reshape(n, -1)
+    found = np.full((2, flat.shape[1]), np.nan)
+    some = np.flatnonzero(~np.isnan(flat).all(0))
+    for cells in np.array_split(some, -(-len(some) // BLOCK) or 1):
+        known = ~np.isnan(flat[:, cells])
+        sums = counts @ np.where(known, flat[:, cells], 0.0)
+        with np.errstate(invalid="ignore"):  # a resample may have none of a cell's examples
+            means = sums / (counts @ known)
+        quantile = np.quantile if known.all() else np.nanquantile
+        found[:, cells] = quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return found.reshape(2, *data.shape[1:])
 
 
 def sign_flip_pvalues(

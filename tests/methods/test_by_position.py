@@ -82,9 +82,9 @@ def test_the_second_copy_needs_the_induction_circuit(tmp_path: Path) -> None:
     )
     change = scores.mean().raw
     assert change.sel(pos=slice(11, 18)).min() > change.sel(pos=slice(0, 8)).max()
-    figure = scores.plot()
+    figure: Any = scores.plot()
     assert len(figure.data[0].x) == len(change)
-    loaded = nnattr.load_result(scores.save(tmp_path / "loss.safetensors"))
+    loaded: Any = nnattr.load_result(scores.save(tmp_path / "loss.safetensors"))
     assert loaded.by_position.equals(scores.by_position)
     some = scores.sel(pos=[12, 13], example=[0])
     assert some.by_position is not None

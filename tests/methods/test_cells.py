@@ -308,10 +308,11 @@ def test_what_was_asked_for_is_said(tmp_path: Path) -> None:
     scores = nnattr.activation_patching(model, task, LogitDiff(), cells=[(0, 1), (1, 2), (2, 0)])
     said = f"3 of {model.n_layers * model.n_heads} cells were asked for"
     saved = scores.save(tmp_path / "some.safetensors")
-    for one in (scores, nnattr.load_result(saved), scores.mean()):
+    loaded: Any = nnattr.load_result(saved)
+    for one in (scores, loaded, scores.mean()):
         assert said in repr(one)
         assert len(one.top(50)) == 3
-    figure = scores.plot()
+    figure: Any = scores.plot()
     assert said in words(figure)
     assert int(np.isfinite(np.array(figure.data[0].z, dtype=float)).sum()) == 3
     both = nnattr.activation_patching(model, task, LogitDiff(), cells=["L0H1"], together=True)

@@ -25,8 +25,8 @@ from typing import Literal
 from nnattr.arguments import Folder, Positive, Seed, checked
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
-from nnattr.jobs import choice, split
-from nnattr.jobs.choice import Cells, Choice, Layers, Naming
+from nnattr.jobs import split
+from nnattr.jobs.asked import Asked, Cells, Layers, Naming, asked_cells
 from nnattr.jobs.replacement import Fill, Replacement, chosen
 from nnattr.jobs.study import Study
 from nnattr.metrics import Metric
@@ -94,7 +94,7 @@ def ablate(
     Cost: that of `activation_patching`, and for a mean one forward pass over the dataset.
     """
     fill = chosen(model, task, replacement, dataset, seed)
-    asked = choice.chosen(model, task, site, positions, cells=cells, layers=layers, heads=heads)
+    asked = asked_cells(model, task, site, positions, cells=cells, layers=layers, heads=heads)
     study = _study(model, task, metric, site, positions, fill, asked, max_memory)
     return _of_clean_run(split.run(replace(study, engine=engine), checkpoint))
 
@@ -148,7 +148,7 @@ def ablate_together(
     if whole:
         asked = _position_embeddings(model, replacement, positions)
     else:
-        asked = Naming(model, task, site, positions).choice(parts, "parts", others=keep)
+        asked = Naming(model, task, site, positions).asked(parts, "parts", others=keep)
     asked = replace(asked, said={**asked.said, "keep": keep})
     study = _study(model, task, metric, site, positions, fill, asked, max_memory, together=True)
     return _of_clean_run(split.run(study))
@@ -161,7 +161,7 @@ def _study(
     site: SiteName,
     positions: Positions,
     fill: Fill,
-    asked: Choice,
+    asked: Asked,
     max_memory: int | None,
     together: bool = False,
 ) -> Study:
@@ -179,7 +179,7 @@ def _study(
         normalized=False,
         fill=fill,
         max_memory=max_memory,
-        choice=asked,
+        asked=asked,
         together=together,
     )
 
@@ -191,7 +191,7 @@ def _of_clean_run(scores: Scores) -> Scores:
     return scores.with_arrays(**clean)
 
 
-def _position_embeddings(model: Model, replacement: str, positions: Positions) -> Choice:
+def _position_embeddings(model: Model, replacement: str, positions: Positions) -> Asked:
     """The learned position embeddings, if the model has them."""
     table = position_table(model)
     if table is None:
@@ -200,4 +200,4 @@ def _position_embeddings(model: Model, replacement: str, positions: Positions) -
         )
     if replacement not in ("zero", "mean") or positions != "all":
         raise TaskError("Position embeddings are ablated with 'zero' or 'mean', at all positions.")
-    return Choice(pos_embed=table, said={"parts": "pos_embed"})
+    return Asked(pos_embed=table, said={"parts": "pos_embed"})

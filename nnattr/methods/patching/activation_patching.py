@@ -21,8 +21,8 @@ from typing import Literal
 
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import patching_job, together_job
-from nnattr.jobs import choice, split
-from nnattr.jobs.choice import Cells, Layers
+from nnattr.jobs import split
+from nnattr.jobs.asked import Cells, Layers, asked_cells
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
@@ -63,7 +63,7 @@ def activation_patching(
         positions: where (see `nnattr.tasks.positions`); ``"each"`` gives scores per position.
         cells: only these cells, the others are NaN and not computed: ``[(9, 6), "L10H0"]``, layers
             or ``"M3"`` at sites without heads, with a position (``(9, 6, 12)``) where
-            ``positions="each"``, or a ranking, ``estimate.top(20)`` (see `nnattr.jobs.choice`).
+            ``positions="each"``, or a ranking, ``estimate.top(20)`` (see `nnattr.jobs.asked`).
         layers: only the cells of these layers, instead.
         heads: only these heads (or key/value heads) of any layers, instead.
         together: patch all of these cells at once, in one run: are they enough, or needed, as a
@@ -99,7 +99,7 @@ def activation_patching(
     [head, query_pos, key_pos] numbers of every layer and example. Cells that are not asked for cost
     nothing; ``together`` costs one full pass.
     """
-    asked = choice.chosen(model, task, site, positions, cells=cells, layers=layers, heads=heads)
+    asked = asked_cells(model, task, site, positions, cells=cells, layers=layers, heads=heads)
     if together:
         asked = replace(asked, said={**asked.said, "together": True})
     study = Study(
@@ -115,7 +115,7 @@ def activation_patching(
         normalized,
         engine,
         max_memory=max_memory,
-        choice=asked,
+        asked=asked,
         together=together,
     )
     return split.run(study, checkpoint)

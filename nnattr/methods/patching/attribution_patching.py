@@ -22,8 +22,8 @@ from collections.abc import Sequence
 
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import attribution_job
-from nnattr.jobs import choice, split
-from nnattr.jobs.choice import Cells, Layers
+from nnattr.jobs import split
+from nnattr.jobs.asked import Cells, Layers, asked_cells
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
@@ -76,6 +76,6 @@ def attribution_patching(
         direction,
         normalized,
         max_memory=max_memory,
-        choice=choice.chosen(model, task, site, positions, cells=cells, layers=layers, heads=heads),
+        asked=asked_cells(model, task, site, positions, cells=cells, layers=layers, heads=heads),
     )
     return split.run(study, checkpoint)

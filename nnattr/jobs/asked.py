@@ -53,7 +53,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class Asked:
     """Cells of a site.
 
     Attributes:
@@ -87,10 +87,10 @@ class Choice:
 
 
 #: All cells, one by one or at once.
-EVERYTHING = Choice()
+EVERYTHING = Asked()
 
 
-def chosen(
+def asked_cells(
     model: Model,
     task: Task,
     site: PatchSite,
@@ -99,7 +99,7 @@ def chosen(
     cells: Cells | None = None,
     layers: Layers | None = None,
     heads: Head | Sequence[Head] | None = None,
-) -> Choice:
+) -> Asked:
     """The cells that were asked for by one of the three ways; all of them if by none.
 
     Raises:
@@ -121,10 +121,10 @@ def chosen(
     if heads is not None and place.unit not in ("head", "kv_head"):
         raise TaskError(f"The site {site!r} has no heads; name cells= or layers= instead.")
     ((name, value),) = named.items()
-    return place.choice(value, name)
+    return place.asked(value, name)
 
 
-def _layers(model: Model, given: Layers) -> Choice:
+def _layers(model: Model, given: Layers) -> Asked:
     layers = [given] if isinstance(given, int) else list(given)
     _require_some(layers, "layers")
     for layer in layers:
@@ -132,7 +132,7 @@ def _layers(model: Model, given: Layers) -> Choice:
             raise ArchError(
                 f"{model.name} has no layer {layer}: it has {model.n_layers}, counted from 0."
             )
-    return Choice(tuple(sorted(layers)), said={"layers": layers})
+    return Asked(tuple(sorted(layers)), said={"layers": layers})
 
 
 class Naming:
@@ -155,7 +155,7 @@ class Naming:
         self.dims = tuple(sorted(dims, key=ORDER.index))
         self.short = tuple(dim for dim in self.dims if dim != "pos")
 
-    def choice(self, given: Cells, name: str, others: bool = False) -> Choice:
+    def asked(self, given: Cells, name: str, others: bool = False) -> Asked:
         """These cells, or all others.
 
         Raises:
@@ -171,7 +171,7 @@ class Naming:
             raise TaskError(f"{name} has {results.cell_label(twice)} twice; name each cell once.")
         layers = None if others else tuple(sorted({layer for layer, *_ in found}))
         said = [list(index.values()) for index in indices]
-        return Choice(layers, tuple(sorted(found)), others, said={name: said})
+        return Asked(layers, tuple(sorted(found)), others, said={name: said})
 
     def index(self, given: Any) -> dict[str, int]:
         """A cell by its dimensions: ``{"layer": 9, "head": 6}``.
