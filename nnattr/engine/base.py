@@ -113,6 +113,7 @@ def base_run(
     full: bool,
     more: tuple[str, ...] = (),
     other_more: tuple[str, ...] = (),
+    whole_runs: bool = False,
 ) -> tuple[BaseRun, Tensor]:
     """Both plain runs, and the logits of the base run as one pass from position 0 on.
 
@@ -122,11 +123,12 @@ def base_run(
         full: whether rows will be full passes, for which all positions of the site are enough.
         more: further steps of the base run.
         other_more: further steps of the source run.
+        whole_runs: begin at 0 though the prompts share more.
     """
-    start = 0 if full else first_difference(question)
+    start = 0 if full or whole_runs else first_difference(question)
     short = () if full else SHORT
     steps = (*SITE, *more) if full else (*STREAMS, *SITE, *SHORT, *more)
-    keeps = not full and bool(start or not question.spots[..., 0].all())  # some rows begin later
+    keeps = not (full or whole_runs) and bool(start or not question.spots[..., 0].all())  # some rows begin later
     ours = observe(nn, question, question.base, short if start else steps, keep_cache=keeps)
     whole, prefixes = ours.logits, Prefixes(ours.cache)
     if start:

@@ -46,9 +46,14 @@ class Reach:
     """
 
     def __init__(self, question: Question, differs: Tensor, start: int) -> None:
-        """From where senders differ at all [example, pos, sender], from ``start`` on."""
+        """From where senders differ at all [example, pos, sender], from ``start`` on.
+
+        Before the first token that differs they cannot: experts, which are given the tokens of all
+        prompts at once, may round these otherwise.
+        """
+        behind = (question.base.ids != question.source.ids).int().cummax(1).values[:, start:] > 0
         spots = question.spots[:, :, start:].transpose(0, 1)  # [example, spot, pos]
-        touched = spots[..., None] & differs[:, None]
+        touched = (spots & behind[:, None])[..., None] & differs[:, None]
         first = touched.byte().argmax(2) + start
         self.first = torch.where(touched.any(2), first, question.base.width)
         self.last = touched[:, :, -1]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnattr.engine.base import BaseRun, base_run
+from nnattr.engine.base import BaseRun, base_run, first_difference
 from nnattr.engine.edge_rows import HeadEdges, Reach, StreamEdges, plan
 from nnattr.engine.ends import PORTS, Ends, Parts
 from nnattr.engine.fastest import fastest, resumes
@@ -37,6 +37,10 @@ from nnattr.runs.edits import why_whole
 from nnattr.runs.inputs import cache_argument
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 from nnattr.runs.tolerance import same_logits
+
+
+#: The tokens whose run takes as long as all else of a pass.
+PASS = 64
 
 
 def edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -183,7 +187,9 @@ def by_engine(
     nn: Any, question: Question, edges: Asking, budget: Budget
 ) -> tuple[BaseRun, list[Kind]] | None:
     """What rows need that the engine runs; None if it does not give what full passes give."""
-    base, whole = base_run(nn, question, False, *steps(edges))
+    into = set(edges.ends.port.tolist())
+    short = into == {PORTS.index("logits")} and not worth_sharing(question)
+    base, whole = base_run(nn, question, False, *steps(edges), whole_runs=short)
     kinds = kinds_of(nn, question, edges, base, budget)
     hooked = touched(nn, question.layout.layers)
     for kind in kinds:
@@ -198,6 +204,12 @@ def by_engine(
             return None
         kind.mode = mode
     return base, kinds
+
+
+def worth_sharing(question: Question) -> bool:
+    """Whether it pays to run what all pairs share once, which is one pass more."""
+    shared = first_difference(question)
+    return len(question) * (2 * shared - question.base.width) > PASS
 
 
 def steps(edges: Asking) -> tuple[tuple[str, ...], tuple[str, ...]]:

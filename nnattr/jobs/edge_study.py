@@ -23,9 +23,8 @@ from nnattr.jobs.layout import layout
 from nnattr.jobs.study import Study
 from nnattr.model.components import contribution_norm
 from nnattr.model.model import Model
-from nnattr.results import Provenance
-
-EdgeScores: Any = None  # until it is merged
+from nnattr.results import EdgeScores, Provenance
+from nnattr.tasks.positions import spots
 
 #: Bytes of all examples' scores up to which they are kept one by one.
 SMALL = 16 * 2**20
@@ -61,7 +60,7 @@ class EdgeStudy(Study):
         """Whether examples are kept apart: asked for, or the scores are few."""
         if self.per_example is not None:
             return self.per_example
-        cells = len(super().frame().absent[0])
+        cells = len(spots(self.task, self.positions))
         return 4 * len(self.task) * self.choice.wanted.numel() * cells <= SMALL
 
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
