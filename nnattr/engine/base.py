@@ -128,7 +128,9 @@ def base_run(
     start = 0 if full or whole_runs else first_difference(question)
     short = () if full else SHORT
     steps = (*SITE, *more) if full else (*STREAMS, *SITE, *SHORT, *more)
-    keeps = not (full or whole_runs) and bool(start or not question.spots[..., 0].all())  # some rows begin later
+    keeps = not (full or whole_runs) and bool(
+        start or not question.spots[..., 0].all()
+    )  # some rows begin later
     ours = observe(nn, question, question.base, short if start else steps, keep_cache=keeps)
     whole, prefixes = ours.logits, Prefixes(ours.cache)
     if start:

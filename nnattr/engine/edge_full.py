@@ -1,5 +1,7 @@
-"""Edges by whole passes, literally: a receiver is given its own input in one pass, and what it then
-makes is put into another, in which all else is the base run.
+"""Edges by whole passes, literally.
+
+A receiver is given its own input in one pass, and what it then makes is put into another, in which
+all else is the base run.
 
 What the engine's rows are held against, and what serves a model that they do not.
 
@@ -8,7 +10,7 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,7 +58,9 @@ def by_port(known: Graphed, rows: Rows, start: int, port: str) -> Tensor:
     names = [name for name in "qkv" if name in port]
     places = [parts.ports[name][layer] for name in names]
     _, (_, *made) = passed(known, rows, start, [first, *((where, None) for where in places)])
-    own = [mask(known, rows, value.shape[-1], name) for name, value in zip(names, made, strict=True)]
+    own = [
+        mask(known, rows, value.shape[-1], name) for name, value in zip(names, made, strict=True)
+    ]
     steps = [
         (where, partial(put_part, its, value))
         for where, its, value in zip(places, own, made, strict=True)
@@ -70,7 +74,7 @@ def by_port(known: Graphed, rows: Rows, start: int, port: str) -> Tensor:
 
 
 def passed(
-    known: Graphed, rows: Rows, start: int, steps: list[tuple[tuple[Any, ...], Change]]
+    known: Graphed, rows: Rows, start: int, steps: Sequence[tuple[tuple[Any, ...], Change]]
 ) -> tuple[Tensor, list[Tensor]]:
     """One pass of rows: its logits, and what stood at each of these places, in forward order."""
     nn, question = known.nn, known.question

@@ -15,8 +15,6 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -62,7 +60,7 @@ class Reach:
 def plan(question: Question, ends: Ends, reach: Reach, ports: tuple[str, ...]) -> Rows:
     """The rows of edges into these ports whose change can reach the metric, layer by layer."""
     width, last_layer = question.base.width, question.layout.depth - 1
-    senders, receivers = ends.shape
+    receivers = len(ends.port)
     narrow = (ends.at == last_layer) & question.last_only
     in_place = torch.tensor([port in IN_PLACE for port in PORTS])[ends.port] & narrow
     asked = torch.tensor([port in ports for port in PORTS])[ends.port]
@@ -75,18 +73,16 @@ def plan(question: Question, ends: Ends, reach: Reach, ports: tuple[str, ...]) -
     return Rows(table[:, table[4].argsort(stable=True)])
 
 
-class StreamEdges:
-    """Rows of edges into MLPs and the logits.
+class Answers:
+    """What receivers make of their changed input, asked before a pass of the rows that need it.
 
     Attributes:
-        known: what they are made from.
+        known: what edges are made from.
         reach: where senders change something.
         budget: of the job.
-        made: what MLPs add more, by layer: the senders asked about, in order, their change
-            [sender, pos, d], and the position at which that begins.
+        made: by layer the numbers of what was asked, in order (`requests`), what the receivers then
+            make more [request, pos, width], and the position at which that begins.
     """
-
-    ports = STREAM
 
     def __init__(self, known: Graphed, reach: Reach, budget: Budget) -> None:
         self.known = known
@@ -94,25 +90,67 @@ class StreamEdges:
         self.budget = budget
         self.made: dict[int, tuple[Tensor, Tensor, int]] = {}
 
+    def ask(self, rows: Rows, start: int) -> None:
+        """Ask what rows of a pass from ``start`` on need, and forget what others did."""
+        self.made = {}
+        for some in rows.by_layer() if len(rows) else []:
+            layer, numbers = int(some.layer[0]), requests(self.known, some).unique()
+            asked = asked_of(self.known, self.reach, numbers, layer, start)
+            made = made_by_mlp if PORTS[int(asked.port[0])] == "mlp" else made_by_heads
+            size = self.fitting(len(numbers), asked.start)
+            parts = [asked.take(slice(at, at + size)) for at in range(0, len(numbers), size)]
+            found = torch.cat([made(self.known, part) for part in parts])
+            self.made[layer] = numbers, found, asked.start
+
+    def fitting(self, count: int, start: int) -> int:
+        """How many rows of a run from ``start`` on fit."""
+        question = self.known.question
+        need = bytes_per_row(question, start, self.known.base.start)
+        return self.budget.fitting(count, need, question.base.width - start)
+
+    def of(self, layer: int, rows: Rows, start: int) -> tuple[Tensor, Tensor]:
+        """The answers of a layer from ``start`` on [request, pos, width], and each row's [row]."""
+        numbers, made, first = self.made[layer]
+        at = torch.searchsorted(numbers, requests(self.known, rows))
+        return made[:, start - first :], at.to(made.device)
+
+
+class StreamEdges:
+    """Rows of edges into MLPs and the logits: see `nnattr.engine.cells.Cells`.
+
+    Attributes:
+        known: what they are made from.
+        answers: of MLPs.
+    """
+
+    ports = STREAM
+
+    def __init__(self, known: Graphed, answers: Answers) -> None:
+        self.known = known
+        self.answers = answers
+
+    def into(self, rows: Rows, port: str) -> Tensor:
+        """Which rows' receivers read by a port [row], bool."""
+        ends = self.known.ends
+        return ends.port[ends.receiver(rows.unit)] == PORTS.index(port)
+
     def prepare(self, rows: Rows, start: int) -> None:
         """Ask the MLPs."""
-        port = self.known.ends.port[self.known.ends.receiver(rows.unit)]
-        self.made = answers(self.known, self.reach, self.budget, rows.take(port == PORTS.index("mlp")), start)
+        self.answers.ask(rows.take(self.into(rows, "mlp")), start)
 
     def enter(self, start: int, layer: int, rows: Rows) -> Entry:
         """With what rows enter behind their receiver's layer, inside a trace."""
         known, own_layer = self.known, int(rows.layer[0])
-        base, ends = known.base, known.ends
-        stream = of_base_run(base.streams[layer], base, rows, start)
-        into_logits = ends.port[ends.receiver(rows.unit)] == PORTS.index("logits")
+        stream = of_base_run(known.base.streams[layer], known.base, rows, start)
         change = torch.zeros_like(stream, dtype=torch.float32)
-        if into_logits.any():
-            some = rows.take(into_logits)
-            change[into_logits.to(change.device)] = known.change(some, ends.sender(some.unit), start)
-        if not into_logits.all():
-            some = rows.take(~into_logits)
-            made = answer(known, self.made[own_layer], some, start)
-            change[~into_logits.to(change.device)] = known.question.layout.scale * made
+        direct = self.into(rows, "logits")
+        if direct.any():
+            some = rows.take(direct)
+            sender = known.ends.sender(some.unit)
+            change[direct.to(change.device)] = known.change(some, sender, start)
+        if not direct.all():
+            made, at = self.answers.of(own_layer, rows.take(~direct), start)
+            change[~direct.to(change.device)] = known.question.layout.scale * made[at]
         return Entry((stream.float() + change).to(stream))
 
     def full(self, rows: Rows, start: int) -> Tensor:
@@ -121,45 +159,45 @@ class StreamEdges:
 
 
 class HeadEdges:
-    """Rows of edges into queries, keys and values; its attributes are those of `StreamEdges`."""
+    """Rows of edges into queries, keys and values: see `nnattr.engine.cells.Cells`.
+
+    Attributes:
+        known: what they are made from.
+        answers: of attention.
+    """
 
     ports = HEADS
 
-    def __init__(self, known: Graphed, reach: Reach, budget: Budget) -> None:
+    def __init__(self, known: Graphed, answers: Answers) -> None:
         self.known = known
-        self.reach = reach
-        self.budget = budget
-        self.made: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self.answers = answers
 
     def prepare(self, rows: Rows, start: int) -> None:
         """Ask attention."""
-        self.made = answers(self.known, self.reach, self.budget, rows, start)
+        self.answers.ask(rows, start)
 
     def enter(self, start: int, layer: int, rows: Rows) -> Entry:
         """With what rows enter their receiver's layer, or behind it, inside a trace."""
-        known, own_layer = self.known, int(rows.layer[0])
-        base, layout = known.base, known.question.layout
+        base, layout = self.known.base, self.known.question.layout
         stream = of_base_run(base.streams[layer], base, rows, start)
-        change = self.projected(own_layer, rows, start)
+        change = self.projected(int(rows.layer[0]), rows, start, stream)
         if layout.entry == "added":
             return Entry((stream.float() + layout.scale * change).to(stream))
         return Entry(stream, change)
 
-    def projected(self, layer: int, rows: Rows, start: int) -> Tensor:
+    def projected(self, layer: int, rows: Rows, start: int, like: Tensor) -> Tensor:
         """What the change of z of each row's heads makes behind the projection [row, pos, d]."""
-        known = self.known
-        own = known.base.own[layer][:, start - known.base.start :]
-        projection = known.nn.get(known.parts.projections[layer])
-        receiver = known.ends.receiver(rows.unit)
-        keys, made, first = self.made[layer]
-        at = torch.searchsorted(keys, requests(known, rows)).to(made.device)
-        found = torch.zeros_like(of_base_run(known.base.streams[layer], known.base, rows, start), dtype=torch.float32)
-        for parts in known.ends.parts[receiver].unique().tolist():
-            some = (known.ends.parts[receiver] == parts).nonzero()[:, 0].to(made.device)
-            unit = known.ends.part[receiver].to(made.device)[some]
-            change = made[:, start - first :].unflatten(-1, (parts, -1))[at[some], :, unit]
-            example = rows.example.to(made.device)[some]
-            found[some] = projected(projection, own, example, change, unit, parts)
+        base, ends = self.known.base, self.known.ends
+        receiver, own = ends.receiver(rows.unit), base.own[layer][:, start - base.start :]
+        projection = self.known.nn.get(self.known.parts.projections[layer])
+        made, at = self.answers.of(layer, rows, start)
+        found = torch.zeros_like(like, dtype=torch.float32)
+        for parts in ends.parts[receiver].unique().tolist():
+            some = (ends.parts[receiver] == parts).nonzero()[:, 0]
+            unit, here = ends.part[receiver[some]].to(made.device), some.to(made.device)
+            change = made.unflatten(-1, (parts, -1))[at[here], :, unit]
+            example = rows.example[some].to(made.device)
+            found[here] = projected(projection, own, example, change, unit, parts)
         return found
 
     def full(self, rows: Rows, start: int) -> Tensor:
@@ -175,39 +213,14 @@ def requests(known: Graphed, rows: Rows) -> Tensor:
     return where * len(PORTS) + port
 
 
-def answers(
-    known: Graphed, reach: Reach, budget: Budget, rows: Rows, start: int
-) -> dict[int, tuple[Tensor, Tensor, int]]:
-    """What receivers make of the changed input of these rows, by layer (see `StreamEdges.made`)."""
-    found = {}
-    for some in rows.by_layer() if len(rows) else []:
-        keys = requests(known, some).unique()
-        asked = asked_of(known, reach, keys, int(some.layer[0]), start)
-        made = made_by_mlp if PORTS[int(asked.port[0])] == "mlp" else made_by_heads
-        need = bytes_per_row(known.question, asked.start, known.base.start)
-        size = budget.fitting(len(keys), need, known.question.base.width - asked.start)
-        values = [made(known, asked.take(slice(at, at + size))) for at in range(0, len(keys), size)]
-        found[asked.layer] = keys, torch.cat(values), asked.start
-    return found
-
-
-def asked_of(known: Graphed, reach: Reach, keys: Tensor, layer: int, start: int) -> Asked:
-    """What a layer is asked, by its numbers."""
-    where, port = keys // len(PORTS), keys % len(PORTS)
+def asked_of(known: Graphed, reach: Reach, numbers: Tensor, layer: int, start: int) -> Asked:
+    """What a layer is asked, by its numbers, for a pass from ``start`` on."""
+    where, port = numbers // len(PORTS), numbers % len(PORTS)
     where, sender = where // known.ends.shape[0], where % known.ends.shape[0]
     example, spot = where // len(known.question.spots), where % len(known.question.spots)
     first = reach.first[example, spot, sender]
-    in_place = torch.tensor([name in IN_PLACE for name in PORTS])[port]
     if layer == known.question.layout.depth - 1 and known.question.last_only:
+        in_place = torch.tensor([name in IN_PLACE for name in PORTS])[port]
         first = torch.where(in_place, known.question.base.width - 1, first)
-    begin = min(start, int(first.min()))
-    same = torch.full_like
-    table = torch.stack([example, spot, sender, first, same(first, layer)])
-    return Asked(layer, Rows(table), port, begin)
-
-
-def answer(known: Graphed, made: tuple[Tensor, Tensor, int], rows: Rows, start: int) -> Tensor:
-    """What was answered for each row [row, pos, width], from ``start`` on."""
-    keys, values, first = made
-    at = torch.searchsorted(keys, requests(known, rows)).to(values.device)
-    return values[at, start - first :]
+    table = torch.stack([example, spot, sender, first, torch.full_like(first, layer)])
+    return Asked(layer, Rows(table), port, min(start, int(first.min())))

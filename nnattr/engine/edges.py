@@ -1,10 +1,10 @@
 """Every edge that is asked for, one at a time, with all else as it is in the base run.
 
-With everything between its two ends frozen, an edge changes its receiver's input alone: by what the
-sender changes in the residual stream (`senders`). The layer's own code says what the receiver makes
-of that (`receivers`); from there on the row is an ordinary one of the engine (`edge_rows`), and runs
-the layers above. An edge costs what is above its *receiver*, however far away the sender is, and
-one into the logits no layer at all.
+With everything between its two ends frozen, an edge changes its receiver's input alone: by what
+the sender changes in the residual stream (`senders`). The layer's own code says what the receiver
+makes of that (`receivers`); from there on the row is an ordinary one of the engine (`edge_rows`),
+and runs the layers above. An edge costs what is above its *receiver*, however far away the sender
+is, and one into the logits no layer at all.
 
 Inside a job: torch and plain values.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import BaseRun, base_run, first_difference
-from nnattr.engine.edge_rows import HeadEdges, Reach, StreamEdges, plan
+from nnattr.engine.edge_rows import Answers, HeadEdges, Reach, StreamEdges, plan
 from nnattr.engine.ends import PORTS, Ends, Parts
 from nnattr.engine.fastest import fastest, resumes
 from nnattr.engine.forward import run
@@ -37,7 +37,6 @@ from nnattr.runs.edits import why_whole
 from nnattr.runs.inputs import cache_argument
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 from nnattr.runs.tolerance import same_logits
-
 
 #: The tokens whose run takes as long as all else of a pass.
 PASS = 64
@@ -68,7 +67,9 @@ def edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
             found = sweep(nn, portions.tick, asked, edges, portions.budget, known[some], kept)
             portions.keep(found, rows=0)  # its passes were counted as they ran
     found = portions.joined()
-    return reduced(found, payload["readings"]) if payload["reduced"] and "change" in found else found
+    return (
+        reduced(found, payload["readings"]) if payload["reduced"] and "change" in found else found
+    )
 
 
 class Asking:
@@ -222,18 +223,24 @@ def steps(edges: Asking) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def kinds_of(
     nn: Any, question: Question, edges: Asking, base: BaseRun, budget: Budget
 ) -> list[Kind]:
-    """The rows of edges into the stream's readers, and into heads, where there are any."""
-    found = []
+    """The rows of edges into what reads the stream, and into heads, where there are any."""
     known = Graphed(nn, question, base, edges.ends, edges.parts, edges.mid)
-    reach = Reach(question, differing(known.writes, edges.ends, question.layout.sizes.heads), base.start)
-    behind = Question(**{**vars(question), "layout": edges.behind})
+    differs = differing(known.writes, edges.ends, question.layout.sizes.heads)
+    reach, found = Reach(question, differs, base.start), []
+    behind = with_(question, layout=edges.behind)
     for asked, patch in ((behind, StreamEdges), (question, HeadEdges)):
         rows = plan(asked, edges.ends, reach, patch.ports)
         if len(rows):
-            most = int(torch.unique(rows.layer * len(question) + rows.example, return_counts=True)[1].max())
-            of_rows = Question(**{**vars(asked), "units": most})
-            found.append(Kind(of_rows, patch(known, reach, budget), rows, Mode()))
+            of_layer = torch.unique(rows.layer * len(question) + rows.example, return_counts=True)
+            asked = with_(asked, units=int(of_layer[1].max()))
+            answers = Answers(known, reach, budget)
+            found.append(Kind(asked, patch(known, answers), rows, Mode()))
     return found
+
+
+def with_(question: Question, **changed: Any) -> Question:
+    """The same question but for some of its attributes."""
+    return Question(**{**vars(question), **changed})
 
 
 def by_port(ends: Ends, rows: Rows) -> list[Rows]:

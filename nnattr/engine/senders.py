@@ -1,4 +1,4 @@
-r"""What each sender changes in the residual stream: its write in the other run less that in the base.
+r"""What each sender changes in the residual stream: what it writes in the other run, less its own.
 
 ==================  ============================================================================
 sender              its change :math:`\Delta_u`
@@ -67,16 +67,19 @@ def differing(writes: Writes, ends: Ends, heads: int) -> Tensor:
 
     From ``writes.start`` on; ``heads`` is how many a layer has.
     """
+    of_heads = {
+        layer: (own != writes.other_z[layer]).unflatten(-1, (heads, -1)).any(-1).cpu()
+        for layer, own in writes.z.items()
+    }
+    of_mlps = [(value != 0).any(-1).cpu() for value in writes.mlp]
+    of_input = (writes.input != 0).any(-1).cpu()
     found = []
-    for kind, layer, unit in zip(ends.kind.tolist(), ends.layer.tolist(), ends.unit.tolist(), strict=True):
+    for kind, layer, unit in torch.stack([ends.kind, ends.layer, ends.unit], 1).tolist():
         if KINDS[kind] == "head":
-            both = (one[layer].unflatten(-1, (heads, -1))[..., unit, :] for one in (writes.z, writes.other_z))
-            own, other = both
-            found.append((own != other).any(-1))
+            found.append(of_heads[layer][..., unit])
         else:
-            value = writes.input if KINDS[kind] == "input" else writes.mlp[layer]
-            found.append((value != 0).any(-1))
-    return torch.stack(found, -1).cpu()
+            found.append(of_mlps[layer] if KINDS[kind] == "mlp" else of_input)
+    return torch.stack(found, -1)
 
 
 def written(

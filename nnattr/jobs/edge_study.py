@@ -19,7 +19,6 @@ from nnattr.errors import ArchError, MetricError
 from nnattr.graph import Part
 from nnattr.graph.choice import Choice
 from nnattr.jobs.frame import Frame
-from nnattr.jobs.layout import layout
 from nnattr.jobs.study import Study
 from nnattr.model.components import contribution_norm
 from nnattr.model.model import Model
@@ -32,7 +31,7 @@ SMALL = 16 * 2**20
 BREAKS = ("attn_out", "resid_pre", "resid_mid", "resid_post")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EdgeStudy(Study):
     """One question about edges; see `Study`.
 
@@ -40,9 +39,9 @@ class EdgeStudy(Study):
     whether examples are kept apart, ``ungrouped`` whether heads have keys and values of their own.
     """
 
-    choice: Choice = Choice((), (), torch.zeros(0, 0))
-    arguments: dict[str, Any] | None = None
-    per_example: bool | None = None
+    choice: Choice
+    arguments: dict[str, Any]
+    per_example: bool | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +73,9 @@ class EdgeStudy(Study):
         payload["layout"]["sizes"] |= {"site": _kept(self.model)}
         return {
             **payload,
-            "senders": [(part.kind, part.layer or 0, part.number or 0) for part in self.choice.senders],
+            "senders": [
+                (part.kind, part.layer or 0, part.number or 0) for part in self.choice.senders
+            ],
             "receivers": [_receiver(self.model, part) for part in receivers],
             "wanted": wanted,
             "parts": _parts(self.model),
@@ -100,7 +101,7 @@ class EdgeStudy(Study):
     def _provenance(self) -> Provenance:
         plain = super()._provenance()
         arguments = {k: v for k, v in plain.arguments.items() if k != "site"}
-        own = {**(self.arguments or {}), "per_example": self.keeps_examples}
+        own = {**self.arguments, "per_example": self.keeps_examples}
         return plain.model_copy(update={"arguments": {**own, **arguments}})
 
 

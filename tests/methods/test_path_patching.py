@@ -15,7 +15,6 @@ from tests.methods.common import pairs, raw_module
 from tests.oracles import edges as oracle
 from tests.oracles.parts import all_edges
 from tests.support.engine import pair, task
-from tests.support.families import families
 from tests.tiny import FAMILIES, tiny_model
 
 #: Norms before, behind, and both; parallel; one norm each; residual multiplier; experts; grouped.

@@ -1,4 +1,4 @@
-r"""Path patching: what happens to the behaviour when one part reads another's write of the other run?
+r"""Path patching: what happens to the behaviour when one part alone reads what another one writes?
 
 An edge :math:`u \to v` is a part that writes and a part that reads: a head's query, key or value,
 an MLP, or the logits. In the base run :math:`v` alone is given the input
@@ -135,4 +135,6 @@ def path_patching(
         arguments=asked,
         per_example=per_example,
     )
-    return split.run(study, checkpoint)
+    found = split.run(study, checkpoint)
+    assert isinstance(found, EdgeScores)
+    return found
