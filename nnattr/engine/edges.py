@@ -67,9 +67,9 @@ def edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
             found = sweep(nn, portions.tick, asked, edges, portions.budget, known[some], kept)
             portions.keep(found, rows=0)  # its passes were counted as they ran
     found = portions.joined()
-    return (
-        reduced(found, payload["readings"]) if payload["reduced"] and "change" in found else found
-    )
+    if not payload["reduced"] or "change" not in found:
+        return found
+    return reduced(found, question.spots.any(-1).T, payload["readings"])
 
 
 class Asking:
