@@ -29,7 +29,7 @@ from nnattr.engine.join import skip
 from nnattr.engine.moved import Moved
 from nnattr.engine.question import Question
 from nnattr.engine.shortcuts import Scratch, one_step_gelu, read_few_logits
-from nnattr.engine.wiring import Port, Wiring, made_of
+from nnattr.engine.wiring import Port, Wiring, front_of, made_of
 from nnattr.engine.written import Runs
 from nnattr.maps.linear import matrix
 from nnattr.runs.edits import begin_at
@@ -172,15 +172,9 @@ def give_ports(nn: Any, own: Pass, layer: int, stream: Tensor) -> None:
     live = stream[: own.rows]
     rows = [row for found in readers.values() for row in found.values()]
     given = (live.float() + own.moved.of(nn, wiring, rows)).to(live)
-    front = wiring.fronts[layer][0]
-    norm = None if front is None else nn.get(front)
-    if norm is not None:
-        given = norm(given.flatten(0, 1)).view_as(given)
+    names = [name for name, found in readers.items() for _ in found]
+    given = front_of(nn, wiring, layer, names, given, live)
     parts = dict(zip(readers, given.split([len(found) for found in readers.values()]), strict=True))
-    if wiring.shifted:
-        entered = nn.get(wiring.ports[layer]["q"].made_by[0]).input[: own.rows]
-        offset = entered - (live if norm is None else norm(live))
-        parts = {name: part if name == "v" else part + offset for name, part in parts.items()}
     made: dict[str, list[tuple[Port, list[int], Tensor]]] = {}
     for name, part in parts.items():
         port, units = wiring.ports[layer][name], list(readers[name])

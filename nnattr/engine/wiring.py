@@ -43,9 +43,16 @@ class Port:
         """The path of the module whose output they are."""
         return self.place[0]
 
+    def by_head(self, value: Tensor) -> Tensor:
+        """Of something like that output [..., width] what belongs to each head [..., head, d_head].
+
+        A view, unless a module makes several heads' for each of several groups.
+        """
+        return cut(value, self.place[2]).unflatten(-1, (self.heads, -1))
+
     def columns(self, width: int) -> Tensor:
         """Which columns of that output, of so many, belong to each head [head, d_head]."""
-        return cut(torch.arange(width), self.place[2]).unflatten(0, (self.heads, -1))
+        return self.by_head(torch.arange(width))
 
 
 class Wiring:
@@ -177,6 +184,30 @@ def size_of_gap(found: Tensor, expected: Tensor, own: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+def front_of(
+    nn: Any, wiring: Wiring, layer: int, names: list[str], given: Tensor, live: Tensor
+) -> Tensor:
+    """What enters the projections where these streams [reader, row, pos, d] enter a layer.
+
+    Args:
+        nn: the nnsight model, inside a trace.
+        wiring: where things are.
+        layer: which one.
+        names: by what each reads, ``"q"``, ``"k"`` or ``"v"`` [reader].
+        given: the streams.
+        live: that of the run at hand [row, pos, d].
+    """
+    path = wiring.fronts[layer][0]
+    norm = None if path is None else nn.get(path)
+    found = given if norm is None else norm(given.flatten(0, 1)).view_as(given)
+    if wiring.shifted and names != ["v"] * len(names):
+        entered = nn.get(wiring.ports[layer]["q"].made_by[0]).input[: len(live)]
+        positions = entered - (live if norm is None else norm(live))
+        turned = torch.tensor([name != "v" for name in names], device=found.device)
+        found = found + positions * turned[:, None, None, None]
+    return found
+
+
 def made_of(nn: Any, port: Port, units: Any, given: Tensor) -> Tensor:
     """What a layer makes for some heads, each of an input of its own [unit, row, pos, d_head].
 
@@ -190,16 +221,16 @@ def made_of(nn: Any, port: Port, units: Any, given: Tensor) -> Tensor:
         given: what enters the projection for each [unit, row, pos, d].
     """
     projection, *norms = (nn.get(path) for path in port.made_by)
-    units = torch.tensor(list(units))
+    units = list(units)
     weight = None if norms else matrix(projection)
     if weight is not None:
-        columns = port.columns(weight.shape[1])[units].to(weight.device)
-        parts = weight.detach()[:, columns].movedim(0, 1)  # [unit, d, d_head]
+        own = slice(None) if units == list(range(port.heads)) else units
+        parts = port.by_head(weight.detach())[:, own].transpose(0, 1)  # [unit, d, d_head]
         made = torch.bmm(given.flatten(1, 2), parts).unflatten(1, given.shape[1:3])
         bias = raw(projection).bias
-        return made if bias is None else made + bias.detach()[columns][:, None, None]
+        return made if bias is None else made + port.by_head(bias.detach())[own][:, None, None]
     found = []
-    for unit, one in zip(units.tolist(), given, strict=True):
+    for unit, one in zip(units, given, strict=True):
         made = projection(one)
         for norm in norms:
             made = norm(made)
