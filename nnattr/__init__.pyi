@@ -49,6 +49,7 @@ from .model.edited import edited as edited
 from .model.load import load as load
 from .model.model import Model as Model
 from .model.verify import verify as verify
+from .results import EdgeScores as EdgeScores
 from .results import Scores as Scores
 from .results import agreement as agreement
 from .results import load_result as load_result

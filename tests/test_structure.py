@@ -17,6 +17,7 @@ ROOT = Path(nnattr.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 PUBLIC = {
+    "EdgeScores",
     "KL",
     "NDIF",
     "GroupLogProbDiff",
