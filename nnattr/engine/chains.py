@@ -90,7 +90,9 @@ def chain_logits(
     cache = cache_of_rows(nn, question, runs.prefixes, runs.start, attending)
     begin_at(nn, min(wanted, default=wiring.depth))
     try:
-        with nn.trace(**inputs_from(question.layout, question.base.take(example), runs.start, cache)):
+        with nn.trace(
+            **inputs_from(question.layout, question.base.take(example), runs.start, cache)
+        ):
             with torch.no_grad():
                 send(nn, walk)
                 for layer in range(wiring.depth):
@@ -107,8 +109,8 @@ def send(nn: Any, walk: Walk) -> None:
     where = walk.question.spots.any(0)[:, walk.runs.start :, None]
     for chain, parts in enumerate(walk.chains):
         kind, layer, head, _ = parts[0]
+        layer, head = layer or 0, head or 0
         if kind == "head":
-            assert layer is not None and head is not None
             change = of_head(nn, walk, layer, head, other.z[layer])
         elif kind == "mlp":
             change = (other.mlp[layer].float() - base.mlp[layer].float()) * walk.wiring.scale
@@ -197,10 +199,7 @@ def through_mlp(nn: Any, walk: Walk, layer: int) -> None:
     path, tokens = wiring.mlp_in[layer], walk.question.base.width - walk.runs.start
     assert path is not None
     where, front = (path, "input", None), wiring.fronts[layer][1]
-    if wiring.parallel:
-        stream = walk.each(base.streams[layer])
-    else:
-        stream = read(nn, where, tokens)
+    stream = walk.each(base.streams[layer]) if wiring.parallel else read(nn, where, tokens)
     given = stream.unflatten(0, (len(walk.chains), -1)).clone()
     given[passing] = (given[passing].float() + walk.carried[passing]).to(given)
     given = given.flatten(0, 1)

@@ -5,8 +5,6 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -37,9 +35,11 @@ class EdgeSets:
         """Sort what a payload says.
 
         Args:
-            senders, readers: in any order.
+            senders: in any order.
+            readers: likewise.
             sets: the edges [set, sender, reader], bool.
-            heads, kv: how many heads there are, and how many of keys and values.
+            heads: how many heads there are.
+            kv: how many of these have keys and values of their own.
         """
         used = sets.any(-1).any(0).tolist()
         order = sorted(

@@ -58,7 +58,8 @@ class Moved:
         """Begin with nothing.
 
         Args:
-            edges: the sets; ``sets`` those of them that are run [set, reader, sender].
+            edges: the sets.
+            sets: those of them that are run [set, reader, sender].
             where: at which positions senders change [example, pos], bool.
             like: a residual stream of the examples [example, pos, d].
         """

@@ -57,9 +57,7 @@ def variants_job(
             asked = question.take(some)
             runs = plain_runs(nn, asked, wiring)
             each = partial(run, nn, asked, wiring, runs, variants)
-            change = changes(
-                asked, runs, portions.budget, portions.tick, len(variants), kept, each
-            )
+            change = changes(asked, runs, portions.budget, portions.tick, len(variants), kept, each)
             portions.keep({**said(runs), "change": change}, rows=0)  # its passes were counted
     return portions.joined()
 

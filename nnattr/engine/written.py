@@ -5,7 +5,7 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from nnattr.engine.mode import reason
 from nnattr.engine.question import Question, every_example
 from nnattr.engine.shortcuts import read_few_logits, read_logits
 from nnattr.engine.wiring import Wiring
-from nnattr.runs.inputs import PromptBatch, returned_cache
+from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.places import read
 from nnattr.runs.portions import RefusedError, ran_out
 
@@ -97,7 +97,7 @@ def plain_runs(nn: Any, question: Question, wiring: Wiring) -> Runs:
     prefixes, because = Prefixes(seen.cache), DISAGREES
     try:
         found = runs_from(nn, question, wiring, start, prefixes, seen.logits, "")
-        if same_result(question, found, seen.logits):
+        if same_result(question, cast("Any", found), seen.logits):
             return found
     except Exception as error:  # whatever the model's own code has against a cache
         if isinstance(error, RefusedError) or ran_out(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnattr.arch.modules import is_norm
+from nnattr.graph import Part
 from nnattr.model.components import contribution_norm
 from nnattr.model.model import Model
 
@@ -57,3 +58,8 @@ def _mlp_in(model: Model, root: str) -> str | None:
         return f"{root}.{spec.resid_mid.path}"
     inside = spec.mlp_proj.rpartition(".")[0] if spec.mlp_proj else ""
     return f"{root}.{inside or spec.mlp_out.path}"
+
+
+def plain(part: Part) -> tuple[str, int | None, int | None, str | None]:
+    """A part in plain values: kind, layer, number and port."""
+    return part.kind, part.layer, part.number, part.port
