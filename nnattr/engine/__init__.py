@@ -79,15 +79,12 @@ from nnattr.engine.joint_edges import joint_edges_job
 from nnattr.engine.sweep import ablation_job, patching_job
 from nnattr.engine.together import together_job
 
-<<<<<<< HEAD
-__all__ = ["ablation_job", "attribution_job", "edges_job", "patching_job", "together_job"]
-=======
 __all__ = [
     "ablation_job",
     "attribution_job",
     "chains_job",
+    "edges_job",
     "joint_edges_job",
     "patching_job",
     "together_job",
 ]
->>>>>>> main
