@@ -76,15 +76,35 @@ class Frame(BaseModel):
             TaskError: the runs do not differ, so there is nothing to divide by.
             BackendError: the values are not what the job was to return.
         """
+        values, baselines, scale, provenance = self.measured(values, cost)
+        raw, by_position = self._labelled(values["change"], values["base"]), None
+        if self.by_position:
+            runs = [raw.copy(data=values[key].double().numpy()) for key in self._order]
+            by_position = xr.concat(runs, baselines["run"])
+        return Scores.from_arrays(raw, baselines, scale, provenance, by_position=by_position)
+
+    @property
+    def _order(self) -> tuple[str, str]:
+        """What jobs call the clean and the corrupted run."""
+        return ("source", "base") if self.direction == "denoising" else ("base", "source")
+
+    def measured(
+        self, values: dict[str, Any], cost: Cost
+    ) -> tuple[dict[str, Any], xr.DataArray, float, Provenance]:
+        """What a result has besides its cells: baselines, scale, provenance; see `scores`.
+
+        Returns:
+            with these the values, of which two readings have become one.
+        """
         values = self._contrasted(values)
-        placed = [values[key].double() for key in ("base", "source")]
-        means = [one.nanmean(-1) for one in placed] if self.by_position else placed
-        base, source = (one.numpy() for one in means)
+        runs = {key: values[key].double() for key in self._order}
+        if self.by_position:
+            runs = {key: one.nanmean(-1) for key, one in runs.items()}
+        base, source = (runs[key].numpy() for key in ("base", "source"))
         self._finite(base, "patched into")
         self._finite(source, "patched from")
-        order = -1 if self.direction == "denoising" else 1
         baselines = xr.DataArray(
-            np.stack([base, source][::order]),
+            np.stack(list(runs.values())),
             dims=("run", "example"),
             coords={"run": ["clean", "corrupted"], "example": np.arange(len(base))},
         )
@@ -92,14 +112,7 @@ class Frame(BaseModel):
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
         doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
         update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
-        provenance = self.provenance.model_copy(update=update)
-        raw = self._labelled(values["change"], values["base"])
-        by_position = None
-        if self.by_position:
-            by_position = xr.concat(
-                [raw.copy(data=one.numpy()) for one in placed[::order]], baselines["run"]
-            )
-        return Scores.from_arrays(raw, baselines, scale, provenance, by_position=by_position)
+        return values, baselines, scale, self.provenance.model_copy(update=update)
 
     @property
     def said(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
 from nnattr.errors import MetricError, TaskError
@@ -35,10 +35,13 @@ class Study:
     """One question put to a model; see the module.
 
     ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
-    layers. With a ``fill`` the source is not the task's other run but what an ablation puts in.
-    ``asked`` says which cells are asked about, and ``together`` whether they are replaced at once,
-    which gives one number for each example, or one for each of its positions.
+    layers, ``jobs_of`` what messages call these. With a ``fill`` the source is not the task's other
+    run but what an ablation puts in. ``asked`` says which cells are asked about, and ``together``
+    whether they are replaced at once, which gives one number for each example, or one for each of
+    its positions.
     """
+
+    jobs_of: ClassVar[str] = "layers"
 
     job: JobFunction
     method: str
