@@ -141,9 +141,10 @@ class EdgeScores(Scores):
     def __repr__(self) -> str:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
-        head = f"EdgeScores({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
+        head = f"EdgeScores({p.method} of {p.metric} on {p.subject})"
+        size = wrap(f"{p.task}: {sizes}", WIDTH)
         said = f"{counted(self.n_cells, self.NOUN)}; {BETWEEN.get(self.between, self.between)}"
         if self.n_untestable:
             said += f"; {self.n_untestable} not testable with this counterfactual"
-        lines = [*wrap(head, WIDTH), spelled(self.baselines, p.metric), *wrap(said, WIDTH)]
+        lines = [head, *size, spelled(self.baselines, p.metric), *wrap(said, WIDTH)]
         return "\n".join([*lines, repr(self.top(5))])
