@@ -141,10 +141,11 @@ class EdgeScores(Scores):
     def __repr__(self) -> str:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
-        head = f"EdgeScores({p.method} of {p.metric} on {p.subject})"
-        size = wrap(f"{p.task}: {sizes}", WIDTH)
-        said = f"{counted(self.n_cells, self.NOUN)}; {BETWEEN.get(self.between, self.between)}"
-        if self.n_untestable:
-            said += f"; {self.n_untestable} not testable with this counterfactual"
+        head = f"EdgeScores({p.method} of {p.metric})"
+        size = wrap(f"{p.subject}, {p.task}: {sizes}", WIDTH)
+        n, unknown = self.n_cells, self.n_untestable
+        each = " at single positions" if "pos" in self.raw.dims else ""
+        said = f"{counted(n, self.NOUN)}{each}; {BETWEEN.get(self.between, self.between)}"
+        said += f"; {unknown} not testable with this counterfactual" if unknown else ""
         lines = [head, *size, spelled(self.baselines, p.metric), *wrap(said, WIDTH)]
         return "\n".join([*lines, repr(self.top(5))])
