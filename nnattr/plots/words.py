@@ -88,7 +88,7 @@ def title(scores: Scores) -> str:
 
 
 def subtitle(scores: Scores) -> str:
-    """The second line: direction or replacement, positions, model and number of examples.
+    """The second line: direction or replacement, cells and positions, model, number of examples.
 
     Of edges also what was frozen between their ends.
     """
@@ -97,6 +97,7 @@ def subtitle(scores: Scores) -> str:
         REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         BETWEEN.get(scores.between, scores.between) if isinstance(scores, EdgeScores) else None,
         _positions(arguments["positions"]) if "positions" in arguments else None,
+        scores.provenance.asked,
         safe(scores.provenance.subject),
         f"n = {scores.baselines.sizes['example']}",
     ]
