@@ -132,8 +132,8 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         raise RefusedError(
             "arch",
             "somebody's hook writes into an activation that is differentiated (x.mul_(2), say), "
-            "and the gradient would be that of what it becomes. Let the hook return a new tensor, or "
-            "use activation_patching.",
+            "and the gradient would be that of what it becomes. Let the hook return a new tensor, "
+            "or use activation_patching.",
         )
     if problem:
         raise RefusedError("metric", problem)

@@ -1,4 +1,8 @@
-"""Weights that were rounded are run as they are: by torchao, by bitsandbytes."""
+"""Weights that were rounded are run as they are: by torchao, by bitsandbytes.
+
+Run where these are installed. They are not in the dev extra: transformers imports them in every
+process, which takes seconds, and torchao says on the way which of its kernels it cannot load.
+"""
 
 from __future__ import annotations
 
