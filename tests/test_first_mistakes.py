@@ -47,3 +47,16 @@ def test_a_device_and_a_dtype_that_are_not() -> None:
     with pytest.raises(nnattr.errors.BackendError, match="dtype is 'fp16'; expected 'float32'"):
         nnattr.load("teaching-gpt2", dtype="fp16")
     assert nnattr.load("teaching-gpt2", device="cpu", dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_edges_and_their_ends_are_two_ways(model: nnattr.Model, task: nnattr.Task) -> None:
+    for ends, named in (
+        ({"senders": "M0"}, "edges= and senders= were"),
+        ({"receivers": ["M1"]}, "edges= and receivers= were"),
+        ({"senders": (0, 1), "receivers": "q"}, "edges= and senders= and receivers= were"),
+    ):
+        with pytest.raises(nnattr.errors.ArgumentError, match=named):
+            nnattr.path_patching(model, task, nnattr.LogitDiff(), edges="M0->M1", **ends)
+    ends = {"senders": "all", "receivers": "logits"}  # as by default, as a provenance has them
+    found = nnattr.path_patching(model, task, nnattr.LogitDiff(), edges="M0->M1", **ends)
+    assert found.n_cells == 1

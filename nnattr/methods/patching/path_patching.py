@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import edges_job
+from nnattr.errors import ArgumentError
 from nnattr.graph import Edge, Part, chosen
 from nnattr.jobs import split
 from nnattr.jobs.edge_study import EdgeStudy
@@ -79,7 +80,7 @@ def path_patching(
             value, each a score; ``"L5H1.qk"`` is query and key at once, so its pattern. Where heads
             share keys and values, these are ``"L5KV0.k"`` and ``"L5KV0.v"``.
         edges: these instead of all pairs of senders and receivers, as ``("L3H2", "L5H1.q")`` or
-            ``"L3H2->L5H1.q"``.
+            ``"L3H2->L5H1.q"``. Then neither ``senders`` nor ``receivers`` is given.
         between: what is done with the parts between. ``"frozen"``: all keep the base run.
         ungrouped: give every head a key and a value of its own where the model shares them, to
             compare with published circuits: then that head's scores alone change.
@@ -100,6 +101,7 @@ def path_patching(
         scores with dims ``(example, sender, receiver[, pos])``, NaN where there is no edge.
 
     Raises:
+        ArgumentError: edges, and besides them senders or receivers.
         ArchError: parts or edges that this model does not have, or edits under which its stream is
             no sum of what parts write.
         TaskError: the runs do not differ, or task, positions and model do not fit together.
@@ -110,6 +112,7 @@ def path_patching(
     layer's attention, or MLP; for every edge and example the layers above its receiver, on the
     positions from the first one that it changes. Into the logits no layer is run.
     """
+    _require_one_way(edges, senders=(senders, "all"), receivers=(receivers, "logits"))
     choice = chosen(graph_of(model, ungrouped=ungrouped), senders, receivers, edges)
     asked: dict[str, Any] = {
         "senders": _named(senders),
@@ -138,6 +141,16 @@ def path_patching(
     found = split.run(study, checkpoint)
     assert isinstance(found, EdgeScores)
     return found
+
+
+def _require_one_way(edges: Any, **ends: tuple[Any, str]) -> None:
+    """Refuse edges together with ends that are not as they are by default."""
+    given = [f"{name}=" for name, (value, default) in ends.items() if value != default]
+    if edges is not None and given:
+        raise ArgumentError(
+            f"path_patching: edges= and {' and '.join(given)} were given; edges= says which edges "
+            "alone, so leave one of the two out."
+        )
 
 
 def _named(given: Any) -> Any:
