@@ -18,7 +18,9 @@
 `attention_form`  where a layer's attention keeps its weights, and how it may make its scores
 `prompts`         prompts encoded and checked against the model, and their positions
 `heads`           which heads are meant
-`edits`           one change of every run, as it travels and in words
+`edit_kinds`      changes of every run as values: parts ablated or replaced, vectors added
+`edits`           one of these made ready for a model, as it travels and in words
 `edited`          a model under edits
+`marks`           which tokens of a call's prompts each edit changes
 ================  ===============================================================================
 """

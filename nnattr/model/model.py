@@ -18,6 +18,7 @@ from nnattr.errors import TaskError
 from nnattr.model import sites
 from nnattr.model.edits import Edit
 from nnattr.model.loan import on_loan
+from nnattr.model.marks import marked
 from nnattr.model.padding import alone_job, doubtful, padded, require_alike
 from nnattr.runs.edits import edited_job
 from nnattr.runs.logits import prediction_job
@@ -182,6 +183,12 @@ class Model:
         found = (sites.place(self.spec, site, layer) for layer in range(self.n_layers))
         return [(place.path, place.side, part) for place in found]
 
+    def batch(
+        self, tokens: Tokens, given: Any = None, *, room: int = 0, readings: int = 1
+    ) -> dict[str, Any]:
+        """What travels of prompts; the arguments are those of `nnattr.model.marks.marked`."""
+        return marked(self.edits, tokens, given, room, readings)
+
     def portions(
         self, width: int, *, floats: int = 0, max_memory: int | None = None
     ) -> dict[str, Any]:
@@ -253,7 +260,13 @@ class Model:
 
     @checked
     def predict(
-        self, tokens: Tokens, *, asked: IdGroups = (), top_k: Positive = 5, last: Positive = 1
+        self,
+        tokens: Tokens,
+        *,
+        asked: IdGroups = (),
+        top_k: Positive = 5,
+        last: Positive = 1,
+        task: Any = None,
     ) -> Predictions:
         """The most probable next tokens after each prompt, in one job.
 
@@ -262,6 +275,7 @@ class Model:
             asked: for each prompt further token ids whose logits are wanted.
             top_k: how many of the most probable tokens.
             last: at how many of the last positions.
+            task: whose prompts they are, where edits of the model name its spans.
 
         Raises:
             TaskError: a prompt is longer than the model's context, or has tokens it does not know.
@@ -274,7 +288,7 @@ class Model:
         words = max(map(len, asked), default=0)
         filled = [[*row, *[0] * (words - len(row))] for row in asked] or [[]] * len(tokens)
         payload = {
-            "prompts": tokens.tensors,
+            "prompts": self.batch(tokens, task),
             "asked": torch.tensor(filled, dtype=torch.long),
             "k": top_k,
             "last": last,

@@ -22,7 +22,7 @@ class Provenance(BaseModel):
     scores (`nnattr.results.baselines`; empty if nothing does): it is said wherever they are shown.
     ``quantization`` says how the weights were rounded before, e.g. ``"dequantized from x.gguf"``
     (empty if they were not). ``edits`` are the edits under which the model ran, in words (see
-    `nnattr.edited`).
+    `nnattr.edited`), and ``edits_given`` is what makes them again (`nnattr.jobs.plain`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +37,7 @@ class Provenance(BaseModel):
     dtype: str
     quantization: str = ""
     edits: tuple[str, ...] = ()
+    edits_given: tuple[dict[str, Any], ...] = Field(default=(), repr=False)
     task: str = ""
     task_hash: str = ""
     examples: dict[str, Any] | None = Field(default=None, repr=False)

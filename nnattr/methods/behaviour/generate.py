@@ -11,6 +11,7 @@ from nnattr.arguments import Between, Positive, Seed, Share, checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
+from nnattr.runs.edits import generating
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.logits import require_numbers
 from nnattr.runs.portions import Portions
@@ -117,7 +118,7 @@ def generate(
     if not (model.accepts("past_key_values") or model.accepts("cache")):
         options["use_cache"] = False  # transformers would hand on the newest token alone
     payload = {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts, room=max_new_tokens),
         "options": options,
         "seed": seed,
         "portions": model.portions(tokens.ids.shape[1] + max_new_tokens),
@@ -155,6 +156,7 @@ def generate_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
 def continued(nn: Any, prompts: PromptBatch, options: dict[str, Any]) -> Tensor:
     """The new tokens of each prompt [example, new token]."""
     given = {"input_ids": prompts.ids, "attention_mask": prompts.mask.long()}
+    generating(nn, prompts)
     with nn.generate(given, **options) as tracer:
         first = nn.output.logits[:, -1].amax(-1).cpu()  # NaN if one of them is
         text = tracer.result.cpu()
