@@ -143,9 +143,10 @@ def _from(model: Model, given: Prompts, tokens: Tokens) -> dict[str, Any]:
 
 def _named(given: Prompts, tokens: Tokens) -> str:
     """Prompts in words: how many, of which task, and a digest that tells them from others."""
+    many = f"{len(tokens)} prompt{'s' * (len(tokens) > 1)}"
     if isinstance(given, Task):
-        return f"{len(tokens)} prompts of {given.name} {given.hash[:8]}"
-    return f"{len(tokens)} prompts {_digest(str(tokens.rows).encode())}"
+        return f"{many} of {given.name.partition('(')[0]} {given.hash[:8]}"
+    return f"{many} {_digest(str(tokens.rows).encode())}"
 
 
 def _digest(content: bytes) -> str:
