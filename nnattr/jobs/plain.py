@@ -2,8 +2,9 @@
 
 A provenance keeps them so, and so does the file of a submitted job. Numbers, texts, lists and
 mappings stay what they are (lists come back as tuples); a task is written whole, prompts that were
-encoded with their ids, an edit of the model with all that it does, and a metric by its name. Reading runs no code: a metric of one's own comes
-back as a `RecordedMetric`, which knows what it was called and what it needs, but cannot measure.
+encoded with their ids, an edit of the model with all that it does, and a metric by its name.
+Reading runs no code: a metric of one's own comes back as a `RecordedMetric`, which knows what it
+was called and what it needs, but cannot measure.
 
 A run file may name an argument that a result was made with rather than hold it:
 ``{nnattr: argument, file: before.safetensors, name: dataset}``.

@@ -22,7 +22,7 @@ from torch import Tensor
 from nnattr.errors import TaskError
 from nnattr.model.edits import Edit
 from nnattr.tasks import Task
-from nnattr.tasks.positions import own_positions
+from nnattr.tasks.positions import integers, own_positions
 from nnattr.tokens import Tokens
 
 
@@ -61,8 +61,17 @@ class Asked:
             return list(range(length if edit.by else whole))
         spans = {} if self.task is None else {k: v[row] for k, v in self.task.spans.items()}
         text = "".join(self.tokens.strings[row])
+        if self.room and not isinstance(edit.positions, str):
+            self._require_to_come(max(integers(edit.positions)), whole, text)
         whole = length if edit.by else whole
         return own_positions(edit.positions, length, whole, spans, text)
+
+    def _require_to_come(self, last: int, whole: int, text: str) -> None:
+        if last >= whole:
+            raise TaskError(
+                f"With up to {self.room} tokens behind it, the prompt {text!r} has positions 0 to "
+                f"{whole - 1}, and an edit is at position {last}."
+            )
 
 
 def marked(

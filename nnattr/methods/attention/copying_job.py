@@ -80,9 +80,7 @@ def copying_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     return portions.joined()
 
 
-def left_by_layer_0(
-    nn: Any, question: CopyingQuestion, prompts: PromptBatch, at: Tensor
-) -> Tensor:
+def left_by_layer_0(nn: Any, question: CopyingQuestion, prompts: PromptBatch, at: Tensor) -> Tensor:
     """What layer 0 leaves at each token [token, d_model]."""
     with nn.trace(**inputs(prompts, question.options)):
         with torch.no_grad():
