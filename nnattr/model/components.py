@@ -157,6 +157,20 @@ def position_table(model: Model) -> str | None:
     return model.spec.qk_positions or stream_positions(model)
 
 
+def required_position_table(model: Model) -> str:
+    """`position_table`, which is wanted.
+
+    Raises:
+        ArchError: the model has none.
+    """
+    table = position_table(model)
+    if table is None:
+        raise ArchError(
+            f"{model.name} has no learned position embeddings to ablate (rotary, ALiBi or none)."
+        )
+    return table
+
+
 def stream_positions(model: Model) -> str | None:
     """The path of a table of position embeddings that is added to the token embedding, or None.
 

@@ -35,6 +35,11 @@ class Ablation:
     positions: Positions | None
     seed: int
 
+    @property
+    def of_positions(self) -> bool:
+        """Whether learned position embeddings are among its parts."""
+        return any(part.kind == "pos_embed" for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -75,7 +80,8 @@ def ablate(
 
     Args:
         parts: one or several: ``(layer, head)`` or ``"L1H0"``, ``"M3"``, ``"L1 attn"``, ``"L1N5"``,
-            ``"L1H0.q"``, ``"L1KV0.k"``, ``"L1 pre"``.
+            ``"L1H0.q"``, ``"L1KV0.k"``, ``"L1 pre"``; or ``"pos_embed"``, the learned position
+            embeddings, alone and with ``"zero"`` or ``"mean"``.
         replacement: ``"zero"``; ``"mean"`` over all tokens of the dataset; ``"mean_positional"``,
             over its prompts, position by position (all of one length); ``"resample"``, what another
             of its prompts has there, drawn for each example among those of its length.
@@ -100,7 +106,14 @@ def ablate(
             "None; a mean needs the prompts that it is taken over, resampling those that it draws "
             "from, and a zero needs none."
         )
-    return Ablation(_parts(parts), keep, replacement, dataset, _positions(positions), seed)
+    found = Ablation(_parts(parts), keep, replacement, dataset, _positions(positions), seed)
+    whole = len(found.parts) == 1 and not keep and found.positions is None
+    if found.of_positions and not (whole and replacement in ("zero", "mean")):
+        raise TaskError(
+            "Position embeddings are ablated in an edit of their own, with 'zero' or 'mean', and "
+            "at all positions."
+        )
+    return found
 
 
 @checked

@@ -23,6 +23,7 @@ from torch import Tensor
 from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part
+from nnattr.model.components import required_position_table
 from nnattr.model.edit_kinds import Ablation, Given, Steering, Swap
 from nnattr.model.edits import Edit
 from nnattr.model.model import Model
@@ -74,6 +75,8 @@ def edited(model: Model, edits: Given | Sequence[Given]) -> Model:
 
 def _replacing(model: Model, given: Ablation | Swap) -> Edit:
     """An ablation, or a swap, with its places in this model."""
+    if isinstance(given, Ablation) and given.of_positions:
+        return _without_positions(model, given)
     keep = isinstance(given, Ablation) and given.keep
     chosen: dict[SiteName, list[Part]] = defaultdict(list)
     for part in given.parts:
@@ -96,6 +99,21 @@ def _replacing(model: Model, given: Ablation | Swap) -> Edit:
         places=tuple(places),
         because=f"{said}, where patches add up" if set(chosen) & set(SUMS) else "",
         positions=given.positions,
+        **values,
+    )
+
+
+def _without_positions(model: Model, given: Ablation) -> Edit:
+    """An ablation of what a table of positions gives, wherever that is added."""
+    path = required_position_table(model)
+    entries = torch.ones(model.module.get_submodule(path).embedding_dim, dtype=torch.bool)
+    values = _filled(model, given)
+    return Edit(
+        given=given,
+        said=f"pos_embed {values.pop('said')}",
+        sites=("pos_embed",),
+        # behind all layers: it is asked in every pass, whatever layers that skips
+        places=((model.n_layers, (path, "output", None), False, entries),),
         **values,
     )
 

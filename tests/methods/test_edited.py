@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from itertools import product
 from typing import Any
 
@@ -310,3 +311,31 @@ def test_grouped_keys_are_named_by_their_group() -> None:
     with pytest.raises(ArchError, match=r"L1KV1\.k"):
         nnattr.edited(model, edit.ablate("L1H3.k"))
     nnattr.edited(model, edit.ablate("L1KV1.k"))
+
+
+def test_positions_zeroed() -> None:
+    """Head scores, patches and shares are those of the same weights without the table."""
+    model = nnattr.load("teaching-gpt2")
+    zeroed = nnattr.edited(model, edit.ablate("pos_embed"))
+    question = unequal(model, 3)
+    without = deepcopy(model.module)
+    with torch.no_grad():
+        without.transformer.wpe.weight.zero_()
+    other = nnattr.load(without, tokenizer=model.tokenizer)
+    for method, given in [
+        (nnattr.activation_patching, (question, LogitDiff())),
+        (nnattr.attribution_patching, (question, LogitDiff())),
+        (nnattr.detect_heads, ()),
+        (nnattr.direct_logit_attribution, (question,)),
+    ]:
+        name = "scores" if method is nnattr.detect_heads else "raw"
+        ours, theirs, plain = (
+            getattr(method(one, *given), name) for one in (zeroed, other, model)
+        )
+        assert float(abs(ours - theirs).max()) < 1e-4 < float(abs(ours - plain).max())
+    texts = [nnattr.generate(one, question, max_new_tokens=4) for one in (zeroed, other, model)]
+    assert texts[0] == texts[1] != texts[2]
+    with pytest.raises(ArchError, match="no learned position embeddings"):
+        nnattr.edited(nnattr.load("teaching-llama"), edit.ablate("pos_embed"))
+    with pytest.raises(TaskError, match="of their own"):
+        edit.ablate(["pos_embed", "L0H0"])

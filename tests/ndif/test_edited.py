@@ -32,7 +32,7 @@ def of_single_prompts(model: Model, task: Task) -> Model:
         [
             edit.ablate((0, 1), "resample", dataset=mates),
             edit.replace((2, 1), task=task, direction="noising"),
-            edit.steer(2, vector, positions=[3, -1]),
+            edit.steer(2, vector, positions=[3, -1], scale=64.0),
         ],
     )
 

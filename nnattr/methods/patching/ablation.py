@@ -33,7 +33,7 @@ from nnattr.jobs.layout import units
 from nnattr.jobs.replacement import Fill, Replacement, chosen
 from nnattr.jobs.study import Study
 from nnattr.metrics import Metric
-from nnattr.model.components import position_table
+from nnattr.model.components import required_position_table
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts
 from nnattr.model.sites import SiteName
@@ -287,11 +287,7 @@ def _ablated(study: Study, cells: Sequence[tuple[int, int]], keep: bool) -> Tens
 
 def _positions_payload(model: Model, replacement: str, positions: Positions) -> dict[str, Any]:
     """Where the learned position embeddings are."""
-    table = position_table(model)
-    if table is None:
-        raise ArchError(
-            f"{model.name} has no learned position embeddings to ablate (rotary, ALiBi or none)."
-        )
+    table = required_position_table(model)
     if replacement not in ("zero", "mean") or positions != "all":
         raise TaskError("Position embeddings are ablated with 'zero' or 'mean', at all positions.")
     return {"ablated": None, "pos_embed": table, "dataset": {}}
