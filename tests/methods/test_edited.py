@@ -329,9 +329,7 @@ def test_positions_zeroed() -> None:
         (nnattr.direct_logit_attribution, (question,)),
     ]:
         name = "scores" if method is nnattr.detect_heads else "raw"
-        ours, theirs, plain = (
-            getattr(method(one, *given), name) for one in (zeroed, other, model)
-        )
+        ours, theirs, plain = (getattr(method(one, *given), name) for one in (zeroed, other, model))
         assert float(abs(ours - theirs).max()) < 1e-4 < float(abs(ours - plain).max())
     texts = [nnattr.generate(one, question, max_new_tokens=4) for one in (zeroed, other, model)]
     assert texts[0] == texts[1] != texts[2]
