@@ -186,7 +186,7 @@ class Model:
     def batch(
         self, tokens: Tokens, given: Any = None, *, room: int = 0, readings: int = 1
     ) -> dict[str, Any]:
-        """What travels of prompts; the arguments are those of `nnattr.model.marks.marked`."""
+        """What travels of prompts: see `nnattr.model.marks.marked`."""
         return marked(self.edits, tokens, given, room, readings)
 
     def portions(
@@ -228,8 +228,7 @@ class Model:
         here = self.backend.holds_weights
         with on_loan(self.nn, self.name, self._streams) if here else nullcontext():
             self._require_alike({**payload, **{one.said: one.dataset for one in self.edits}})
-            if self.edits:
-                edits = [edit.payload for edit in self.edits]
+            if edits := [edit.payload for edit in self.edits]:
                 job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
             outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.subject} ({self.architecture})")

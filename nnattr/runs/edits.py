@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import take
-from nnattr.runs.marks import Reads
+from nnattr.runs.marks import Reads, spread
 from nnattr.runs.places import folds, read, write
 from nnattr.runs.portions import RefusedError
 
@@ -198,37 +198,15 @@ def apply(nn: Any, change: Change, reads: Reads | None, step: int) -> None:
     """Make a change, inside a trace."""
     folded = change.marked and folds(nn, change.where)
     live = read(nn, change.where, 1)  # places that fold batch and position are left folded
-    there = None if change.mask is None else change.mask.to(live.device)
-    value = change.value.to(live)
+    adds, value = change.mask is None, change.value.to(live)
+    there = torch.tensor(True) if change.mask is None else change.mask
+    there = there.to(live.device)
     if change.marked and reads is not None:
         chosen, source, own = reads.of(change.edit, live.shape, folded, step)
-        chosen = chosen[..., None].to(live.device)
+        there = there & chosen[..., None].to(live.device)
         if value.ndim > 1:
             value = spread(value, source, own, change.mask)
-        there = chosen if there is None else there & chosen
-    new = torch.where(there, value, live) if change.mask is not None else added(live, value, there)
-    write(nn, change.where, new)
-
-
-def added(live: Tensor, vector: Tensor, there: Tensor | None) -> Tensor:
-    """An activation with a vector added to its tokens, or to some of them."""
-    return live + vector if there is None else torch.where(there, live + vector, live)
-
-
-def spread(value: Tensor, source: Tensor, own: Tensor, mask: Any) -> Tensor:
-    """The values that tokens [sequence, token] take, as a whole activation [..., width].
-
-    Args:
-        value: of each prompt at each position [1 or prompt, pos, replaced entry].
-        source: from which prompt.
-        own: at which position; behind the last one anything, for nothing is replaced there.
-        mask: which entries are replaced [width].
-    """
-    prompt = source.clamp(max=len(value) - 1).to(value.device)
-    found = value[prompt, own.clamp(max=value.shape[1] - 1).to(value.device)]
-    whole = found.new_zeros(*found.shape[:-1], len(mask))
-    whole[..., mask.to(whole.device)] = found
-    return whole
+    write(nn, change.where, torch.where(there, live + value if adds else value, live))
 
 
 def generating(nn: Any, prompts: PromptBatch) -> None:

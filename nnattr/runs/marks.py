@@ -9,6 +9,8 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -109,3 +111,19 @@ class Reads:
         )
         chosen, source, own = (one.reshape(shape[:2]) for one in found)
         return chosen, source, own
+
+
+def spread(value: Tensor, source: Tensor, own: Tensor, mask: Any) -> Tensor:
+    """The values that tokens [sequence, token] take, as a whole activation [..., width].
+
+    Args:
+        value: of each prompt at each position [1 or prompt, pos, replaced entry].
+        source: from which prompt.
+        own: at which position; behind the last one anything, for nothing is replaced there.
+        mask: which entries are replaced [width].
+    """
+    prompt = source.clamp(max=len(value) - 1).to(value.device)
+    found = value[prompt, own.clamp(max=value.shape[1] - 1).to(value.device)]
+    whole = found.new_zeros(*found.shape[:-1], len(mask))
+    whole[..., mask.to(whole.device)] = found
+    return whole

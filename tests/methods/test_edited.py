@@ -16,24 +16,19 @@ from torch import Tensor
 import nnattr
 from nnattr import LogitDiff, Model, edit
 from nnattr.errors import ArchError, ArgumentError, TaskError
-from tests.oracles.metrics import logit_diff
 from tests.oracles.patching import (
-    Pair,
     activations,
     estimate_every_cell,
     logits_of,
     passed_through,
     patch_every_cell,
 )
+from tests.support.edits import pairs_of, unequal, vector
 from tests.support.engine import compared, pair, task
 from tests.support.families import families
 from tests.tiny import tiny_model
 
 HEAD, LAYER, STRENGTH = (0, 1), 1, 0.5
-
-
-def vector(width: int) -> Tensor:
-    return torch.randn(width, generator=torch.Generator().manual_seed(3))
 
 
 def under_edits(model: Model, question: Any) -> Model:
@@ -76,23 +71,6 @@ def model(request: pytest.FixtureRequest) -> Model:
     return nnattr.load(request.param)
 
 
-def unequal(model: Model, n: int) -> nnattr.Task:
-    """Pairs of two lengths: two words stand before every third."""
-    plain = nnattr.tasks.ioi(model.tokenizer, n=n, seed=0)
-    clean, corrupted = (
-        [("" if i % 3 else "Then, ") + text for i, text in enumerate(side)]
-        for side in (plain.clean, plain.corrupted)
-    )
-    names = {
-        name: [[at[0] + 2 * (i % 3 == 0)] for i, at in enumerate(plain.spans[name])]
-        for name in ("IO", "S2")
-    }
-    answers = plain.answers, plain.wrong_answers
-    return nnattr.Task.from_pairs(
-        clean, corrupted, *answers, tokenizer=model.tokenizer, spans=names
-    )
-
-
 @pytest.fixture(scope="module")
 def question(model: Model) -> Any:
     return unequal(model, 3)
@@ -131,19 +109,6 @@ def test_generation_token_by_token(model: Model, question: Any) -> None:
             one_by_one.append(model.tokenizer.decode(new, skip_special_tokens=True))
     assert texts == one_by_one
     assert texts != nnattr.generate(model, question, max_new_tokens=6)
-
-
-def pairs_of(question: Any) -> list[Pair]:
-    found = []
-    for i in range(len(question)):
-        right, wrong = list(question.answer_ids[i]), list(question.wrong_answer_ids[i])
-        clean, corrupted = (
-            torch.tensor([tokens.rows[i]])
-            for tokens in (question.clean_tokens, question.corrupted_tokens)
-        )
-        metric = lambda logits, ids, r=right, w=wrong: logit_diff(logits, ids, r, w)  # noqa: E731
-        found.append(Pair(corrupted, clean, metric))
-    return found
 
 
 @pytest.mark.parametrize("engine", ["suffix", "full"])

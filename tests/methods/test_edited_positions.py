@@ -15,7 +15,6 @@ from torch import Tensor
 import nnattr
 from nnattr import LogitDiff, Model, Task, edit
 from nnattr.errors import ArchError, TaskError
-from tests.methods.test_edited import pairs_of, unequal, vector
 from tests.oracles.patching import (
     activations,
     estimate_every_cell,
@@ -23,6 +22,7 @@ from tests.oracles.patching import (
     passed_through,
     patch_every_cell,
 )
+from tests.support.edits import pairs_of, unequal, vector
 from tests.support.engine import compared, pair, task
 from tests.support.families import families
 from tests.tiny import tiny_model
@@ -365,17 +365,15 @@ def test_direct_attribution_has_the_vector_as_a_component(model: Model, question
         name = f"L{layer} steer"
         for unit in ("component", "head"):
             direct = nnattr.direct_logit_attribution(edited, question, unit=unit)
-            cells = direct.raw if unit == "component" else direct.rest
-            dims = [dim for dim in direct.raw.dims if dim != "example"]
-            whole = direct.raw.sum(dims) + (
-                0 if direct.rest is None else direct.rest.sum("component")
-            )
+            values = [direct.raw, *([] if direct.rest is None else [direct.rest])]
+            whole = sum(one.sum([dim for dim in one.dims if dim != "example"]) for one in values)
             assert float(abs(whole - direct.baselines.sel(run="clean")).max()) < 1e-3
-            assert float(abs(cells.sel(component=name)).max()) > 1e-3
+            assert float(abs(values[-1].sel(component=name)).max()) > 1e-3
     elsewhere = nnattr.edited(model, edit.steer(2, vector(width(model)), positions=[1]))
     direct = nnattr.direct_logit_attribution(elsewhere, question)
     assert float(abs(direct.raw.sel(component="L2 steer")).max()) == 0
     every = nnattr.next_token_attribution(elsewhere, question)
+    assert every.rest is not None
     shares = every.rest.sel(component="L2 steer")
     assert int((abs(shares).fillna(0) > 1e-6).sum()) == len(question)
     parts = nnattr.decompose_attention(elsewhere, question, (2, 0))
