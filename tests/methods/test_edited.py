@@ -205,7 +205,7 @@ def test_edits_are_appended_and_told(model: Model, question: Any) -> None:
     assert twice.edits[0].said == once.edits[0].said == "L1H0 ablated (zero)"
     scores = nnattr.activation_patching(twice, question, LogitDiff())
     assert all(said in repr(twice) for said in scores.provenance.edits)
-    assert "L1H0 ablated (zero)" in scores.plot().layout.title.text
+    assert "L1H0 ablated (zero)" in scores.plot().layout.title.text  # type: ignore[attr-defined]
     assert "L1H0 ablated (zero)" in repr(scores)
 
 
