@@ -37,12 +37,8 @@ Nothing is believed. Every job holds the base run that goes on from its keys and
 one pass, and two rows of the engine against full passes (`forward.run_full`, the patch written at
 its site, every layer run). A model that fails either is served by full passes, and says so.
 
-Methods use seven jobs: `patching_job` and `ablation_job` patch every cell by itself, as above
-(`cells`); `attribution_job` estimates all cells from one backward pass (`gradients`);
-`together_job` replaces several parts in one run (`together`).
-
-`edges_job` (`edges`) measures every edge from what one part writes to what another reads, with all
-between frozen. Its rows are those above, and enter at their receiver's layer:
+`edges_job` measures every edge from what one part writes to what another reads, alone, with all
+between frozen (`edges`). Its rows are those above, and enter at their receiver's layer:
 
 ====  ===================================================  ====================================
 1     which parts write and read                           `ends`
@@ -53,8 +49,9 @@ between frozen. Its rows are those above, and enter at their receiver's layer:
 6     the same by whole passes, to be held against         `edge_full`
 ====  ===================================================  ====================================
 
-`joint_edges_job` patches sets of edges, each set's edges together, and `chains_job` follows single
-paths. A row of theirs is a whole run, in which the parts that read have inputs of their own:
+Edges need more than one patched row can say where several are patched together, or one after the
+other along a path: `joint_edges` and `chains` run the model once with inputs of their own for the
+parts that read them.
 
 =============  ==================================================================================
 `wiring`       where parts read and write, held against a run
@@ -67,7 +64,10 @@ paths. A row of theirs is a whole run, in which the parts that read have inputs 
 `variants`     several sets, or paths, of every example in passes that fit
 =============  ==================================================================================
 
-All of this runs inside a job: torch and plain values only.
+Methods use seven jobs: `patching_job` and `ablation_job` patch every cell by itself, as above
+(`cells`); `attribution_job` estimates all cells from one backward pass (`gradients`);
+`together_job` replaces several parts in one run (`together`); `edges_job`, `joint_edges_job` and
+`chains_job` patch edges. All of this runs inside a job: torch and plain values only.
 """
 
 from __future__ import annotations
