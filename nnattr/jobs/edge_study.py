@@ -81,6 +81,7 @@ class EdgeStudy(Study):
             "receivers": [_receiver(self.model, part) for part in receivers],
             "wanted": wanted,
             "parts": _parts(self.model),
+            "between": self.arguments["between"],
             "reduced": not self.keeps_examples,
             "readings": 2 if self.reads_twice else 1,
         }

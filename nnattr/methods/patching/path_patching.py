@@ -56,7 +56,7 @@ def path_patching(
     senders: PartName | Sequence[PartName] = "all",
     receivers: PartName | Sequence[PartName] = "logits",
     edges: EdgeName | Sequence[EdgeName] | None = None,
-    between: Literal["frozen"] = "frozen",
+    between: Literal["frozen", "mlps"] = "frozen",
     ungrouped: bool = False,
     positions: Positions = "all",
     direction: Direction = "denoising",
@@ -81,6 +81,8 @@ def path_patching(
         edges: these instead of all pairs of senders and receivers, as ``("L3H2", "L5H1.q")`` or
             ``"L3H2->L5H1.q"``.
         between: what is done with the parts between. ``"frozen"``: all keep the base run.
+            ``"mlps"``: heads do, MLPs and norms are recomputed, as in the IOI paper; an effect is
+            then the sum over all ways through MLPs.
         ungrouped: give every head a key and a value of its own where the model shares them, to
             compare with published circuits: then that head's scores alone change.
         positions: where the sender changes (see `nnattr.tasks.positions`); ``"each"`` gives scores
