@@ -28,7 +28,7 @@ Run = Callable[..., Tensor]
 def variants_job(
     nn: Any, tick: Any, payload: dict[str, Any], variants: Any, run: Run, streams: int
 ) -> dict[str, Any]:
-    """Both baselines, and the change of the metric in each variant [example, variant].
+    """Both baselines, and the ``change`` of the metric in each variant [example, variant, 1, 1].
 
     Args:
         nn: the nnsight model.
@@ -48,8 +48,10 @@ def variants_job(
             asked = question.take(some)
             runs = plain_runs(nn, asked, wiring)
             each = partial(run, nn, asked, wiring, runs, variants)
-            change = changes(asked, runs, portions.budget, portions.tick, len(variants), kept, each)
-            portions.keep({**said(runs), "change": change}, rows=0)  # its passes were counted
+            budget, count = portions.budget, len(variants)
+            change = changes(asked, runs, budget, portions.tick, count, kept, each)
+            values = {**said(runs), "change": change[..., None, None]}
+            portions.keep(values, rows=0)  # its passes were counted as they ran
     return portions.joined()
 
 
