@@ -63,7 +63,7 @@ class Differentiated:
         because: str,
         own: dict[int, Tensor],
         other: dict[int, Tensor],
-        slopes: list[Tensor],
+        slopes: dict[int, Tensor],
         metric: Tensor,
         source_metric: Tensor,
         dtype: torch.dtype,
@@ -84,7 +84,7 @@ def attribute(nn: Any, question: Question) -> dict[str, Any]:
     spots = question.spots[:, :, run.start :]
     change = [
         contribution(slope, run.other[layer], run.own[layer], spots, question.units).cpu()
-        for layer, slope in enumerate(run.slopes)
+        for layer, slope in run.slopes.items()
     ]
     return {
         "change": torch.stack(change, 1),
@@ -109,8 +109,9 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         nn.get(layout.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
         # of a part of an output there is no gradient: take it of the whole, and cut
         width = question.base.width - start
-        live = [read(nn, (path, side, None), width) for path, side, _ in layout.places]
-        parts = [part for *_, part in layout.places]
+        places = [layout.places[layer] for layer in question.layers]
+        live = [read(nn, (path, side, None), width) for path, side, _ in places]
+        parts = [part for *_, part in places]
         own = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
         logits = read_logits(nn, question)
         # a sandbox, which has no weights, gives copies that lead nowhere
@@ -127,15 +128,17 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         raise RefusedError("metric", problem)
     require_own_numbers(question, logits, clean, metric)
     require_gradients(tracked, slopes)
-    by_layer = dict(enumerate(own))
-    patterns = layout.pattern_paths
-    other = patched_by_patterns(nn, question, by_layer, start) if patterns else theirs.site
+    by_layer = dict(zip(question.layers, own, strict=True))
+    other = dict(zip(question.layers, theirs.site, strict=True))
+    if layout.pattern_paths:
+        other = patched_by_patterns(nn, question, by_layer, start)
+    slopes = [cut(slope, part) for slope, part in zip(slopes, parts, strict=True)]
     return Differentiated(
         start=start,
         because=because,
         own=by_layer,
-        other=other if isinstance(other, dict) else dict(enumerate(other)),
-        slopes=[cut(slope, part) for slope, part in zip(slopes, parts, strict=True)],
+        other=other,
+        slopes=dict(zip(question.layers, slopes, strict=True)),
         metric=metric.detach(),
         source_metric=measure(question, question.source, source_logits, clean),
         dtype=logits.dtype,

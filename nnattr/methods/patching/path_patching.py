@@ -35,7 +35,7 @@ arXiv:2211.00593; Goldowsky-Dill et al. 2023, arXiv:2304.05969.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import chains_job, edges_job, joint_edges_job
@@ -81,7 +81,7 @@ def path_patching(
     engine: Literal["suffix", "full"] = "suffix",
     checkpoint: Folder | None = None,
     max_memory: Positive | None = None,
-) -> EdgeScores:
+) -> EdgeScores | Scores:
     """The exact effect of each edge, one at a time: its receiver reads the other run's sender.
 
     Args:
@@ -153,14 +153,14 @@ def path_patching(
         chains = _chains(model, paths)
         asked = {"paths": [name_of(chain) for chain in chains]}
         study = VariantStudy(job=chains_job, by_layer=True, asked=chains, arguments=asked, **common)
-        return cast("EdgeScores", split.run(study, checkpoint))
+        return split.run(study, checkpoint)
     choice = chosen(graph_of(model, ungrouped=ungrouped), senders, receivers, edges)
     if together:
         asked = {**ends, "together": True, "ungrouped": ungrouped}
         study = VariantStudy(
             job=joint_edges_job, by_layer=False, asked=choice, arguments=asked, **common
         )
-        return cast("EdgeScores", split.run(study, checkpoint))
+        return split.run(study, checkpoint)
     asked = {**ends, "between": between, "ungrouped": ungrouped}
     study = EdgeStudy(
         job=edges_job,
@@ -170,9 +170,7 @@ def path_patching(
         per_example=per_example,
         **common,
     )
-    found = split.run(study, checkpoint)
-    assert isinstance(found, EdgeScores)
-    return found
+    return split.run(study, checkpoint)
 
 
 def _require_one_question(paths: bool, together: bool, between: str, positions: Positions) -> None:
