@@ -27,13 +27,13 @@ from nnattr.results import Provenance
 class VariantStudy(Study):
     """One question about sets of edges or about paths; see `Study`.
 
-    ``asked`` is a set of edges that are patched together, or paths; ``arguments`` what the call was
+    ``what`` is a set of edges that are patched together, or paths; ``arguments`` what the call was
     asked besides.
     """
 
     jobs_of: ClassVar[str] = "paths"
 
-    asked: Choice | tuple[tuple[Edge, ...], ...]
+    what: Choice | tuple[tuple[Edge, ...], ...]
     arguments: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -43,21 +43,21 @@ class VariantStudy(Study):
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """What travels to the job, for some of the paths."""
         payload = {**super().payload(), "wiring": wiring(self.model)}
-        if isinstance(self.asked, Choice):
+        if isinstance(self.what, Choice):
             return {
                 **payload,
-                "senders": [plain(part) for part in self.asked.senders],
-                "readers": [plain(part) for part in self.asked.receivers],
-                "sets": self.asked.wanted[None],
+                "senders": [plain(part) for part in self.what.senders],
+                "readers": [plain(part) for part in self.what.receivers],
+                "sets": self.what.wanted[None],
             }
-        some = self.asked if layers is None else [self.asked[at] for at in layers]
+        some = self.what if layers is None else [self.what[at] for at in layers]
         parts = [[path[0].sender, *(edge.receiver for edge in path)] for path in some]
         return {**payload, "chains": [[plain(part) for part in path] for path in parts]}
 
     def frame(self) -> VariantFrame:
         """What the answer's numbers will mean."""
         whole = super().frame()
-        paths = None if isinstance(self.asked, Choice) else tuple(map(name_of, self.asked))
+        paths = None if isinstance(self.what, Choice) else tuple(map(name_of, self.what))
         return VariantFrame(
             **{name: getattr(whole, name) for name in Frame.model_fields}
             | {
@@ -86,7 +86,7 @@ class VariantFrame(Frame):
 
     paths: tuple[str, ...] | None
 
-    def _labelled(self, change: torch.Tensor) -> xr.DataArray:
+    def _labelled(self, change: torch.Tensor, base: torch.Tensor) -> xr.DataArray:
         values = change[:, :, 0, 0].float()
         bad = (~values.isfinite()).nonzero()
         if len(bad):

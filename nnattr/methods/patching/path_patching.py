@@ -49,7 +49,7 @@ from nnattr.jobs.study import Direction
 from nnattr.metrics import Metric
 from nnattr.model.graph import graph_of
 from nnattr.model.model import Model
-from nnattr.results import EdgeScores
+from nnattr.results import EdgeScores, Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 
@@ -152,13 +152,13 @@ def path_patching(
     if paths is not None:
         chains = _chains(model, paths)
         asked = {"paths": [name_of(chain) for chain in chains]}
-        study = VariantStudy(job=chains_job, by_layer=True, asked=chains, arguments=asked, **common)
+        study = VariantStudy(job=chains_job, by_layer=True, what=chains, arguments=asked, **common)
         return split.run(study, checkpoint)
     choice = chosen(graph_of(model, ungrouped=ungrouped), senders, receivers, edges)
     if together:
         asked = {**ends, "together": True, "ungrouped": ungrouped}
         study = VariantStudy(
-            job=joint_edges_job, by_layer=False, asked=choice, arguments=asked, **common
+            job=joint_edges_job, by_layer=False, what=choice, arguments=asked, **common
         )
         return split.run(study, checkpoint)
     asked = {**ends, "between": between, "ungrouped": ungrouped}
@@ -190,7 +190,8 @@ def _require_one_question(paths: bool, together: bool, between: str, positions: 
 def _chains(model: Model, paths: PathName | Sequence[PathName]) -> tuple[tuple[Edge, ...], ...]:
     """The paths, each as its edges; on one a head may read a shared key alone."""
     graph = graph_of(model, ungrouped=True)
-    found = tuple(parse_path(path) for path in ([paths] if isinstance(paths, str) else paths))
+    each: Sequence[Any] = [paths] if isinstance(paths, str) else paths
+    found = tuple(parse_path(path) for path in each)
     if not found:
         raise ArchError("No paths were given; name one, such as 'L3H2 -> L5H1.k -> logits'.")
     for edge in (edge for path in found for edge in path):
