@@ -22,6 +22,7 @@ from nnattr.engine.mode import reason
 from nnattr.engine.pattern_patch import patched_by_patterns
 from nnattr.engine.question import Question, every_example, question_of, sandboxed
 from nnattr.engine.shortcuts import read_logits
+from nnattr.runs.as_built import touched
 from nnattr.runs.places import cut, raw, read
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import same_logits
@@ -110,10 +111,14 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         # of a part of an output there is no gradient: take it of the whole, and cut
         width = question.base.width - start
         places = [layout.places[layer] for layer in question.layers]
-        live = [read(nn, (path, side, None), width) for path, side, _ in places]
+        live, versions = [], []
+        for path, side, _ in places:
+            live.append(read(nn, (path, side, None), width))
+            versions.append(live[-1]._version)
         parts = [part for *_, part in places]
         own = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
         logits = read_logits(nn, question)
+        written = [value._version for value in live] != versions
         # a sandbox, which has no weights, gives copies that lead nowhere
         tracked = logits.grad_fn is not None and not sandboxed(nn, layout)
         if before is not None:
@@ -124,6 +129,13 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         slopes = ()
         if tracked and metric.requires_grad and not problem:
             slopes = torch.autograd.grad(metric.sum(), live)
+    if written and touched(nn, layout.layers) is not None:
+        raise RefusedError(
+            "arch",
+            "somebody's hook writes into an activation that is differentiated (x.mul_(2), say), "
+            "and the gradient would be that of what it becomes. Let the hook return a new tensor, "
+            "or use activation_patching.",
+        )
     if problem:
         raise RefusedError("metric", problem)
     require_own_numbers(question, logits, clean, metric)
@@ -154,7 +166,7 @@ def require_passed_back(nn: Any, embed: str) -> None:
     for path, part in raw(nn).named_modules():
         width = getattr(part, "in_features", None)
         usual = type(part) is torch.nn.Linear and type(part.weight) in (Tensor, torch.nn.Parameter)
-        if width is None or usual or like.is_meta:
+        if width is None or usual or like.is_meta or _reads_tokens(part):
             continue
         probe = torch.zeros(1, width, dtype=like.dtype, device=like.device, requires_grad=True)
         if not passes_back(part, probe):
@@ -163,6 +175,11 @@ def require_passed_back(nn: Any, embed: str) -> None:
                 f"{path} ({type(part).__name__}) passes no gradients back, as kernels of quantized "
                 "weights often do not; use activation_patching, which needs none.",
             )
+
+
+def _reads_tokens(part: Any) -> bool:
+    """Whether it is an embedding, perhaps inside an adapter that counts its tokens as features."""
+    return any(isinstance(inside, torch.nn.Embedding) for inside in part.modules())
 
 
 def passes_back(part: Any, probe: Tensor) -> bool:
