@@ -16,6 +16,7 @@ from nnattr.cli import run
 from nnattr.config import RunConfig
 from nnattr.graph import Edge, parse
 from nnattr.jobs.plain import plain, restored
+from nnattr.results.edge_scores import BETWEEN
 from tests.methods.common import even_ioi, teaching
 from tests.support.command_line import call
 
@@ -28,6 +29,16 @@ ROW = re.compile(r"(\S+) → (\S+) +([+-]\d\.\d{4}) +([+-]\d\.\d{4})$", re.MULTI
 def rows(text: str) -> dict[tuple[str, str], tuple[float, float]]:
     """The printed effects and total effects, by sender and receiver."""
     return {(one, other): (float(a), float(b)) for one, other, a, b in ROW.findall(text)}
+
+
+def written(folder: Path, options: dict[str, Any]) -> tuple[Any, str]:
+    """What a run file of path patching writes, and what it prints."""
+    path, saved = folder / "edges.yaml", folder / "edges.safetensors"
+    task = {"name": "ioi", "arguments": {"n": 3}}
+    settings = {"model": "teaching-gpt2", "task": task, "method": "path_patching"}
+    path.write_text(yaml.safe_dump({**settings, "options": options, "output": str(saved)}))
+    text = call("run", path)
+    return load_result(saved), text
 
 
 def one_pair(model: nnattr.Model) -> nnattr.Task:
@@ -107,33 +118,45 @@ def test_mistakes_about_the_model_are_one_message() -> None:
     [
         {"receivers": ["L2H1.q", "M3"], "senders": ["heads", [0, 1], "input"]},
         {"edges": [["L1H2", "L2H1.q"], "M0->logits", [[0, 3], "M2"]]},
-        {"edges": ["M0->logits"], "between": "frozen"},
+        {"edges": ["M0->logits", "L0H1->L2H2"], "between": "mlps"},
         {"receivers": "q", "senders": "M0", "ungrouped": True},
     ],
 )
 def test_a_run_file_says_what_a_call_does(tmp_path: Path, options: dict[str, Any]) -> None:
-    path, saved = tmp_path / "edges.yaml", tmp_path / "edges.safetensors"
-    task = {"name": "ioi", "arguments": {"n": 3}}
-    settings = {"model": "teaching-gpt2", "task": task, "method": "path_patching"}
-    path.write_text(yaml.safe_dump({**settings, "options": options, "output": str(saved)}))
-    text = call("run", path)
+    found, text = written(tmp_path, options)
     given = {key: restored(value) for key, value in options.items()}
     model = teaching("teaching-gpt2")
     pairs = nnattr.tasks.ioi(model.tokenizer, n=3)
     expected = nnattr.path_patching(model, pairs, LogitDiff(), **given)
-    found = load_result(saved)
     assert isinstance(found, nnattr.EdgeScores)
     np.testing.assert_array_equal(found.raw.values, expected.raw.values)
     assert f"{expected.n_cells} edge" in text
-    assert "all between sender and receiver is frozen" in text
+    assert BETWEEN[options.get("between", "frozen")] in " ".join(text.split())
     assert expected.top(1)[0].label in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"edges": ["M0->logits", "L0H1->M2"], "together": True},
+        {"paths": ["L0H1->L2H2.k->logits", ["M0", "M2", "logits"]]},
+    ],
+)
+def test_a_run_file_of_sets_and_paths(tmp_path: Path, options: dict[str, Any]) -> None:
+    found, text = written(tmp_path, options)
+    model = teaching("teaching-gpt2")
+    pairs = nnattr.tasks.ioi(model.tokenizer, n=3)
+    expected = nnattr.path_patching(model, pairs, LogitDiff(), **options)
+    assert type(found) is type(expected) is nnattr.Scores
+    np.testing.assert_array_equal(found.raw.values, expected.raw.values)
+    assert all(cell.label in text for cell in expected.top(2))
 
 
 def test_a_wrong_run_file_is_one_message(tmp_path: Path) -> None:
     path = tmp_path / "edges.yaml"
     settings = {"model": "teaching-gpt2", "task": {"name": "ioi"}, "method": "path_patching"}
     for options, message in (
-        ({"edges": ["M0->logits"], "senders": "M0"}, "edges= and senders= were given"),
+        ({"edges": ["M0->logits"], "senders": "M0"}, "senders= and edges= were given"),
         ({"between": "nothing"}, "between is 'nothing'"),
         ({"receivers": ["L9H9.q"]}, "L9H9.q does not read"),
     ):
