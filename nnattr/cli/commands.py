@@ -86,9 +86,7 @@ BackendName = Annotated[
         "NNATTR_BACKEND, then your configuration file, then local."
     ),
 ]
-ModelName = Annotated[
-    str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")
-]
+ModelName = Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")]
 Top = Annotated[int, typer.Option(help="How many to print.", min=1)]
 ScoresFile = Annotated[
     Path | None, typer.Option(help="Keep the scores in this file, .safetensors or .csv.")
@@ -285,10 +283,11 @@ def edges(
     answer: Annotated[str, typer.Option(help="The right next word, with its leading space.")],
     wrong: Annotated[str, typer.Option(help="The right next word of the corrupted prompt.")],
     senders: Annotated[
-        str, typer.Option(help="Parts that write: all, heads, mlps, or such as L3H2,M3,input.")
+        str, typer.Option(help="Parts that write: all, heads, mlps, or L3H2,M3,input.")
     ] = "all",
     receivers: Annotated[
-        str, typer.Option(help="Parts that read: logits, all, heads, mlps, q, or such as L5H1.q,M5.")
+        str,
+        typer.Option(help="Parts that read: logits, all, heads, mlps, q, or L5H1.q,M5."),
     ] = "logits",
     top: Top = 10,
     output: ScoresFile = None,
