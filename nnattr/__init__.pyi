@@ -36,6 +36,7 @@ from .methods.patching.ablation import ablate as ablate
 from .methods.patching.ablation import ablate_together as ablate_together
 from .methods.patching.activation_patching import activation_patching as activation_patching
 from .methods.patching.attribution_patching import attribution_patching as attribution_patching
+from .methods.patching.path_patching import path_patching as path_patching
 from .metrics import KL as KL
 from .metrics import GroupLogProbDiff as GroupLogProbDiff
 from .metrics import GroupProbDiff as GroupProbDiff

@@ -60,6 +60,7 @@ PUBLIC = {
     "most_frequent_answers",
     "name_mover_score",
     "next_token_attribution",
+    "path_patching",
     "plots",
     "results",
     "submit",

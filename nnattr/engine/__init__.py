@@ -37,15 +37,29 @@ Nothing is believed. Every job holds the base run that goes on from its keys and
 one pass, and two rows of the engine against full passes (`forward.run_full`, the patch written at
 its site, every layer run). A model that fails either is served by full passes, and says so.
 
-Methods use four jobs: `patching_job` and `ablation_job` patch every cell by itself, as above;
-`attribution_job` estimates all cells from one backward pass (`gradients`); `together_job` replaces
-several parts in one run (`together`). All of this runs inside a job: torch and plain values only.
+Methods use five jobs: `patching_job` and `ablation_job` patch every cell by itself, as above
+(`cells`); `attribution_job` estimates all cells from one backward pass (`gradients`);
+`together_job` replaces several parts in one run (`together`). All of this runs inside a job: torch
+and plain values only.
+
+`edges_job` (`edges`) measures every edge from what one part writes to what another reads, with all
+between frozen. Its rows are those above, and enter at their receiver's layer:
+
+====  ===================================================  ====================================
+1     which parts write and read                           `ends`
+2     what each sender changes in the residual stream      `senders`
+3     edges whose change can matter become rows            `edge_rows.plan`
+4     what a receiver makes of its changed input           `receivers`
+5     with what the row enters a pass                      `edge_rows`
+6     the same by whole passes, to be held against         `edge_full`
+====  ===================================================  ====================================
 """
 
 from __future__ import annotations
 
+from nnattr.engine.edges import edges_job
 from nnattr.engine.gradients import attribution_job
 from nnattr.engine.sweep import ablation_job, patching_job
 from nnattr.engine.together import together_job
 
-__all__ = ["ablation_job", "attribution_job", "patching_job", "together_job"]
+__all__ = ["ablation_job", "attribution_job", "edges_job", "patching_job", "together_job"]

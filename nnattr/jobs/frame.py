@@ -67,6 +67,18 @@ class Frame(BaseModel):
             TaskError: the runs do not differ, so there is nothing to divide by.
             BackendError: the values are not what the job was to return.
         """
+        values, baselines, scale, provenance = self.measured(values, cost)
+        raw = self._labelled(values["change"])
+        return Scores.from_arrays(raw, baselines, scale, provenance)
+
+    def measured(
+        self, values: dict[str, Any], cost: Cost
+    ) -> tuple[dict[str, Any], xr.DataArray, float, Provenance]:
+        """What a result has besides its cells: baselines, scale, provenance; see `scores`.
+
+        Returns:
+            with these the values, of which two readings have become one.
+        """
         values = self._contrasted(values)
         base, source = (values[key].double().numpy() for key in ("base", "source"))
         self._finite(base, "patched into")
@@ -81,9 +93,7 @@ class Frame(BaseModel):
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
         doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
         update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
-        provenance = self.provenance.model_copy(update=update)
-        raw = self._labelled(values["change"])
-        return Scores.from_arrays(raw, baselines, scale, provenance)
+        return values, baselines, scale, self.provenance.model_copy(update=update)
 
     @property
     def said(self) -> str:
