@@ -67,9 +67,9 @@ def edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
             found = sweep(nn, portions.tick, asked, edges, portions.budget, known[some], kept)
             portions.keep(found, rows=0)  # its passes were counted as they ran
     found = portions.joined()
-    return (
-        reduced(found, payload["readings"]) if payload["reduced"] and "change" in found else found
-    )
+    if not payload["reduced"] or "change" not in found:
+        return found
+    return reduced(found, question.spots.any(-1).T, payload["readings"])
 
 
 class Asking:
@@ -273,15 +273,19 @@ def unchanged(base: BaseRun, start: int, layer: int, rows: Rows) -> Entry:
     return Entry(of_base_run(base.streams[layer], base, rows, start))
 
 
-def reduced(found: dict[str, Any], readings: int) -> dict[str, Any]:
+def reduced(found: dict[str, Any], there: Tensor, readings: int) -> dict[str, Any]:
     """The changes' mean and standard error over examples instead of each [2, ...].
 
-    With two ``readings`` an example's change is that of the first less that of the second.
+    Of examples that have any position of a spot: ``there`` [example, spot]. With two ``readings``
+    an example's change is that of the first less that of the second.
     """
-    change = found["change"].double()
+    change = found["change"].double().masked_fill(~there[:, None, None], float("nan"))
     if readings == 2:
         first, second = change.chunk(2)
         change = first - second
-    error = change.std(0) / len(change) ** 0.5  # NaN for a single example
-    both = torch.stack([change.mean(0), error]).float()
-    return {**found, "change": both, "reached": found["reached"].amax(0, keepdim=True)}
+    count = (~change.isnan()).sum(0)
+    mean = change.nanmean(0)
+    squares = ((change - mean) ** 2).nansum(0)
+    error = (squares / (count - 1) / count).sqrt().masked_fill(count < 2, float("nan"))
+    reached = found["reached"].amax(0, keepdim=True)
+    return {**found, "change": torch.stack([mean, error]).float(), "reached": reached}

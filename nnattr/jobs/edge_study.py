@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class EdgeStudy(Study):
     ``choice`` says which edges, ``arguments`` what the call was asked besides, ``per_example``
     whether examples are kept apart, ``ungrouped`` whether heads have keys and values of their own.
     """
+
+    jobs_of: ClassVar[str] = "receivers"
 
     choice: Choice
     arguments: dict[str, Any]

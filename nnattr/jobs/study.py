@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
 from nnattr.errors import TaskError
@@ -34,8 +34,11 @@ class Study:
     """One question put to a model; see the module.
 
     ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
-    layers. With a ``fill`` the source is not the task's other run but what an ablation puts in.
+    layers, ``jobs_of`` what messages call these. With a ``fill`` the source is not the task's other
+    run but what an ablation puts in.
     """
+
+    jobs_of: ClassVar[str] = "layers"
 
     job: JobFunction
     method: str

@@ -112,9 +112,9 @@ def path_patching(
     """
     choice = chosen(graph_of(model, ungrouped=ungrouped), senders, receivers, edges)
     asked: dict[str, Any] = {
-        "senders": senders,
-        "receivers": receivers,
-        "edges": edges,
+        "senders": _named(senders),
+        "receivers": _named(receivers),
+        "edges": _named(edges),
         "between": between,
         "ungrouped": ungrouped,
     }
@@ -138,3 +138,10 @@ def path_patching(
     found = split.run(study, checkpoint)
     assert isinstance(found, EdgeScores)
     return found
+
+
+def _named(given: Any) -> Any:
+    """Parts and edges by their names."""
+    if isinstance(given, list | tuple):
+        return [_named(one) for one in given]
+    return str(given) if isinstance(given, Part | Edge) else given
