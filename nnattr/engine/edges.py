@@ -31,9 +31,10 @@ from nnattr.engine.question import Layout, Question, question_of
 from nnattr.engine.receivers import Graphed
 from nnattr.engine.rows import Rows, effort
 from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing
+from nnattr.engine.sums import require_sums
 from nnattr.engine.sweep import DISAGREES, batches
 from nnattr.runs.as_built import touched
-from nnattr.runs.edits import why_whole
+from nnattr.runs.edits import edited_layers, why_whole
 from nnattr.runs.inputs import cache_argument
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 from nnattr.runs.tolerance import same_logits
@@ -177,7 +178,7 @@ def prepared(
             if isinstance(error, RefusedError) or ran_out(error):
                 raise
             because = reason(error)
-    base, _ = base_run(nn, question, True, *steps(edges))
+    base, _ = summed(nn, question, edges, full=True)
     kinds = kinds_of(nn, question, edges, base, budget)
     for kind in kinds:
         kind.mode = Mode(full=True, because=because)
@@ -190,7 +191,7 @@ def by_engine(
     """What rows need that the engine runs; None if it does not give what full passes give."""
     into = set(edges.ends.port.tolist())
     short = into == {PORTS.index("logits")} and not worth_sharing(question)
-    base, whole = base_run(nn, question, False, *steps(edges), whole_runs=short)
+    base, whole = summed(nn, question, edges, full=False, whole_runs=short)
     kinds = kinds_of(nn, question, edges, base, budget)
     hooked = touched(nn, question.layout.layers)
     for kind in kinds:
@@ -211,6 +212,18 @@ def worth_sharing(question: Question) -> bool:
     """Whether it pays to run what all pairs share once, which is one pass more."""
     shared = first_difference(question)
     return len(question) * (2 * shared - question.base.width) > PASS
+
+
+def summed(
+    nn: Any, question: Question, edges: Asking, full: bool, whole_runs: bool = False
+) -> tuple[BaseRun, Tensor]:
+    """Both plain runs, see `base_run`; refused where the stream is no sum of what parts write."""
+    base, whole = base_run(nn, question, full, *steps(edges), whole_runs=whole_runs)
+    attention = base.more.get("added", base.more["projected"])
+    mask, mlp = question.base.mask[:, base.start :], base.more.get("mlp", [])
+    scale, edited = question.layout.scale, edited_layers(nn)
+    require_sums(mask, base.streams, attention, mlp, scale=scale, edited=edited)
+    return base, whole
 
 
 def steps(edges: Asking) -> tuple[tuple[str, ...], tuple[str, ...]]:

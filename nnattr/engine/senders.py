@@ -31,7 +31,7 @@ from nnattr.engine.question import Question
 from nnattr.runs.as_built import call_inside
 
 #: Steps of the base run, and of the other run, that this is made of (see `observe`).
-BASE_STEPS = ("input", "projected", "mlp")
+BASE_STEPS = ("stream", "end", "input", "projected", "added", "mlp")
 OTHER_STEPS = ("input", "mlp")
 
 

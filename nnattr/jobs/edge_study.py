@@ -213,6 +213,7 @@ def _steps(model: Model, plain: dict[str, Any]) -> dict[str, Any]:
         ports = [(name, places[layer]) for name, places in parts["ports"].items()]
         mlp = [("mlp", parts["mlp"][layer])] if parts["mlp"] else []
         arity = by_name.get("arity", [])
+        added = [("added", parts["added"][layer])] if parts["behind"] else []
         entering = [("input", (plain["layers"][0], "input", None))] if layer == 0 else []
         found.append(
             [
@@ -223,6 +224,7 @@ def _steps(model: Model, plain: dict[str, Any]) -> dict[str, Any]:
                 ("projected", (parts["projections"][layer], "output", None)),
                 *by_name["attention"],
                 *arity[:1],
+                *added,
                 *by_name.get("gelu", []),
                 *mlp,
                 *arity[1:],
@@ -238,4 +240,5 @@ def _kept(model: Model) -> int:
     See `nnattr.engine.memory.bytes_per_example`, which counts three sites.
     """
     z, keys = model.n_heads * model.d_head, model.n_kv_heads * model.d_head
-    return (3 * z + 2 * keys + 3 * model.config.hidden_size) // 3 + 1
+    streams = 3 + (contribution_norm(model, 0) is not None)
+    return (3 * z + 2 * keys + streams * model.config.hidden_size) // 3 + 1

@@ -10,8 +10,8 @@ import pytest
 import nnattr
 from nnattr import EdgeScores, LogitDiff
 from tests.ground_truth.circuits import CIRCUITS
+from tests.ground_truth.held import EXACT, SOFT, effects, held, known
 from tests.ground_truth.known import Known
-from tests.ground_truth.test_known_circuits import EXACT, SOFT, effects, held, known
 from tests.oracles.parts import all_edges
 
 

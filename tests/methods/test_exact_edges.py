@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import nnattr
@@ -24,10 +25,10 @@ from tests.methods.common import (
     teaching,
     tiny,
 )
-from tests.methods.test_users_modules import DONE
 from tests.oracles import edges as oracle
 from tests.oracles.parts import reaches
 from tests.support.families import CORE
+from tests.support.users_modules import DONE
 from tests.tiny import tiny_module, tiny_tokenizer
 
 #: Senders of all kinds, before and behind a norm or an MLP, and receivers of all kinds.
@@ -268,7 +269,7 @@ SUMS = (
     "unembedding's forward",
     "model's bias",
 )
-NO_SUMS = ("layer scaled", "last layer bent")
+NO_SUMS = ("layer scaled", "last layer bent", "layer fed", "attention scaled")
 
 
 @pytest.mark.parametrize("done", SUMS)
@@ -284,13 +285,14 @@ def test_what_somebody_did_to_a_module_is_part_of_the_model(done):
         assert_far(found, with_positions(before), 1e-3)
 
 
+@pytest.mark.parametrize("engine", ["suffix", "full"])
 @pytest.mark.parametrize("done", NO_SUMS)
-def test_a_stream_that_is_no_sum_is_refused(done):
+def test_a_stream_that_is_no_sum_is_refused(done, engine):
     module = tiny_module("llama")
     DONE[done](module)
     model = nnattr.load(module, tokenizer=tiny_tokenizer())
-    with pytest.raises(ArchError):
-        measured(model, ragged_tiny(model))
+    with pytest.raises(ArchError, match="not the sum of what parts write"):
+        measured(model, ragged_tiny(model), engine=engine)
 
 
 # What cannot be asked.
@@ -328,3 +330,15 @@ def test_senders_none_of_which_reaches_a_receiver():
         nnattr.path_patching(
             model, ragged_tiny(model), LogitDiff(), senders=["L2H0"], receivers=["L1H0.q"]
         )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_steering_adds_the_same_to_both_runs_and_takes_no_edge_away(family):
+    model = tiny(family)
+    steered = nnattr.edited(
+        model, nnattr.edit.steer(2, torch.linspace(-1, 1, model.config.hidden_size))
+    )
+    task = ragged_tiny(model)
+    ours, full = (measured(steered, task, engine=engine).raw for engine in ("suffix", "full"))
+    assert_same(ours, full)
+    assert_far(ours, measured(model, task).raw, 1e-3)

@@ -15,8 +15,7 @@ import torch
 from nnattr import EdgeScores, LogitDiff, path_patching
 from nnattr.graph import parse
 from tests.methods.common import TEACHING, assert_far, assert_same, even_ioi, teaching
-from tests.peers.test_transformer_lens import difference
-from tests.support.peers import bridge
+from tests.support.peers import bridge, difference
 
 patching = pytest.importorskip("transformer_lens.patching", reason="needs transformer-lens")
 
