@@ -14,6 +14,7 @@ import torch
 
 import nnattr
 from nnattr import LogitDiff, Model, Task, activation_patching, attribution_patching
+from nnattr.errors import ArchError
 from tests.methods.common import (
     assert_same,
     expected,
@@ -69,7 +70,16 @@ def test_patching_is_that_of_plain_hooks(done: str, engine: Any) -> None:
     assert float(moved) > 0.05
 
 
-@pytest.mark.parametrize("done", DONE)
+def test_a_hook_that_writes_into_what_is_differentiated() -> None:
+    model = changed("layer fed in place")
+    task = ragged_tiny(model)
+    with pytest.raises(ArchError, match="writes into an activation"):
+        attribution_patching(model, task, LogitDiff(), site="resid_post")
+    found = attribution_patching(model, task, LogitDiff(), site="mlp_out", normalized=False)
+    assert_same(found.raw, expected("attribution", model, task, site="mlp_out"))
+
+
+@pytest.mark.parametrize("done", [done for done in DONE if done != "layer fed in place"])
 def test_gradients_are_those_of_plain_hooks(done: str) -> None:
     model = changed(done)
     task = ragged_tiny(model)

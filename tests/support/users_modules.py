@@ -67,6 +67,15 @@ def banned(module: nn.Module, given: Any, output: Any) -> Any:
     return output
 
 
+def grown(module: nn.Module, given: Any) -> None:
+    """Writes into what it is given, and returns nothing."""
+    given[0].mul_(1.2)
+
+
+def in_two(layer: Any) -> None:
+    layer.self_attn.o_proj = nn.Sequential(layer.self_attn.o_proj, nn.Tanh())
+
+
 def blocks(module: Any) -> Any:
     return module.model.layers
 
@@ -88,6 +97,8 @@ DONE: dict[str, Callable[[Any], object]] = {
     "down-projection scaled": lambda m: blocks(m)[2].mlp.down_proj.register_forward_hook(scaled),
     "layer scaled": lambda m: blocks(m)[1].register_forward_hook(scaled),
     "last layer bent": lambda m: blocks(m)[-1].register_forward_hook(bent),
+    "output projections in two": lambda m: [in_two(layer) for layer in blocks(m)],
+    "layer fed in place": lambda m: blocks(m)[1].register_forward_pre_hook(grown),
     "layer fed": lambda m: blocks(m)[1].register_forward_pre_hook(half_given),
     "norm fed": lambda m: blocks(m)[1].post_attention_layernorm.register_forward_pre_hook(
         half_given
