@@ -30,7 +30,7 @@ from nnattr.engine.patches import Entry, of_base_run
 from nnattr.engine.question import Layout, Question, question_of
 from nnattr.engine.receivers import Graphed
 from nnattr.engine.rows import Rows, effort
-from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing
+from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing, require_sums
 from nnattr.engine.sweep import DISAGREES, batches
 from nnattr.runs.as_built import touched
 from nnattr.runs.edits import why_whole
@@ -224,6 +224,7 @@ def kinds_of(
     nn: Any, question: Question, edges: Asking, base: BaseRun, budget: Budget
 ) -> list[Kind]:
     """The rows of edges into what reads the stream, and into heads, where there are any."""
+    require_sums(base, question.layout.scale)
     known = Graphed(nn, question, base, edges.ends, edges.parts, edges.mid)
     differs = differing(known.writes, edges.ends, question.layout.sizes.heads)
     reach, found = Reach(question, differs, base.start), []
