@@ -22,6 +22,7 @@ from nnattr.engine.mode import reason
 from nnattr.engine.pattern_patch import patched_by_patterns
 from nnattr.engine.question import Question, every_example, question_of, sandboxed
 from nnattr.engine.shortcuts import read_logits
+from nnattr.runs.as_built import touched
 from nnattr.runs.places import cut, raw, read
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import same_logits
@@ -63,7 +64,7 @@ class Differentiated:
         because: str,
         own: dict[int, Tensor],
         other: dict[int, Tensor],
-        slopes: list[Tensor],
+        slopes: dict[int, Tensor],
         metric: Tensor,
         source_metric: Tensor,
         dtype: torch.dtype,
@@ -84,7 +85,7 @@ def attribute(nn: Any, question: Question) -> dict[str, Any]:
     spots = question.spots[:, :, run.start :]
     change = [
         contribution(slope, run.other[layer], run.own[layer], spots, question.units).cpu()
-        for layer, slope in enumerate(run.slopes)
+        for layer, slope in run.slopes.items()
     ]
     return {
         "change": torch.stack(change, 1),
@@ -109,10 +110,15 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         nn.get(layout.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
         # of a part of an output there is no gradient: take it of the whole, and cut
         width = question.base.width - start
-        live = [read(nn, (path, side, None), width) for path, side, _ in layout.places]
-        parts = [part for *_, part in layout.places]
+        places = [layout.places[layer] for layer in question.layers]
+        live, versions = [], []
+        for path, side, _ in places:
+            live.append(read(nn, (path, side, None), width))
+            versions.append(live[-1]._version)
+        parts = [part for *_, part in places]
         own = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
         logits = read_logits(nn, question)
+        written = [value._version for value in live] != versions
         # a sandbox, which has no weights, gives copies that lead nowhere
         tracked = logits.grad_fn is not None and not sandboxed(nn, layout)
         if before is not None:
@@ -123,19 +129,28 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         slopes = ()
         if tracked and metric.requires_grad and not problem:
             slopes = torch.autograd.grad(metric.sum(), live)
+    if written and touched(nn, layout.layers) is not None:
+        raise RefusedError(
+            "arch",
+            "somebody's hook writes into an activation that is differentiated (x.mul_(2), say), "
+            "and the gradient would be that of what it becomes. Let the hook return a new tensor, "
+            "or use activation_patching.",
+        )
     if problem:
         raise RefusedError("metric", problem)
     require_own_numbers(question, logits, clean, metric)
     require_gradients(tracked, slopes)
-    by_layer = dict(enumerate(own))
-    patterns = layout.pattern_paths
-    other = patched_by_patterns(nn, question, by_layer, start) if patterns else theirs.site
+    by_layer = dict(zip(question.layers, own, strict=True))
+    other = dict(zip(question.layers, theirs.site, strict=True))
+    if layout.pattern_paths:
+        other = patched_by_patterns(nn, question, by_layer, start)
+    slopes = [cut(slope, part) for slope, part in zip(slopes, parts, strict=True)]
     return Differentiated(
         start=start,
         because=because,
         own=by_layer,
-        other=other if isinstance(other, dict) else dict(enumerate(other)),
-        slopes=[cut(slope, part) for slope, part in zip(slopes, parts, strict=True)],
+        other=other,
+        slopes=dict(zip(question.layers, slopes, strict=True)),
         metric=metric.detach(),
         source_metric=measure(question, question.source, source_logits, clean),
         dtype=logits.dtype,
@@ -151,7 +166,7 @@ def require_passed_back(nn: Any, embed: str) -> None:
     for path, part in raw(nn).named_modules():
         width = getattr(part, "in_features", None)
         usual = type(part) is torch.nn.Linear and type(part.weight) in (Tensor, torch.nn.Parameter)
-        if width is None or usual or like.is_meta:
+        if width is None or usual or like.is_meta or _reads_tokens(part):
             continue
         probe = torch.zeros(1, width, dtype=like.dtype, device=like.device, requires_grad=True)
         if not passes_back(part, probe):
@@ -160,6 +175,11 @@ def require_passed_back(nn: Any, embed: str) -> None:
                 f"{path} ({type(part).__name__}) passes no gradients back, as kernels of quantized "
                 "weights often do not; use activation_patching, which needs none.",
             )
+
+
+def _reads_tokens(part: Any) -> bool:
+    """Whether it is an embedding, perhaps inside an adapter that counts its tokens as features."""
+    return any(isinstance(inside, torch.nn.Embedding) for inside in part.modules())
 
 
 def passes_back(part: Any, probe: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """The metric of rows: what a user's function is told, and what it may not be.
 
 A metric is somebody's own code. Whatever it raises is said as its error, with its line; it is one
-number for each row; and that number is the row's own, whichever rows are beside it.
+number for each row, or one for each of its positions; and that number is the row's own, whichever
+rows are beside it.
 
 Inside a job: torch and plain values.
 """
@@ -33,7 +34,9 @@ def measure(
     clean: Tensor,
     example: Tensor | None = None,
 ) -> Tensor:
-    """The metric of each row; row *i* belongs to ``example[i]``, or to example *i*.
+    """The metric of each row [row], or at each of its places [row, place].
+
+    Row *i* belongs to ``example[i]``, or to example *i*.
 
     Args:
         question: whose metric it is.
@@ -43,7 +46,7 @@ def measure(
         example: whose rows they are [row].
 
     Raises:
-        RefusedError: the metric failed, or is not one number for each row.
+        RefusedError: the metric failed, or is not one number for each row, or for each position.
     """
     value, problem = measured(question, prompts, logits, clean, example)
     if problem:
@@ -70,11 +73,21 @@ def measured(
         if ran_out(error):
             raise
         return torch.empty(0), failure(error, logits) + hint(logits, prompts)
-    if not isinstance(value, Tensor) or value.shape != logits.shape[:1] or value.is_complex():
+    shape = logits.shape[: 1 if question.places is None else 2]
+    if not isinstance(value, Tensor) or value.shape != shape or value.is_complex():
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        said = f"expected one number for each of {len(logits)} rows, got {given}"
+        each = "" if question.places is None else f", at each of {logits.shape[1]} positions"
+        said = f"expected one number for each of {len(logits)} rows{each}, got {given}"
         return torch.empty(0), said + hint(logits, prompts)
-    return (value if value.is_floating_point() else value.float()), ""
+    value = value if value.is_floating_point() else value.float()
+    return (value if question.places is None else at_places(question.places, value, example)), ""
+
+
+def at_places(places: Tensor, value: Tensor, example: Tensor | None) -> Tensor:
+    """A number per column [row, pos] as one per place [row, place]; NaN where a row has none."""
+    there = (places if example is None else places[:, example]).transpose(0, 1).to(value.device)
+    found = value.gather(1, there.byte().argmax(-1))
+    return found.masked_fill(~there.any(-1), float("nan"))
 
 
 def failure(error: Exception, logits: Tensor) -> str:
@@ -112,11 +125,38 @@ def require_own_numbers(question: Question, logits: Tensor, clean: Tensor, metri
     rows[2] = rows[2].flip(-1)  # a run that is no example's
     found = measure(question, question.base, rows, clean, some)[:2]
     expected = metric.detach()[some[:2].to(metric.device)]
-    near = pass_tolerance(logits) * metric.detach().abs().max().clamp(min=1e-2)
-    if not torch.allclose(found, expected, rtol=0, atol=float(near.nan_to_num()), equal_nan=True):
+    largest = metric.detach().nan_to_num().abs().max().clamp(min=1e-2)
+    near = float((pass_tolerance(logits) * largest).nan_to_num())
+    if not torch.allclose(found, expected, rtol=0, atol=near, equal_nan=True):
         raise RefusedError(
             "metric",
             f"an example's number depends on the rows beside it: {found.tolist()} for the last "
             f"example and the first beside another run, {expected.tolist()} among all "
             f"{len(question)}. Compute it from that row's logits and from batch alone",
+        )
+    _require_own_positions(question, logits, clean, metric, near)
+
+
+def _require_own_positions(
+    question: Question, logits: Tensor, clean: Tensor, metric: Tensor, near: float
+) -> None:
+    """Refuse a metric that reads padding: it would be another one for each batch.
+
+    The prompt with the most padding, which stands on the left, is to have its number without it.
+    Numbers for every position are not tried: where they stand is said in columns of the batch.
+    """
+    padding = (~question.base.mask).sum(1)
+    most = padding.argmax()[None].cpu()
+    pad = int(padding[most])
+    if not pad or logits.shape[1] != question.base.width or question.places is not None:
+        return
+    row = logits.detach()[most.to(logits.device), pad:]
+    alone = measure(question, question.base.cut(pad), row, clean, most)
+    beside = metric.detach()[most.to(metric.device)]
+    if not torch.allclose(alone, beside, rtol=0, atol=near, equal_nan=True):
+        raise RefusedError(
+            "metric",
+            f"it reads padding: {alone.item()} for a prompt by itself, {beside.item()} with the "
+            f"{pad} tokens before it that fill it up to the length of the others. Count positions "
+            "from the end (logits[:, -1] is each prompt's last), or use batch.mask",
         )

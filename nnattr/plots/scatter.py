@@ -53,7 +53,8 @@ def agreement_figure(found: Agreement, *, title: str | None = None) -> go.Figure
     low, high = _span(np.concatenate([x, y]))
     names = (words.method_name(one), words.method_name(other))
     head = f"{names[1]} against {names[0].lower()}" if title is None else title
-    subtitle = " · ".join([str(found), words.subtitle(one)])
+    asked = other.provenance.asked if other.provenance.asked != one.provenance.asked else ""
+    subtitle = " · ".join(filter(None, [str(found), words.subtitle(one), asked]))
     figure = go.Figure(_points(one, other))
     figure.update_layout(
         look.layout(SIDE + 110, SIDE + 70, head, subtitle, caution=words.caution(found))
@@ -87,6 +88,7 @@ def _points(one: Scores, other: Scores) -> go.Scatter:
     """A point per cell, whose hover text gives both values."""
     values = [scores.values.to_numpy().ravel() for scores in (one, other)]
     spreads = [words.errors(scores).ravel() for scores in (one, other)]
+    known = np.isfinite(values[0] + values[1])
     texts = [
         f"<b>{name}</b>"
         + "".join(
@@ -94,10 +96,11 @@ def _points(one: Scores, other: Scores) -> go.Scatter:
             for scores, value, spread in zip((one, other), values, spreads, strict=True)
         )
         for i, name in enumerate(words.cell_names(one, one.cell_dims).ravel())
+        if known[i]
     ]
     return go.Scatter(
-        x=values[0],
-        y=values[1],
+        x=values[0][known],
+        y=values[1][known],
         mode="markers",
         marker={"size": 8, "color": look.BLUE, "opacity": 0.65},
         hovertext=texts,

@@ -44,8 +44,10 @@ class Scores(Result):
     """
 
     VARIABLES: ClassVar = {"raw": None, "baselines": ("run", "example")}
+    #: What a cell is called.
+    NOUN: ClassVar[str] = "cell"
     #: The variables that it may have besides.
-    OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest")
+    OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest", "by_position")
 
     scale: float = 1.0
 
@@ -133,6 +135,16 @@ class Scores(Result):
         return self._array("rest")
 
     @property
+    def by_position(self) -> xr.DataArray | None:
+        """The metric of the plain runs at every position, dims ``("run", "example", "pos")``.
+
+        None but for a metric that is a number for every position (``Loss(per_position=True)``). Its
+        ``baselines`` are the means over positions, and
+        ``scores.by_position.sel(run="clean") + scores.raw`` is the metric with the cells replaced.
+        """
+        return self._array("by_position")
+
+    @property
     def values(self) -> xr.DataArray:
         """The scores as asked for: normalised (0 = the run patched into, 1 = the other), or raw."""
         return self.raw / self.scale
@@ -141,6 +153,11 @@ class Scores(Result):
     def cell_dims(self) -> tuple[str, ...]:
         """The dimensions that name a cell, e.g. ``("layer", "head")``."""
         return tuple(str(dim) for dim in self.raw.dims if dim != "example")
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells have a number in any example."""
+        return int(self.mean().raw.notnull().sum())
 
     @checked
     def mean(self) -> Self:
@@ -336,4 +353,5 @@ class Scores(Result):
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
         head = f"{type(self).__name__}({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
-        return "\n".join([head, spelled(self.baselines, p.metric), repr(self.top(5))])
+        said = [f"{p.asked}."] if p.asked else []
+        return "\n".join([head, spelled(self.baselines, p.metric), *said, repr(self.top(5))])

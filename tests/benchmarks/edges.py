@@ -205,7 +205,7 @@ def direct_paths(ask: Ask, folder: str, repeats: int) -> float:
         theirs = cells()[-1] - before
     own = chosen(graph_of(ask.model), Part("head", layer, 0), "q")
     ours = Ask(ask.model, ask.task, ask.metric, own).ours().mean(0)[:, 0, 0]
-    # edges between random weights are near the rounding of logits; tests/peers compares trained ones
+    # edges of random weights are near the rounding of logits; tests/peers compares trained ones
     if float((ours - theirs).abs().max()) > 1e-5 * size:
         raise SystemExit(f"TransformerLens answers otherwise: {theirs.tolist()}, {ours.tolist()}.")
     return statistics.median(seconds) / len(ours)

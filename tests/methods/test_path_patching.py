@@ -250,3 +250,14 @@ def test_hooks_of_users_are_a_part_of_the_model(hooked):
         for engine in ("suffix", "full"):  # what parts write is scaled once more, behind them
             with pytest.raises(ArchError, match="is not the sum of what its parts write"):
                 scored(model, asked, receivers=some, engine=engine)
+
+
+@pytest.mark.parametrize("port", ["k", "v"])
+def test_one_receiver_in_the_last_layer_is_not_taken_for_another_by_full_passes(port):
+    """Its positions change before the last one, where alone its rows are wanted."""
+    model = tiny_model("llama")
+    last = f"L{model.n_layers - 1}KV0.{port}"
+    asked = task(model, pair(9, 3), pair(9, 4, shift=5))
+    scores = scored(model, asked, receivers=last)
+    assert scores.provenance.arguments["engine"] == "suffix", scores.provenance.fell_back
+    assert_agrees(scores, model, asked, 12)

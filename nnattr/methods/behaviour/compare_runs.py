@@ -13,6 +13,7 @@ be compared if they have the same tokens in number; at their ends, always.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,12 +23,12 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, provenance_of
+from nnattr.jobs.record import as_ids, as_task, provenance_of
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, columns, texts_and_tokens
 from nnattr.results import Comparison
 from nnattr.runs.inputs import PromptBatch, inputs
-from nnattr.runs.logits import take
+from nnattr.runs.logits import require_numbers, take
 from nnattr.runs.portions import Portions
 from nnattr.tasks.positions import labels
 from nnattr.tokens import Tokens, pad_id
@@ -86,7 +87,7 @@ def compare_runs(
         name: outcome.values[name].masked_fill(~present[:n], float("nan"))
         for name in ("norm", "kl", "overlap")
     }
-    task = as_task(None, [*left, *right], both)
+    task = replace(as_task(None, [*left, *right], both), from_ids=as_ids(a) or as_ids(b))
     data = xr.Dataset(
         {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
         {"example": np.arange(n)},
@@ -116,6 +117,7 @@ def logits_at(nn: Any, prompts: PromptBatch, columns: Tensor) -> Tensor:
     with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             logits = take(nn.output.logits, columns).float()
+    require_numbers(logits[:, -1])
     return logits
 
 

@@ -11,18 +11,23 @@ forward passes and one backward pass, whatever the number of cells.
 It misleads where the model is not close to linear between the runs: large activations (the residual
 stream of early layers), saturated softmaxes and norms, and metrics that are flat at the base run
 (probabilities near 0 or 1, KL at the clean run). MLP outputs of GPT-2 small correlate poorly with
-the exact effects. Check the cells you rely on with `activation_patching`. (Nanda 2023; Syed et al.
+the exact effects. Check the cells you rely on exactly:
+``activation_patching(..., cells=estimate.top(20))``. (Nanda 2023; Syed et al.
 2023, arXiv:2310.10348; Kramár et al. 2024, arXiv:2403.00745.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import attribution_job
 from nnattr.jobs import split
+from nnattr.jobs.asked import Cells, Layers, asked_cells
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
+from nnattr.model.heads import Head
 from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
@@ -37,6 +42,9 @@ def attribution_patching(
     *,
     site: PatchSite = "z",
     positions: Positions = "all",
+    cells: Cells | None = None,
+    layers: Layers | None = None,
+    heads: Head | Sequence[Head] | None = None,
     direction: Direction = "denoising",
     normalized: bool = True,
     checkpoint: Folder | None = None,
@@ -45,6 +53,9 @@ def attribution_patching(
     """A first-order estimate of `activation_patching` for every cell of a site, in one job.
 
     Arguments, result and errors are those of `activation_patching`, so that the two swap in place.
+    Only ``together`` it has not: the effect of several cells at once is not the sum of their
+    estimates, which count the paths from one through another for both. ``cells``, ``layers`` and
+    ``heads`` save little here, as all cells of a layer cost what one does.
 
     Raises:
         BackendError: as there, and where the deployment cannot give gradients (a sandboxed NDIF);
@@ -65,5 +76,6 @@ def attribution_patching(
         direction,
         normalized,
         max_memory=max_memory,
+        asked=asked_cells(model, task, site, positions, cells=cells, layers=layers, heads=heads),
     )
     return split.run(study, checkpoint)
