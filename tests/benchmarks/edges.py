@@ -177,7 +177,7 @@ def adds(ask: Ask) -> tuple[float, float]:
 
 def direct_paths(ask: Ask, folder: str, repeats: int) -> float:
     """Seconds of a cell of TransformerLens' direct path patching, after a comparison with ours."""
-    from transformer_lens import patching
+    from transformer_lens import patching as peer
     from transformer_lens.model_bridge import TransformerBridge
 
     layer, encode = ask.model.n_layers - 2, ask.model.tokenizer.encode
@@ -197,9 +197,8 @@ def direct_paths(ask: Ask, folder: str, repeats: int) -> float:
         before, size = metric(logits), float(logits.abs().max())
 
         def cells() -> Tensor:
-            return patching.get_act_patch_direct_path(
-                bridge, tokens[1], *caches, metric, layer, 0, "q", verbose=False
-            )
+            patch: Any = peer.get_act_patch_direct_path
+            return patch(bridge, tokens[1], *caches, metric, layer, 0, "q", verbose=False)
 
         seconds = [spent(cells)[0] for _ in range(repeats)]
         theirs = cells()[-1] - before
