@@ -38,13 +38,26 @@ one pass, and two rows of the engine against full passes (`forward.run_full`, th
 its site, every layer run). A model that fails either is served by full passes, and says so.
 
 Methods use four jobs: `patching_job` and `ablation_job` patch every cell by itself, as above;
-`attribution_job` estimates all cells from one backward pass (`gradients`); `together_job` replaces
-several parts in one run (`together`). All of this runs inside a job: torch and plain values only.
+`attribution_job` estimates all cells from gradients, as below; `together_job` replaces several
+parts in one run (`together`). All of this runs inside a job: torch and plain values only.
+
+==================================================  ====================================
+an estimate                                         where
+==================================================  ====================================
+which gradients, and what becomes of them           `estimators`, `estimates.attribute`
+rules of the backward pass                          `rules`
+shown to act on this model                          `proven_rules.require_proven`
+one run, forwards and backwards                     `gradients.differentiated`
+along the way to the other run                      `integrated`
+without a layer at a time                           `graddrop.magnitudes`
+queries and keys through their softmax              `qk_fix`
+gradients and changes become cells                  `contributions.contributions`
+==================================================  ====================================
 """
 
 from __future__ import annotations
 
-from nnattr.engine.gradients import attribution_job
+from nnattr.engine.estimates import attribution_job
 from nnattr.engine.sweep import ablation_job, patching_job
 from nnattr.engine.together import together_job
 

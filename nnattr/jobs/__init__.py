@@ -3,6 +3,7 @@
 =============  ==================================================================================
 `study`        one question, checked before anything runs, and its payload
 `layout`       where the engine finds things in this model, and how a patch of a site enters it
+`estimating`   which estimator stands for patching, and its settings
 `replacement`  what an ablation puts in the place of an activation
 `split`        as few jobs as the backend's limits allow
 `found`        what is known of the answer so far

@@ -26,7 +26,8 @@ class Found:
 
     Attributes:
         tensors: ``change`` [example, layer, unit, cell], ``base`` and ``source`` [example]; NaN is
-            what nobody has found yet. ``finished`` [layer]: which layers a job is done with.
+            what nobody has found yet. ``completeness``, of some estimates [example, layer or 1].
+            ``finished`` [layer]: which layers a job is done with.
         plain: what jobs said besides: how they computed, and the most that a pass or a job took.
         cost: of all jobs.
     """
@@ -66,13 +67,15 @@ class Found:
         Raises:
             ResultError: another model found it than the one that found the rest.
         """
-        own = {name: values[name].detach().cpu() for name in TENSORS}
+        own = {name: values[name].detach().cpu() for name in self._names}
         for name in ("base", "source"):
             before = self.tensors[name].to(own[name].dtype)
             _require_same(before[some], own[name])
             before[some] = own[name]
             self.tensors[name] = before
-        self.tensors["change"][some, layers[0] : layers[-1] + 1] = own["change"]
+        for name in ("change", "completeness"):
+            if name in own:
+                self.tensors[name][some, layers[0] : layers[-1] + 1] = own[name]
         self.plain = _both(self.plain, {k: v for k, v in values.items() if k not in TENSORS})
 
     def finish(self, values: dict[str, Any], layers: list[int], cost: Cost) -> None:
@@ -83,7 +86,12 @@ class Found:
 
     def values(self) -> dict[str, Any]:
         """All of it, as one job would have returned it."""
-        return {name: self.tensors[name] for name in TENSORS} | self.plain
+        return {name: self.tensors[name] for name in self._names} | self.plain
+
+    @property
+    def _names(self) -> list[str]:
+        """What this study's jobs return that has an entry for each example."""
+        return [name for name in TENSORS if name in self.tensors]
 
 
 def _require_same(before: Tensor, now: Tensor) -> None:

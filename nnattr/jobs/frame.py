@@ -34,6 +34,9 @@ class Frame(BaseModel):
         direction: which run was patched into.
         normalized: whether values are divided by the gap between the runs.
         contrast: whether every example was read twice, see `nnattr.tasks.contrast`.
+        complete: along which way a completeness error was taken (see `nnattr.engine.integrated`):
+            ``"inputs"`` or, of each layer, ``"activations"``; empty if none was.
+        magnitudes: whether the numbers are magnitudes, without a sign.
         prompts: the clean prompts, for messages.
         provenance: everything but the cost.
     """
@@ -49,6 +52,8 @@ class Frame(BaseModel):
     direction: Literal["denoising", "noising"]
     normalized: bool
     contrast: bool = False
+    complete: Literal["", "inputs", "activations"] = ""
+    magnitudes: bool = False
     prompts: tuple[str, ...]
     provenance: Provenance
 
@@ -78,12 +83,13 @@ class Frame(BaseModel):
             coords={"run": ["clean", "corrupted"], "example": np.arange(len(base))},
         )
         scale = self._gap(base, source) if self.normalized else 1.0
+        scale = abs(scale) if self.magnitudes else scale
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
         doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
         update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
         provenance = self.provenance.model_copy(update=update)
-        raw = self._labelled(values["change"])
-        return Scores.from_arrays(raw, baselines, scale, provenance)
+        raw, error = self._labelled(values["change"]), self._completeness(values)
+        return Scores.from_arrays(raw, baselines, scale, provenance, completeness=error)
 
     @property
     def said(self) -> str:
@@ -94,7 +100,10 @@ class Frame(BaseModel):
         """The shapes of the tensors that a job returns for so many layers; None means all."""
         n = len(self.prompts) * (2 if self.contrast else 1)
         layers = self.layers if layers is None else layers
-        return {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
+        shapes = {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
+        if self.complete:
+            shapes["completeness"] = (n, layers if self.complete == "activations" else 1)
+        return shapes
 
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
         """Raise what the job refused with, or if these are not values that it returns.
@@ -120,8 +129,18 @@ class Frame(BaseModel):
         if not self.contrast:
             return values
         n = len(self.prompts)
-        both = {key: values[key].double() for key in ("base", "source", "change")}
+        both = {key: values[key].double() for key in self.shapes()}
         return {**values, **{key: value[:n] - value[n:] for key, value in both.items()}}
+
+    def _completeness(self, values: dict[str, Any]) -> xr.DataArray | None:
+        if not self.complete:
+            return None
+        error = values["completeness"].float().numpy()
+        example = np.arange(len(error))
+        if self.complete == "inputs":
+            return xr.DataArray(error[:, 0], dims=("example",), coords={"example": example})
+        coords = {"example": example, "layer": np.arange(self.layers)}
+        return xr.DataArray(error, dims=("example", "layer"), coords=coords)
 
     def _labelled(self, change: torch.Tensor) -> xr.DataArray:
         absent = torch.tensor(self.absent)[:, None, None, :]

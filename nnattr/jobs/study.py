@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
 from nnattr.errors import TaskError
+from nnattr.jobs.estimating import Estimating
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
 from nnattr.jobs.record import provenance_of
@@ -34,7 +35,8 @@ class Study:
     """One question put to a model; see the module.
 
     ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
-    layers. With a ``fill`` the source is not the task's other run but what an ablation puts in.
+    layers. With a ``fill`` the source is not the task's other run but what an ablation puts in;
+    with an ``estimating`` cells are not patched but estimated.
     """
 
     job: JobFunction
@@ -50,6 +52,7 @@ class Study:
     engine: str = "suffix"
     fill: Fill | None = None
     max_memory: int | None = None
+    estimating: Estimating | None = None
 
     def __post_init__(self) -> None:
         fits(self.model, self.task)
@@ -111,12 +114,24 @@ class Study:
             "max_memory": self.max_memory,
             "engine": self.engine,
             "layout": {
-                **layout(self.model, self.site),
+                **layout(self.model, "pattern" if self._softens else self.site),
                 "options": {"logits_to_keep": 1} if keeps else {},
                 "takes_positions": self.model.accepts("position_ids"),
             },
             **(self.fill.payload() if self.fill else {}),
+            **self._estimate,
         }
+
+    @property
+    def _softens(self) -> bool:
+        """Whether queries or keys are estimated by what they do to patterns."""
+        return self.estimating is not None and self.estimating.through(self.site) != ""
+
+    @property
+    def _estimate(self) -> dict[str, Any]:
+        if self.estimating is None:
+            return {}
+        return {"estimate": self.estimating.payload(self.model, self.site)}
 
     def frame(self) -> Frame:
         """What the answer's numbers will mean."""
@@ -133,6 +148,8 @@ class Study:
             direction=self.direction,
             normalized=self.normalized,
             contrast=self.reads_twice,
+            complete=self.estimating.complete if self.estimating else "",
+            magnitudes=bool(self.estimating and self.estimating.magnitudes),
             prompts=self.task.clean,
             provenance=self._provenance(),
         )
@@ -149,6 +166,7 @@ class Study:
                 "site": self.site,
                 "positions": self.positions,
                 **(self.fill.arguments if self.fill else self._normed_direction()),
+                **(self.estimating.arguments(self.model) if self.estimating else {}),
                 **({} if self.max_memory is None else {"max_memory": self.max_memory}),
             },
             metric=describe(self.metric),

@@ -64,6 +64,7 @@ class Scores(Result):
         *,
         error: xr.DataArray | None = None,
         rest: xr.DataArray | None = None,
+        completeness: xr.DataArray | None = None,
     ) -> Scores:
         """Scores from their arrays; of the baselines those of the examples of ``raw`` are kept.
 
@@ -73,11 +74,11 @@ class Scores(Result):
         if "example" in raw.dims and "example" in raw.coords:
             baselines = baselines.sel(example=raw["example"])
         arrays = {"raw": raw, "baselines": baselines, "error": error, "rest": rest}
-        return cls(dataset(arrays), provenance, scale)
+        return cls(dataset({**arrays, "completeness": completeness}), provenance, scale)
 
     def with_arrays(self, **arrays: xr.DataArray | None) -> Scores:
         """The same scores with some of their arrays exchanged; None takes one away."""
-        names = ("raw", "baselines", "error", "rest")
+        names = ("raw", "baselines", "error", "rest", "completeness")
         known: dict[str, Any] = {name: self._array(name) for name in names} | arrays
         return self.from_arrays(scale=self.scale, provenance=self.provenance, **known)
 
@@ -122,6 +123,17 @@ class Scores(Result):
         return self._array("rest")
 
     @property
+    def completeness(self) -> xr.DataArray | None:
+        """How far an estimate along a way between the runs is from the whole of it, else None.
+
+        In the metric's own units. Along the inputs, per example: what the embeddings' own part adds
+        up to, less the gap between the runs. Along activations, per example and layer: what the
+        layer's cells add up to, less what replacing all of them at once changes. It falls with the
+        number of steps.
+        """
+        return self._array("completeness")
+
+    @property
     def values(self) -> xr.DataArray:
         """The scores as asked for: normalised (0 = the run patched into, 1 = the other), or raw."""
         return self.raw / self.scale
@@ -137,8 +149,11 @@ class Scores(Result):
         if "example" not in self.raw.dims:
             return self
         spread = statistics.standard_error(self.raw)
-        rest = None if self.rest is None else self.rest.mean("example")
-        return self.with_arrays(raw=self.raw.mean("example"), error=spread, rest=rest)
+        others = {
+            name: None if one is None else one.mean("example")
+            for name, one in (("rest", self.rest), ("completeness", self.completeness))
+        }
+        return self.with_arrays(raw=self.raw.mean("example"), error=spread, **others)
 
     @checked
     def stderr(self) -> xr.DataArray:
@@ -261,14 +276,16 @@ class Scores(Result):
             error = None if self.error is None else self.error.sel(wanted)
             shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
             rest = self.rest.sel(wanted) if self.rest is not None and shared else None
-            raw = self.raw.sel(wanted)
+            raw, complete = self.raw.sel(wanted), self.completeness
+            if complete is not None:
+                complete = complete.sel({k: v for k, v in wanted.items() if k in complete.dims})
         except (KeyError, ValueError, TypeError, IndexError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
         if not raw.size:
             raise ResultError(f"{indexers} leaves nothing of these scores.")
-        return self.with_arrays(raw=raw, error=error, rest=rest)
+        return self.with_arrays(raw=raw, error=error, rest=rest, completeness=complete)
 
     @checked
     def by_kind(self) -> Scores:

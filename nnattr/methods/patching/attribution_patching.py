@@ -17,9 +17,12 @@ the exact effects. Check the cells you rely on with `activation_patching`. (Nand
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import attribution_job
 from nnattr.jobs import split
+from nnattr.jobs.estimating import Estimating, EstimatorName, Points, RuleName, Way
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
@@ -39,6 +42,12 @@ def attribution_patching(
     positions: Positions = "all",
     direction: Direction = "denoising",
     normalized: bool = True,
+    estimator: EstimatorName = "gradient",
+    rules: Sequence[RuleName] | None = None,
+    temperature: float | None = None,
+    steps: Positive | None = None,
+    points: Points | None = None,
+    along: Way | None = None,
     checkpoint: Folder | None = None,
     max_memory: Positive | None = None,
 ) -> Scores:
@@ -65,5 +74,6 @@ def attribution_patching(
         direction,
         normalized,
         max_memory=max_memory,
+        estimating=Estimating(estimator, rules, temperature, steps, points, along),
     )
     return split.run(study, checkpoint)
