@@ -88,6 +88,11 @@ class Estimating:
 
     def payload(self, model: Model, site: PatchSite) -> dict[str, Any]:
         """What the job is told: see `nnattr.engine.estimators.Estimate`."""
+        if site in ("q", "k") and "patterns" in (self.rules or ()):
+            raise ArgumentError(
+                f"The rule 'patterns' holds the attention pattern, so that nothing goes through "
+                f"site={site!r}. Use 'v' or 'z', or other rules."
+            )
         row, found = ESTIMATORS[self.name], self._columns(model)
         behind = any(one["rule"] == "attention" for one in found)
         return {

@@ -122,8 +122,8 @@ def test_patterns_held_leave_what_goes_through_values() -> None:
     options: dict[str, Any] = {"positions": "each", "estimator": "relp", "rules": ("patterns",)}
     ours = attribute(model, task, LogitDiff(), **options)
     assert_by_hand(unit_first(ours), by_hand(model, task, "z", ("patterns",)))
-    queries = attribute(model, task, LogitDiff(), site="q", **options, normalized=False)
-    assert float(abs(queries.raw).max()) == 0.0
+    with pytest.raises(ArgumentError, match="nothing goes through site='q'"):
+        attribute(model, task, LogitDiff(), site="q", **options)
 
 
 def test_a_temperature_of_one_is_the_softmax() -> None:
