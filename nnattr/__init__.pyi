@@ -36,6 +36,7 @@ from .methods.patching.ablation import ablate as ablate
 from .methods.patching.ablation import ablate_together as ablate_together
 from .methods.patching.activation_patching import activation_patching as activation_patching
 from .methods.patching.attribution_patching import attribution_patching as attribution_patching
+from .methods.patching.path_patching import path_patching as path_patching
 from .metrics import KL as KL
 from .metrics import GroupLogProbDiff as GroupLogProbDiff
 from .metrics import GroupProbDiff as GroupProbDiff
@@ -49,6 +50,7 @@ from .model.edited import edited as edited
 from .model.load import load as load
 from .model.model import Model as Model
 from .model.verify import verify as verify
+from .results import EdgeScores as EdgeScores
 from .results import Scores as Scores
 from .results import agreement as agreement
 from .results import load_result as load_result

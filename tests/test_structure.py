@@ -17,6 +17,7 @@ ROOT = Path(nnattr.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 PUBLIC = {
+    "EdgeScores",
     "KL",
     "NDIF",
     "GroupLogProbDiff",
@@ -59,6 +60,7 @@ PUBLIC = {
     "most_frequent_answers",
     "name_mover_score",
     "next_token_attribution",
+    "path_patching",
     "plots",
     "results",
     "submit",

@@ -28,6 +28,7 @@ from nnattr.methods.direct.next_token_attribution import next_token_attribution
 from nnattr.methods.patching.ablation import ablate, ablate_together
 from nnattr.methods.patching.activation_patching import activation_patching
 from nnattr.methods.patching.attribution_patching import attribution_patching
+from nnattr.methods.patching.path_patching import path_patching
 from nnattr.results import Result
 
 Kind: TypeAlias = Literal["patching", "direct", "attention", "weights", "behaviour"]
@@ -89,6 +90,14 @@ ROWS = (
         "The same, estimated for all parts from one backward pass.",
         "A first-order estimate of activation patching, all cells from one backward pass. It is "
         "off where the model bends between the two runs: check the strongest cells exactly.",
+    ),
+    Method(
+        "path_patching",
+        path_patching,
+        "patching",
+        "Which parts read what which parts write?",
+        "Every edge is measured: a run in which one part alone reads another's write of the other "
+        "run. Effects of edges do not add up, and later parts may make up for one.",
     ),
     Method(
         "ablate",

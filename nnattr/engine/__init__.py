@@ -37,11 +37,6 @@ Nothing is believed. Every job holds the base run that goes on from its keys and
 one pass, and two rows of the engine against full passes (`forward.run_full`, the patch written at
 its site, every layer run). A model that fails either is served by full passes, and says so.
 
-Methods use four jobs: `patching_job` and `ablation_job` patch every cell by itself, as above;
-`attribution_job` estimates all cells from gradients, as below; `together_job` replaces several
-parts in one run (`together`). All of this runs inside a job: torch and plain values only.
-
-==================================================  ====================================
 an estimate                                         where
 ==================================================  ====================================
 which gradients, and what becomes of them           `estimators`, `estimates.attribute`
@@ -53,12 +48,68 @@ without a layer at a time                           `graddrop.magnitudes`
 queries and keys through their softmax              `qk_fix`
 gradients and changes become cells                  `contributions.contributions`
 ==================================================  ====================================
+=======
+`edges_job` measures every edge from what one part writes to what another reads, alone, with all
+between frozen (`edges`). Its rows are those above, and enter at their receiver's layer:
+
+====  ===================================================  ====================================
+1     which parts write and read                           `ends`
+2     what each sender changes in the residual stream      `senders`
+3     edges whose change can matter become rows            `edge_rows.plan`
+4     what a receiver makes of its changed input           `receivers`
+5     with what the row enters a pass                      `edge_rows`
+6     the same by whole passes, to be held against         `edge_full`
+====  ===================================================  ====================================
+
+Edges need more than one patched row can say where several are patched together, or one after the
+other along a path: `joint_edges` and `chains` run the model once with inputs of their own for the
+parts that read them.
+
+=============  ==================================================================================
+`wiring`       where parts read and write, held against a run
+`written`      the two plain runs: what every part writes in them
+`edge_sets`    sets of edges: who reads whom, by layer
+`moved`        what senders change of the stream, where readers take them from the other run
+`joint_pass`   one run in which every reader of a set of edges has an input of its own
+`joint_edges`  its job
+`chains`       single paths, and their job
+`variants`     several sets, or paths, of every example in passes that fit
+=============  ==================================================================================
+
+`attribution_job` estimates all cells from gradients:
+
+==================================================  ==============================================
+which gradients, and what becomes of them           `estimators`, `estimates.attribute`
+rules of the backward pass                          `rules`
+shown to act on this model                          `proven_rules.require_proven`
+one run, forwards and backwards                     `gradients.differentiated`
+along the way to the other run                      `integrated`
+without a layer at a time                           `graddrop.magnitudes`
+queries and keys through their softmax              `qk_fix`
+gradients and changes become cells                  `contributions.contributions`
+==================================================  ==============================================
+
+Methods use seven jobs: `patching_job` and `ablation_job` patch every cell by itself, as above
+(`cells`); `attribution_job` estimates all cells (`estimates`);
+`together_job` replaces several parts in one run (`together`); `edges_job`, `joint_edges_job` and
+`chains_job` patch edges. All of this runs inside a job: torch and plain values only.
 """
 
 from __future__ import annotations
 
+from nnattr.engine.chains import chains_job
+from nnattr.engine.edges import edges_job
 from nnattr.engine.estimates import attribution_job
+from nnattr.engine.joint_edges import joint_edges_job
 from nnattr.engine.sweep import ablation_job, patching_job
 from nnattr.engine.together import together_job
 
-__all__ = ["ablation_job", "attribution_job", "patching_job", "together_job"]
+__all__ = [
+    "ablation_job",
+    "attribution_job",
+    "chains_job",
+    "edges_job",
+    "joint_edges_job",
+    "patching_job",
+    "together_job",
+]

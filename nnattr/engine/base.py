@@ -40,6 +40,7 @@ class Observed:
         site: the site in each layer [example, pos, width].
         logits: of the tokens that the metric reads [example, pos, token].
         cache: the keys and values of all positions, if they were asked for.
+        more: what further steps read [example, pos, width], by name, layer by layer.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class Observed:
         self.site: list[Tensor] = []
         self.logits = torch.empty(0)
         self.cache: Any = None
+        self.more: dict[str, list[Tensor]] = {}
 
 
 class BaseRun:
@@ -67,6 +69,8 @@ class BaseRun:
         metric: of the base run [example].
         source_metric: of the source run [example].
         prefixes: the base run's keys and values before a position.
+        more, other_more: what further steps read of the base run and of the source run
+            [example, pos, width], by name, layer by layer.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class BaseRun:
         metric: Tensor,
         source_metric: Tensor,
         prefixes: Prefixes,
+        more: dict[str, list[Tensor]],
+        other_more: dict[str, list[Tensor]],
     ) -> None:
         self.start = start
         self.streams = streams
@@ -97,26 +103,40 @@ class BaseRun:
         self.metric = metric
         self.source_metric = source_metric
         self.prefixes = prefixes
+        self.more = more
+        self.other_more = other_more
 
 
-def base_run(nn: Any, question: Question, full: bool) -> tuple[BaseRun, Tensor]:
+def base_run(
+    nn: Any,
+    question: Question,
+    full: bool,
+    more: tuple[str, ...] = (),
+    other_more: tuple[str, ...] = (),
+    whole_runs: bool = False,
+) -> tuple[BaseRun, Tensor]:
     """Both plain runs, and the logits of the base run as one pass from position 0 on.
 
     Args:
         nn: the nnsight model.
         question: what is asked.
         full: whether rows will be full passes, for which all positions of the site are enough.
+        more: further steps of the base run.
+        other_more: further steps of the source run.
+        whole_runs: begin at 0 though the prompts share more.
     """
-    start = 0 if full else first_difference(question)
+    start = 0 if full or whole_runs else first_difference(question)
     short = () if full else SHORT
-    steps = SITE if full else (*STREAMS, *SITE, *SHORT)
-    keeps = not full and bool(start or not question.spots[..., 0].all())  # some rows begin later
+    steps = (*SITE, *more) if full else (*STREAMS, *SITE, *SHORT, *more)
+    keeps = not (full or whole_runs) and bool(
+        start or not question.spots[..., 0].all()
+    )  # some rows begin later
     ours = observe(nn, question, question.base, short if start else steps, keep_cache=keeps)
     whole, prefixes = ours.logits, Prefixes(ours.cache)
     if start:
         ours = run_from(nn, question, prefixes, question.base, steps, start, whole)
     if question.replacements is None:
-        steps = (*SITE, *short)
+        steps = (*SITE, *short, *other_more)
         theirs = run_from(nn, question, prefixes, question.source, steps, start, whole)
     else:
         theirs = replaced(question.replacements, ours)
@@ -162,6 +182,8 @@ def kept(
         metric=metric,
         source_metric=measure(question, question.source, theirs.logits, clean),
         prefixes=prefixes,
+        more=ours.more,
+        other_more=theirs.more,
     )
 
 
@@ -211,7 +233,8 @@ def observe(
         prompts: what is run.
         steps: which of the layout's steps are done. ``"stream"`` reads what enters each layer and
             ``"end"`` what leaves the last one, ``"attention"`` what attention returns, ``"site"``
-            the site; ``"arity"`` reads how modules return; ``"gelu"`` computes GELUs in one step.
+            the site; ``"arity"`` reads how modules return; ``"gelu"`` computes GELUs in one step;
+            any other reads what it says (`Observed.more`).
         start: the first position that is run.
         cache: keys and values of the positions before it.
         keep_cache: whether those of all positions are kept.
@@ -236,8 +259,9 @@ def observe(
                         value = nn.get(where).output
                         found.arity.append(len(value) if isinstance(value, tuple) else 0)
                     else:
+                        kept = lists[name] if name in lists else found.more.setdefault(name, [])
                         # a copy: the model may go on to add into what was read
-                        lists[name].append(read(nn, where, width).clone())
+                        kept.append(read(nn, where, width).clone())
             # as rows read theirs; one pass from 0 on is what those are held against
             logits = read_few_logits(nn, question) if start else read_logits(nn, question)
             if keep_cache:

@@ -99,19 +99,24 @@ def fastest(
     base: BaseRun,
     rows: Rows,
     budget: Budget,
-    hooked: list[int] | None = None,
+    hooked: list[int] | None,
+    patch: Any,
+    groups: list[Rows],
 ) -> Mode | None:
     """The fastest mode that gives what full passes give on some of the rows; None if none does.
 
-    ``hooked`` are the layers that are not as they were built, or None (`touched`).
+    ``hooked`` are the layers that are not as they were built, or None (`touched`); ``patch`` says
+    how rows are patched; of each of the ``groups``, which are all rows, some are compared.
     """
-    chosen = probe_rows(question, rows, [*(hooked or []), *edited_layers(nn)])
-    probes = full_passes(nn, question, base, budget, chosen)
+    changed = [*(hooked or []), *edited_layers(nn)]
+    chosen = joined([probe_rows(question, some, changed) for some in groups])
+    chosen = chosen.take(chosen.layer.argsort(stable=True))
+    probes = full_passes(nn, question, base, budget, patch, chosen)
     last = int(rows.start.max())
     plain = hooked is None
     modes = candidates(nn, question, base, budget, probes, last) if plain else unpacked(probes)
     for mode in modes:
-        agreed = agreeing(nn, question, base, budget, probes, mode)
+        agreed = agreeing(nn, question, base, budget, patch, probes, mode)
         if agreed is not None:
             return agreed
     return None
@@ -139,10 +144,12 @@ def probe_rows(question: Question, rows: Rows, changed: list[int]) -> Rows:
     return found.take(found.layer.argsort(stable=True))
 
 
-def full_passes(nn: Any, question: Question, base: BaseRun, budget: Budget, rows: Rows) -> Probes:
+def full_passes(
+    nn: Any, question: Question, base: BaseRun, budget: Budget, patch: Any, rows: Rows
+) -> Probes:
     """Probe rows with what full passes give for them."""
     start = int(rows.start.min())
-    found = passes(nn, question, base, Mode(full=True), budget, rows, start)
+    found = passes(nn, question, base, Mode(full=True), budget, patch, rows, start)
     expected = torch.cat([values for _, values in found])
     size = torch.maximum(expected.abs(), base.metric.abs().max()).clamp(min=1.0)
     return Probes(rows, start, expected, pass_tolerance(base.logits) * size)
@@ -173,7 +180,13 @@ def unpacked(probes: Probes) -> Iterator[Mode]:
 
 
 def agreeing(
-    nn: Any, question: Question, base: BaseRun, budget: Budget, probes: Probes, mode: Mode
+    nn: Any,
+    question: Question,
+    base: BaseRun,
+    budget: Budget,
+    patch: Any,
+    probes: Probes,
+    mode: Mode,
 ) -> Mode | None:
     """The mode, with what was learnt from the comparison, if it gives what full passes give."""
     start, size = probes.start, 1
@@ -183,7 +196,7 @@ def agreeing(
     found: list[Tensor] = []
     try:
         for some in [repeated] if mode.together else repeated.by_layer():
-            parts = passes(nn, question, base, mode, budget, some, start, size)
+            parts = passes(nn, question, base, mode, budget, patch, some, start, size)
             found += [values for _, values in parts]
     except Exception as error:  # whatever the model's own code has against a skipped layer
         if ran_out(error):

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import BaseRun
-from nnattr.engine.forward import run, run_full
+from nnattr.engine.forward import run
 from nnattr.engine.measure import measure
 from nnattr.engine.memory import bytes_per_row
 from nnattr.engine.mode import Mode
-from nnattr.engine.patches import enter_patched
 from nnattr.engine.question import Question
 from nnattr.engine.rows import Rows
 from nnattr.runs.edits import begin_at
@@ -30,6 +29,7 @@ def passes(
     base: BaseRun,
     mode: Mode,
     budget: Budget,
+    patch: Any,
     rows: Rows,
     start: int,
     size: int = 1,
@@ -37,6 +37,7 @@ def passes(
     """Run rows from ``start`` on, ``size`` of an example in a sequence; pass by pass.
 
     Where memory runs out the pass is halved, and the budget lowered to what the half needs.
+    ``patch`` says how rows are patched (`nnattr.engine.cells.Cells`).
 
     Yields:
         the rows of a pass and the change of the metric in them [row].
@@ -45,7 +46,7 @@ def passes(
     while len(rows):
         n = budget.fitting(len(rows), need, question.base.width - start, size)
         try:
-            values = changes(nn, question, base, mode, rows.take(slice(n)), start, size)
+            values = changes(nn, question, base, mode, patch, rows.take(slice(n)), start, size)
         except Exception as error:
             if n == 1 or not ran_out(error):
                 raise
@@ -60,13 +61,21 @@ def passes(
 
 
 def changes(
-    nn: Any, question: Question, base: BaseRun, mode: Mode, rows: Rows, start: int, size: int
+    nn: Any,
+    question: Question,
+    base: BaseRun,
+    mode: Mode,
+    patch: Any,
+    rows: Rows,
+    start: int,
+    size: int,
 ) -> Tensor:
     """The change of the metric in each row of one pass [row]."""
     if mode.full:
-        logits = run_full(nn, question, base, rows, start)
+        logits = patch.full(rows, start)
     else:
-        enter = partial(enter_patched, nn, question, base, start)
+        patch.prepare(rows, start)
+        enter = partial(patch.enter, start)
         try:
             logits = run(nn, question, base, rows, enter, mode, start, size)
         finally:  # passes of other kinds skip nothing

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import BaseRun, base_run
+from nnattr.engine.cells import Cells
 from nnattr.engine.fastest import fastest, resumes
 from nnattr.engine.memory import portions_for
 from nnattr.engine.mode import Mode, reason
@@ -74,6 +75,7 @@ def sweep(
     require_edits_in_place(nn, question.layout)
     found = prepared(nn, question, budget)
     base, rows, mode = found.base, found.rows, found.mode
+    patch = Cells(nn, question, base)
     change = torch.zeros(shape(question))
     change[cells(question, rows)] = known[cells(question, rows)]
     values = {
@@ -91,7 +93,8 @@ def sweep(
             size = rows_per_sequence(question, start, budget.tokens, mode.longest)
         left = some.take(change[cells(question, some)].isnan())
         done += effort(question, some) - effort(question, left)
-        for ran, found_there in passes(nn, question, base, mode, budget, left, start, size):
+        ran_there = passes(nn, question, base, mode, budget, patch, left, start, size)
+        for ran, found_there in ran_there:
             change[cells(question, ran)] = found_there.float().cpu()
             done += effort(question, ran)
             tick(done, total)
@@ -150,7 +153,8 @@ def by_engine(nn: Any, question: Question, budget: Budget) -> Prepared | None:
     if not resumes(nn, question, base, rows, whole, hooked):
         return None
     del whole  # logits of all positions, which nobody needs any more
-    mode = fastest(nn, question, base, rows, budget, hooked)
+    patch = Cells(nn, question, base)
+    mode = fastest(nn, question, base, rows, budget, hooked, patch, [rows])
     return None if mode is None else Prepared(base, rows, mode)
 
 

@@ -1,8 +1,9 @@
-"""An edge of a model's graph as a value: what one part writes, as another reads it."""
+"""Edges of a model's graph as values: what one part writes, as another reads it; and paths."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nnattr.errors import ArchError
@@ -70,7 +71,7 @@ def parse_edge(given: Edge | str | tuple[Any, Any]) -> Edge:
     """
     if isinstance(given, Edge):
         return given
-    ends = re.split("->|→", given) if isinstance(given, str) else given
+    ends = _split(given)
     try:
         sender, receiver = ends
     except (TypeError, ValueError) as error:
@@ -78,3 +79,44 @@ def parse_edge(given: Edge | str | tuple[Any, Any]) -> Edge:
             f"{given!r} is not an edge; expected 'L3H2->L5H1.q' or a pair (sender, receiver)."
         ) from error
     return Edge(parse(sender), parse(receiver))
+
+
+def parse_path(given: str | Sequence[Any]) -> tuple[Edge, ...]:
+    """The edges of a path to the logits, the first one first.
+
+    Args:
+        given: parts one after the other, ``"L3H2 -> L5H1.k -> L9H6.q -> logits"``, or a list of
+            them. A head on the way is named with what it reads by, and writes the next edge. Where
+            heads share a key, ``L5H1.k`` is that head's use of it.
+
+    Raises:
+        ArchError: it is no path, it goes backwards, or it does not say by what a head reads.
+
+    ::
+
+        parse_path("L3H2 -> L5H1.k -> logits")  # (Edge(L3H2->L5H1.k), Edge(L5H1->logits))
+    """
+    given = given if isinstance(given, Iterable) else [given]
+    parts = [parse(one) for one in _split(given)]
+    if len(parts) < 2 or parts[-1].kind != "logits":
+        raise ArchError(
+            f"{given!r} is not a path; expected parts from a sender to the logits, such as "
+            "'L3H2 -> L5H1.k -> L9H6.q -> logits'."
+        )
+    writers = [parts[0], *map(_writer, parts[1:])]
+    return tuple(Edge(one, read) for one, read in zip(writers, parts[1:], strict=False))
+
+
+def _split(given: Any) -> Any:
+    return re.split("->|→", given) if isinstance(given, str) else given
+
+
+def _writer(part: Part) -> Part:
+    """What writes on where a path has come to what this part reads."""
+    if part.kind == "kv" or (part.kind == "head" and part.port is None):
+        head = f"L{part.layer}H{part.number}" if part.kind == "head" else f"L{part.layer}H0"
+        raise ArchError(
+            f"A path cannot pass through {part}: name the head that it goes on from, with what it "
+            f"reads by, such as {head}.{part.port or 'q'}."
+        )
+    return Part(part.kind, part.layer, part.number)

@@ -8,6 +8,7 @@ written                        what it is
 ``L3 pre``, ``L3 mid``         the residual stream before a layer and between attention and MLP
 ``L3H7``                       a head: what it writes
 ``L3H7.q``, ``.k``, ``.v``     what a head reads, by where it reads it
+``L3H7.qk``                    its query and its key at once: what its attention pattern is made of
 ``L3KV2.k``, ``L3KV2.v``       the same of a key/value head that several heads share
 ``L3 attn``, ``L3 attn bias``  a whole attention layer, and its output projection's bias
 ``L3N5``                       a neuron
@@ -28,6 +29,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from nnattr.errors import ArchError
@@ -48,7 +50,7 @@ IN_LAYER = {
 AFTER_LAYERS = {"final": "final", "bias": "bias", "softcap": "softcap", "logits": "logits"}
 WRITTEN = {**BEFORE_LAYERS, **IN_LAYER, **AFTER_LAYERS}
 #: The ports of each kind that has some; None is the part itself, which a key/value head is not.
-PORTS: dict[str, tuple[str | None, ...]] = {"head": (None, "q", "k", "v"), "kv": ("k", "v")}
+PORTS: dict[str, tuple[str | None, ...]] = {"head": (None, "q", "k", "v", "qk"), "kv": ("k", "v")}
 
 
 class Part:
@@ -61,8 +63,8 @@ class Part:
         kind: one of ``WRITTEN``.
         layer: the layer, counted from 0; None before and after the layers.
         number: the head or neuron in its layer, counted from 0; None for other kinds.
-        port: ``"q"``, ``"k"`` or ``"v"``, what a head reads by; None for what it writes. A
-            key/value head always has one.
+        port: ``"q"``, ``"k"``, ``"v"`` or ``"qk"``, what a head reads by; None for what it writes.
+            A key/value head always has one.
     """
 
     __slots__ = ("kind", "layer", "number", "port")
@@ -101,7 +103,7 @@ class Part:
         """What parts are sorted by: stage, layer, place in the layer, number, port."""
         place = 2 * list(WRITTEN).index(self.kind) + (self.port is None)  # reads before writes
         stage = 1 if self.kind in IN_LAYER else 0 if self.kind in BEFORE_LAYERS else 2
-        return stage, self.layer or 0, place, self.number or 0, "qkv".index(self.port or "q")
+        return stage, self.layer or 0, place, self.number or 0, PORTS["head"].index(self.port)
 
     def __str__(self) -> str:
         return self.name
@@ -150,7 +152,7 @@ _READ = [
     ("mlp", re.compile(r"m(\d+)")),
     ("mlp", re.compile(r"L(\d+) mlp")),
 ]
-_PORT = re.compile(r"(.+?)(?:\.([qkv])|<([qkv])>)?")
+_PORT = re.compile(r"(.+?)(?:\.(qk|[qkv])|<(qk|[qkv])>)?")
 
 
 def parse(given: Part | str | Sequence[int]) -> Part:
@@ -177,6 +179,13 @@ def parse(given: Part | str | Sequence[int]) -> Part:
             "'a9.h6', what it reads as 'L9H6.q', an MLP as 'M9', 'input' or 'logits'."
         )
     return found
+
+
+def is_one(given: object) -> bool:
+    """Whether one part is meant, and not a list of them."""
+    if isinstance(given, str | Part):
+        return True
+    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], Integral)
 
 
 def _read(text: str) -> Part | None:

@@ -2,8 +2,10 @@
 
 =============  ==================================================================================
 `study`        one question, checked before anything runs, and its payload
+`edge_study`   the same of edges: what travels, and what the answer means
 `layout`       where the engine finds things in this model, and how a patch of a site enters it
 `estimating`   which estimator stands for patching, and its settings
+`wiring`       where parts of this model read and write, for patches of edges
 `replacement`  what an ablation puts in the place of an activation
 `split`        as few jobs as the backend's limits allow
 `found`        what is known of the answer so far

@@ -15,8 +15,8 @@ from nnattr.backend import Cost
 from nnattr.errors import ResultError
 from nnattr.jobs.frame import Frame
 
-#: What a job returns that has an entry for each example.
-TENSORS = ("change", "base", "source")
+#: What a job returns that has an entry for each example and no other.
+RUNS = ("base", "source")
 #: The largest relative difference of the plain runs between jobs of one model.
 SAME = 0.02
 
@@ -25,9 +25,9 @@ class Found:
     """What jobs have found of a study's answer, and what that cost.
 
     Attributes:
-        tensors: ``change`` [example, layer, unit, cell], ``base`` and ``source`` [example]; NaN is
-            what nobody has found yet. ``completeness``, of some estimates [example, layer or 1].
-            ``finished`` [layer]: which layers a job is done with.
+        tensors: ``base`` and ``source`` [example], and by layer ``change`` and whatever else has
+            its shape [example, layer, unit, cell]; NaN is what nobody has found yet. ``finished``
+            [layer]: which layers a job is done with.
         plain: what jobs said besides: how they computed, and the most that a pass or a job took.
         cost: of all jobs.
     """
@@ -46,6 +46,11 @@ class Found:
         }
         tensors["finished"] = torch.zeros(frame.layers, dtype=torch.bool)
         return cls(tensors, {}, Cost())
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that jobs return."""
+        return [name for name in self.tensors if name != "finished"]
 
     def missing(self) -> list[int]:
         """The first layers that follow each other and that no job is done with."""
@@ -67,16 +72,15 @@ class Found:
         Raises:
             ResultError: another model found it than the one that found the rest.
         """
-        own = {name: values[name].detach().cpu() for name in self._names}
-        for name in ("base", "source"):
+        own = {name: values[name].detach().cpu() for name in self.names}
+        for name in RUNS:
             before = self.tensors[name].to(own[name].dtype)
             _require_same(before[some], own[name])
             before[some] = own[name]
             self.tensors[name] = before
-        for name in ("change", "completeness"):
-            if name in own:
-                self.tensors[name][some, layers[0] : layers[-1] + 1] = own[name]
-        self.plain = _both(self.plain, {k: v for k, v in values.items() if k not in TENSORS})
+        for name in set(self.names) - {*RUNS}:
+            self.tensors[name][some, layers[0] : layers[-1] + 1] = own[name]
+        self.plain = _both(self.plain, {k: v for k, v in values.items() if k not in self.names})
 
     def finish(self, values: dict[str, Any], layers: list[int], cost: Cost) -> None:
         """What a job that is done has found of these layers, and what it cost."""
@@ -86,12 +90,7 @@ class Found:
 
     def values(self) -> dict[str, Any]:
         """All of it, as one job would have returned it."""
-        return {name: self.tensors[name] for name in self._names} | self.plain
-
-    @property
-    def _names(self) -> list[str]:
-        """What this study's jobs return that has an entry for each example."""
-        return [name for name in TENSORS if name in self.tensors]
+        return {name: self.tensors[name] for name in self.names} | self.plain
 
 
 def _require_same(before: Tensor, now: Tensor) -> None:

@@ -72,6 +72,18 @@ class Frame(BaseModel):
             TaskError: the runs do not differ, so there is nothing to divide by.
             BackendError: the values are not what the job was to return.
         """
+        values, baselines, scale, provenance = self.measured(values, cost)
+        raw, error = self._labelled(values["change"]), self._completeness(values)
+        return Scores.from_arrays(raw, baselines, scale, provenance, completeness=error)
+
+    def measured(
+        self, values: dict[str, Any], cost: Cost
+    ) -> tuple[dict[str, Any], xr.DataArray, float, Provenance]:
+        """What a result has besides its cells: baselines, scale, provenance; see `scores`.
+
+        Returns:
+            with these the values, of which two readings have become one.
+        """
         values = self._contrasted(values)
         base, source = (values[key].double().numpy() for key in ("base", "source"))
         self._finite(base, "patched into")
@@ -87,9 +99,7 @@ class Frame(BaseModel):
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
         doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
         update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
-        provenance = self.provenance.model_copy(update=update)
-        raw, error = self._labelled(values["change"]), self._completeness(values)
-        return Scores.from_arrays(raw, baselines, scale, provenance, completeness=error)
+        return values, baselines, scale, self.provenance.model_copy(update=update)
 
     @property
     def said(self) -> str:
@@ -129,7 +139,8 @@ class Frame(BaseModel):
         if not self.contrast:
             return values
         n = len(self.prompts)
-        both = {key: values[key].double() for key in self.shapes()}
+        known = ("base", "source", "change", *(["completeness"] if self.complete else []))
+        both = {key: values[key].double() for key in known}
         return {**values, **{key: value[:n] - value[n:] for key, value in both.items()}}
 
     def _completeness(self, values: dict[str, Any]) -> xr.DataArray | None:

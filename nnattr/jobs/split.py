@@ -111,4 +111,4 @@ def _name(study: Study) -> str:
 def _label(study: Study, layers: list[int]) -> str:
     """What messages call a job: the method, and its layers where it can be split."""
     name = _name(study)
-    return f"{name}, layers {layers[0]}-{layers[-1]}" if study.by_layer else name
+    return f"{name}, {study.jobs_of} {layers[0]}-{layers[-1]}" if study.by_layer else name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
 from nnattr.errors import TaskError
@@ -35,9 +35,11 @@ class Study:
     """One question put to a model; see the module.
 
     ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
-    layers. With a ``fill`` the source is not the task's other run but what an ablation puts in;
-    with an ``estimating`` cells are not patched but estimated.
+    layers, ``jobs_of`` what messages call these. With a ``fill`` the source is not the task's other
+    run but what an ablation puts in; with an ``estimating`` cells are not patched but estimated.
     """
+
+    jobs_of: ClassVar[str] = "layers"
 
     job: JobFunction
     method: str
@@ -59,6 +61,7 @@ class Study:
         check(self.metric, self.task)
         if self.reads_twice:
             self._require_even()
+            self._require_signs()
 
     @property
     def reads_twice(self) -> bool:
@@ -83,6 +86,15 @@ class Study:
                 f"The answers of example {example} are {sizes[0]} and {sizes[1]} tokens, so that "
                 "positions behind the prompt do not correspond. Use positions='all', 'last' or "
                 "numbers, and for an ablation replacement='mean'."
+            )
+
+    def _require_signs(self) -> None:
+        """Refuse the difference of two magnitudes, which is none."""
+        if self.estimating is not None and self.estimating.magnitudes:
+            raise TaskError(
+                f"{describe(self.metric)} compares two readings of each prompt, and "
+                f"estimator={self.estimating.name!r} gives magnitudes, whose difference says "
+                "nothing. Use another estimator."
             )
 
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:

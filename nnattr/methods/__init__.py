@@ -7,6 +7,7 @@ patching: what changes when a part is replaced by another run, or taken out?
 ==========================  ====================================================================
 `activation_patching`       which parts carry the difference between two runs
 `attribution_patching`      the same for all parts at once, to first order
+`path_patching`             which parts read what which parts write
 `ablation`                  which parts the behaviour needs, one by one or several together
 ==========================  ====================================================================
 

@@ -18,6 +18,7 @@
 `attention_form`  where a layer's attention keeps its weights, and how it may make its scores
 `prompts`         prompts encoded and checked against the model, and their positions
 `heads`           which heads are meant
+`graph`           which parts write and read, and which edges a model has
 `rules`           where rules of the backward pass have something to act on
 `edits`           one change of every run, as it travels and in words
 `edited`          a model under edits

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from nnattr.errors import ArchError, ResultError
-from nnattr.graph import Part, parse
+from nnattr.graph import Part, is_one, parse
 from nnattr.model.model import Model
 from nnattr.results import Scores
 
@@ -45,13 +45,6 @@ def chosen(model: Model, heads: Heads, k: int) -> list[tuple[int, int]]:
     if not found:
         raise ArchError("No heads were given; name at least one, or 'all'.")
     return list(dict.fromkeys(found))
-
-
-def is_one(given: object) -> bool:
-    """Whether one part is meant, and not a list of them."""
-    if isinstance(given, str | Part):
-        return True
-    return isinstance(given, Sequence) and bool(given) and isinstance(given[0], int)
 
 
 def _strongest(scores: Scores, k: int) -> list[tuple[int, int]]:

@@ -1,9 +1,9 @@
 """Results: labelled numbers with where they came from, that can be saved, ranked and plotted.
 
 All are a `Result`, and `load_result` opens the file of any. `Scores` is what every attribution
-method returns; `Lens` is what the logit lens saw, `Patterns` where heads look, `HeadScores` what
-kinds of heads there are; `Composition` holds pairs of heads, `AttentionParts` the components of a
-head's attention scores.
+method returns, `EdgeScores` those of edges; `Lens` is what the logit lens saw, `Patterns` where
+heads look, `HeadScores` what kinds of heads there are; `Composition` holds pairs of heads,
+`AttentionParts` the components of a head's attention scores.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nnattr.results.base import Result
 from nnattr.results.cells import Cell, Ranking, cell_label, measured
 from nnattr.results.comparison import Comparison
 from nnattr.results.composition import Composition
+from nnattr.results.edge_scores import EdgeScores
 from nnattr.results.head_scores import HeadScores
 from nnattr.results.head_weights import HeadWeights
 from nnattr.results.inspection import Inspection
@@ -35,6 +36,7 @@ __all__ = [
     "Cell",
     "Comparison",
     "Composition",
+    "EdgeScores",
     "HeadScores",
     "HeadWeights",
     "Inspection",

@@ -15,6 +15,7 @@ from nnattr.results.base import Result
 from nnattr.results.baselines import spelled
 from nnattr.results.cells import cautioned
 from nnattr.results.dataset import dataset
+from nnattr.results.edge_scores import ENDS, EdgeScores
 from nnattr.results.provenance import Provenance
 from nnattr.results.scores import Scores
 
@@ -73,10 +74,9 @@ class Agreement(Result):
 
     def _scores(self, side: Literal["exact", "estimate"]) -> Scores:
         made = Provenance.model_validate(self.provenance.arguments[side])
-        error = self._array(f"{side}_error")
-        return Scores.from_arrays(
-            self._variable(side), self._variable("baselines"), 1.0, made, error=error
-        )
+        values, error = self._variable(side), self._array(f"{side}_error")
+        kind = EdgeScores if set(ENDS) <= set(values.dims) else Scores
+        return kind.from_arrays(values, self._variable("baselines"), 1.0, made, error=error)
 
     def __str__(self) -> str:
         return (

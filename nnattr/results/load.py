@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from nnattr.arguments import checked
@@ -10,7 +11,13 @@ from nnattr.results.base import Result, read
 
 def kinds() -> dict[str, type[Result]]:
     """Every type of result by the name that its files bear: all that derive from `Result`."""
-    return {kind.__name__: kind for kind in Result.__subclasses__()}
+    return {kind.__name__: kind for kind in _derived(Result)}
+
+
+def _derived(kind: type[Result]) -> Iterator[type[Result]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _derived(one)
 
 
 @checked

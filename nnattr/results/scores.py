@@ -7,8 +7,9 @@ by ``scale``: with the mean gap between the two runs as the scale, 0 means the r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
@@ -43,6 +44,8 @@ class Scores(Result):
     """
 
     VARIABLES: ClassVar = {"raw": None, "baselines": ("run", "example")}
+    #: The variables that it may have besides.
+    OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest", "completeness")
 
     scale: float = 1.0
 
@@ -61,24 +64,31 @@ class Scores(Result):
         baselines: xr.DataArray,
         scale: float,
         provenance: Provenance,
-        *,
-        error: xr.DataArray | None = None,
-        rest: xr.DataArray | None = None,
-        completeness: xr.DataArray | None = None,
-    ) -> Scores:
+        **others: xr.DataArray | None,
+    ) -> Self:
         """Scores from their arrays; of the baselines those of the examples of ``raw`` are kept.
 
+        Args:
+            raw: this and the others are described by the properties of their names.
+            baselines: likewise.
+            scale: likewise.
+            provenance: likewise.
+            **others: arrays that it may have besides, by the names in ``OTHERS``.
+
         Raises:
-            ResultError: the arrays do not belong together, or have other dimensions.
+            ResultError: the arrays do not belong together, or have other dimensions or names.
         """
+        for name, array in others.items():
+            if array is not None and name not in cls.OTHERS:
+                raise ResultError(f"{cls.__name__} have no {name!r}, only {cls.OTHERS}.")
         if "example" in raw.dims and "example" in raw.coords:
             baselines = baselines.sel(example=raw["example"])
-        arrays = {"raw": raw, "baselines": baselines, "error": error, "rest": rest}
-        return cls(dataset({**arrays, "completeness": completeness}), provenance, scale)
+        arrays = {"raw": raw, "baselines": baselines, **others}
+        return cls(dataset(arrays), provenance, scale)
 
-    def with_arrays(self, **arrays: xr.DataArray | None) -> Scores:
+    def with_arrays(self, **arrays: xr.DataArray | None) -> Self:
         """The same scores with some of their arrays exchanged; None takes one away."""
-        names = ("raw", "baselines", "error", "rest", "completeness")
+        names = ("raw", "baselines", *self.OTHERS)
         known: dict[str, Any] = {name: self._array(name) for name in names} | arrays
         return self.from_arrays(scale=self.scale, provenance=self.provenance, **known)
 
@@ -144,16 +154,13 @@ class Scores(Result):
         return tuple(str(dim) for dim in self.raw.dims if dim != "example")
 
     @checked
-    def mean(self) -> Scores:
+    def mean(self) -> Self:
         """The average over examples, with its standard error kept in ``error``."""
         if "example" not in self.raw.dims:
             return self
-        spread = statistics.standard_error(self.raw)
-        others = {
-            name: None if one is None else one.mean("example")
-            for name, one in (("rest", self.rest), ("completeness", self.completeness))
-        }
-        return self.with_arrays(raw=self.raw.mean("example"), error=spread, **others)
+        known = {name: self._array(name) for name in ("raw", "rest", "completeness")}
+        means = {name: one.mean("example") for name, one in known.items() if one is not None}
+        return self.with_arrays(error=statistics.standard_error(self.raw), **means)
 
     @checked
     def stderr(self) -> xr.DataArray:
@@ -230,7 +237,7 @@ class Scores(Result):
         return self._of_cells(statistics.benjamini_hochberg(pvalues, q))
 
     @checked
-    def where(self, cells: xr.DataArray) -> Scores:
+    def where(self, cells: xr.DataArray) -> Self:
         """The scores of these cells alone; the others become NaN, grey in figures.
 
         Args:
@@ -248,9 +255,9 @@ class Scores(Result):
     def _per_example(self, wanted: str) -> np.ndarray:
         """The values, examples first, for a statistic over examples."""
         if "example" not in self.raw.dims:
-            raise ResultError(
-                f"These scores are averaged already; {wanted} needs the ones before mean()."
-            )
+            again = self.provenance.arguments.get("per_example", True)
+            ones = "those before mean()" if again else "one per example: ask with per_example=True"
+            raise ResultError(f"These scores are averaged already; {wanted} needs {ones}.")
         return self.values.to_numpy()
 
     def _of_cells(self, flat: np.ndarray) -> xr.DataArray:
@@ -258,7 +265,7 @@ class Scores(Result):
         template = self.raw.isel(example=0, drop=True)
         return template.copy(data=flat.reshape(template.shape))
 
-    def sel(self, **indexers: Any) -> Scores:
+    def sel(self, **indexers: Any) -> Self:
         """A part of the scores by label, as ``xarray.DataArray.sel`` (``layer=9``, ``pos=[3, 4]``).
 
         Dimensions stay: ``layer=9`` keeps a layer axis of length 1, so that labels survive. Of
@@ -273,22 +280,26 @@ class Scores(Result):
                 key: value if isinstance(value, slice) else np.atleast_1d(value)
                 for key, value in indexers.items()
             }
-            error = None if self.error is None else self.error.sel(wanted)
-            shared = self.rest is not None and set(wanted) <= set(map(str, self.rest.dims))
-            rest = self.rest.sel(wanted) if self.rest is not None and shared else None
-            raw, complete = self.raw.sel(wanted), self.completeness
-            if complete is not None:
-                complete = complete.sel({k: v for k, v in wanted.items() if k in complete.dims})
+            others = {name: self._part(name, wanted) for name in self.OTHERS}
+            raw = self.raw.sel(wanted)
         except (KeyError, ValueError, TypeError, IndexError) as problem:
             raise ResultError(
                 f"{indexers} is not in these scores, whose dimensions are {dict(self.raw.sizes)}."
             ) from problem
         if not raw.size:
             raise ResultError(f"{indexers} leaves nothing of these scores.")
-        return self.with_arrays(raw=raw, error=error, rest=rest, completeness=complete)
+        return self.with_arrays(raw=raw, **others)
+
+    def _part(self, name: str, wanted: Mapping[str, Any]) -> xr.DataArray | None:
+        """A part of one of ``OTHERS``; the rest of a whole belongs to no part of its cells."""
+        array = self._array(name)
+        own = {} if array is None else {dim: wanted[dim] for dim in wanted if dim in array.dims}
+        if array is None or (name == "rest" and len(own) < len(wanted)):
+            return None
+        return array.sel(own)
 
     @checked
-    def by_kind(self) -> Scores:
+    def by_kind(self) -> Self:
         """How much of the whole comes from attention, the MLPs, the embedding and the biases.
 
         Returns:
@@ -334,5 +345,5 @@ class Scores(Result):
     def __repr__(self) -> str:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
-        head = f"Scores({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
+        head = f"{type(self).__name__}({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
         return "\n".join([head, spelled(self.baselines, p.metric), repr(self.top(5))])

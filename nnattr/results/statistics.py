@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
-BLOCK = 512  # sign patterns at a time
+BLOCK = 512  # sign patterns, or cells, at a time
 
 
 def standard_error(raw: xr.DataArray) -> xr.DataArray:
@@ -38,14 +38,24 @@ def standard_error(raw: xr.DataArray) -> xr.DataArray:
 def bootstrap_bounds(
     data: Float[np.ndarray, "example *cell"], level: float, n_resamples: int, seed: int
 ) -> Float[np.ndarray, "2 *cell"]:
-    """Percentile interval of the mean over examples, by resampling them with replacement."""
-    draw = np.random.default_rng(seed)
-    n = data.shape[0]
-    means = np.stack(
-        [np.nanmean(data[draw.integers(n, size=n)], axis=0) for _ in range(n_resamples)]
-    )
-    tail = (1 - level) / 2
-    return np.nanquantile(means, [tail, 1 - tail], axis=0)
+    """Percentile interval of the mean over examples, by resampling them with replacement.
+
+    NaN for a cell without numbers.
+    """
+    draw, n = np.random.default_rng(seed), len(data)
+    drawn = (draw.integers(n, size=n) for _ in range(n_resamples))
+    counts = np.stack([np.bincount(one, minlength=n) for one in drawn]).astype(np.float64)
+    flat = data.reshape(n, -1)
+    found = np.full((2, flat.shape[1]), np.nan)
+    some = np.flatnonzero(~np.isnan(flat).all(0))
+    for cells in np.array_split(some, -(-len(some) // BLOCK) or 1):
+        known = ~np.isnan(flat[:, cells])
+        sums = counts @ np.where(known, flat[:, cells], 0.0)
+        with np.errstate(invalid="ignore"):  # a resample may have none of a cell's examples
+            means = sums / (counts @ known)
+        quantile = np.quantile if known.all() else np.nanquantile
+        found[:, cells] = quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return found.reshape(2, *data.shape[1:])
 
 
 def sign_flip_pvalues(

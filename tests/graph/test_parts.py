@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import nnattr
 from nnattr.errors import ArchError
-from nnattr.graph import Edge, Part, parse, parse_edge
+from nnattr.graph import Edge, Part, parse, parse_edge, parse_path
 from nnattr.graph.parts import AFTER_LAYERS, BEFORE_LAYERS, IN_LAYER, PORTS, WRITTEN
 
 COUNTS = st.integers(0, 10_000)
@@ -60,7 +60,7 @@ def test_parts_are_ordered_as_the_model_runs() -> None:
         [
             f"L{layer} pre",
             *(f"L{layer}KV{kv}.{port}" for kv in range(2) for port in "kv"),
-            *(f"L{layer}H{head}.{port}" for head in (0, 2, 10) for port in "qkv"),
+            *(f"L{layer}H{head}.{port}" for head in (0, 2, 10) for port in ("q", "k", "v", "qk")),
             *(f"L{layer}H{head}" for head in (0, 2, 10)),
             f"L{layer} attn",
             f"L{layer} attn bias",
@@ -96,6 +96,7 @@ def test_what_a_head_writes_comes_after_everything_that_its_layer_reads() -> Non
         (" L9H6 ", "L9H6"),
         ("a9.h6<q>", "L9H6.q"),
         ("9.6.v", "L9H6.v"),
+        ("a9.h6<qk>", "L9H6.qk"),
         ("L9KV2<k>", "L9KV2.k"),
         ("m3", "M3"),
         ("L3 mlp", "M3"),
@@ -110,7 +111,20 @@ def test_other_ways_of_writing(given: Any, name: str) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        *("", "L9", "H6", "L9H6.x", "L9H6.", "L9H6 .q", "L9KV2", "L9KV2.q", "M3.q", "mlp", "L-1H0"),
+        *(
+            "",
+            "L9",
+            "H6",
+            "L9H6.x",
+            "L9H6.",
+            "L9H6 .q",
+            "L9KV2",
+            "L9KV2.q",
+            "L9KV2.qk",
+            "M3.q",
+            "mlp",
+            "L-1H0",
+        ),
         *((9,), (9, 6, 1), (9.5, 6), (-1, 0), ("9", "6"), None, 9, {}),
     ],
 )
@@ -148,6 +162,44 @@ def test_edges(given: Any, name: str) -> None:
 def test_what_is_not_an_edge(given: Any) -> None:
     with pytest.raises(ArchError):
         parse_edge(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "edges"),
+    [
+        (
+            "L3H2 -> L5H1.k -> L9H6.q -> logits",
+            ["L3H2->L5H1.k", "L5H1->L9H6.q", "L9H6->logits"],
+        ),
+        ("a3.h2->a5.h1<v>->m7->logits", ["L3H2->L5H1.v", "L5H1->M7", "M7->logits"]),
+        (["input", "L0H1.qk", "logits"], ["input->L0H1.qk", "L0H1->logits"]),
+        (((3, 2), "logits"), ["L3H2->logits"]),
+    ],
+)
+def test_a_path_is_edges_that_join(given: Any, edges: list[str]) -> None:
+    assert list(map(str, parse_path(given))) == edges
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("L3H2", "not a path"),
+        ("logits", "not a path"),
+        ([], "not a path"),
+        (3, "not a part"),
+        ("L3H2 -> L5H1.k", "to the logits"),
+        ("L3H2 -> L5H1 -> logits", "cannot pass through L5H1.*L5H1.q"),
+        ("L3H2 -> L5KV1.k -> logits", "cannot pass through L5KV1.k.*name the head"),
+        ("L3H2 -> L3H1.k -> logits", "no edge from L3H2 to L3H1.k"),
+        ("L3H2 -> M4 -> M4 -> logits", "no edge from M4 to M4"),
+        ("L3H2.q -> M4 -> logits", "no edge from L3H2.q"),
+        ("L3H2 -> logits -> logits", "no edge from logits"),
+        ("L3H2 -> nothing -> logits", "not a part"),
+    ],
+)
+def test_what_is_not_a_path(given: Any, message: str) -> None:
+    with pytest.raises(ArchError, match=message):
+        parse_path(given)
 
 
 def test_edges_are_ordered_by_sender_and_then_by_receiver() -> None:

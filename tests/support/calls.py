@@ -17,6 +17,12 @@ EXAMPLES: dict[str, Callable[[Task], dict[str, Any]]] = {
         "positions": "last",
         "direction": "noising",
     },
+    "path_patching": lambda task: {
+        "task": task,
+        "metric": LogitDiff(),
+        "senders": ["input", (0, 1), "M0"],
+        "receivers": ["q", "logits"],
+    },
     "ablate": lambda task: {
         "task": task,
         "metric": LogitDiff(),

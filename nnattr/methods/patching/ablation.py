@@ -27,14 +27,13 @@ from torch import Tensor
 from nnattr.arguments import Folder, Positive, Seed, checked
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
-from nnattr.graph import Part, parse
+from nnattr.graph import Part, is_one, parse
 from nnattr.jobs import split
 from nnattr.jobs.layout import units
 from nnattr.jobs.replacement import Fill, Replacement, chosen
 from nnattr.jobs.study import Study
 from nnattr.metrics import Metric
 from nnattr.model.components import position_table
-from nnattr.model.heads import is_one
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts
 from nnattr.model.sites import SiteName

@@ -1,0 +1,135 @@
+"""`EdgeScores`, what a method says of edges: from what one part writes to what another reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import xarray as xr
+
+from nnattr.arguments import checked
+from nnattr.errors import ResultError
+from nnattr.graph import is_one, parse
+from nnattr.results.baselines import spelled
+from nnattr.results.cells import WIDTH, counted
+from nnattr.results.scores import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: What stayed as it is in the run patched into, by a method's argument ``between``, in words.
+BETWEEN = {
+    "frozen": "all between sender and receiver is frozen",
+    "mlps": "heads between are frozen, MLPs and norms are not",
+}
+ENDS = ("sender", "receiver")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeScores(Scores):
+    """Change of the metric for every example and edge, a matrix of senders by receivers.
+
+    Everything that `Scores` can be asked, edges can: ``mean``, ``top``, ``bootstrap_ci``, ``sel``,
+    ``save``. Effects of single edges do not add up: two edges may stand in for each other.
+
+    Attributes:
+        data: the variables of `Scores` with the cells ``sender``, ``receiver`` (parts by their
+            names, ``"L3H2"`` and ``"L5H1.q"``) and, with ``positions="each"``, ``pos``; and
+            ``testable``.
+        provenance: how this was made; its argument ``between`` says what else was frozen.
+        scale: what ``values`` are divided by: the runs' mean gap when normalised, else 1.
+    """
+
+    OTHERS: ClassVar = ("error", "testable")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not set(ENDS) <= set(self.cell_dims):
+            raise ResultError(
+                f"Edges have the dimensions {ENDS}, and these scores have {self.cell_dims}."
+            )
+
+    @property
+    def raw(self) -> xr.DataArray:
+        """The change in the metric's own units; NaN where there is no edge or none was asked for.
+
+        Dimensions ``example`` (unless reduced), ``sender``, ``receiver`` and, for every position
+        by itself, ``pos``. An edge that could not be tested has 0 here.
+        """
+        return self._variable("raw")
+
+    @property
+    def values(self) -> xr.DataArray:
+        """The scores as asked for, normalised or raw; NaN also for what could not be tested."""
+        found = super().values
+        return found if self.testable is None else found.where(self.testable)
+
+    @property
+    def testable(self) -> xr.DataArray | None:
+        """Whether these prompts can tell anything of an edge, or None where all can.
+
+        Where both runs of every pair agree in all that the sender writes there (as at positions
+        before the first token in which they differ), patching changes nothing, whether or not the
+        model uses the edge. Such a zero says nothing, and is not among the ``values``.
+        """
+        return self._array("testable")
+
+    @property
+    def between(self) -> str:
+        """What was done with all that lies between sender and receiver: ``"frozen"``, ``"mlps"``.
+
+        The two are different questions with different answers.
+        """
+        return str(self.provenance.arguments.get("between", "frozen"))
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges were measured (at positions of their own: edges and positions)."""
+        return int(self._known().sum())
+
+    @property
+    def n_untestable(self) -> int:
+        """How many of them these prompts can say nothing of."""
+        known = self._known()
+        return 0 if self.testable is None else int((known & ~self.testable).sum())
+
+    def sel(self, **indexers: Any) -> EdgeScores:
+        """A part of the scores by label; senders and receivers by any way of writing them.
+
+        ``edges.sel(receiver="logits")``, ``edges.sel(sender=[(3, 2), "m3"])``. See `Scores.sel`.
+
+        Raises:
+            ResultError: there is no such label, or nothing is left.
+            ArchError: a sender or receiver is not a part.
+        """
+        named = {
+            dim: [str(parse(one)) for one in ([given] if is_one(given) else given)]
+            for dim, given in indexers.items()
+            if dim in ENDS and not isinstance(given, slice)
+        }
+        return super().sel(**indexers | named)
+
+    @checked
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per example and edge that was measured: ``value``, ``raw``, ``testable``."""
+        table = super().to_dataframe()
+        if self.testable is not None:
+            each = self.testable.broadcast_like(self.raw).transpose(*self.raw.dims)
+            table["testable"] = each.to_numpy().ravel()
+        return table.dropna(subset="raw", ignore_index=True)
+
+    def _known(self) -> xr.DataArray:
+        """Which edges were measured at all."""
+        known = self.raw.notnull()
+        return known.any("example") if "example" in known.dims else known
+
+    def __repr__(self) -> str:
+        p = self.provenance
+        sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
+        head = f"EdgeScores({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
+        said = f"{counted(self.n_edges, 'edge')}; {BETWEEN.get(self.between, self.between)}"
+        if self.n_untestable:
+            said += f"; {self.n_untestable} not testable with this counterfactual"
+        lines = [*wrap(head, WIDTH), spelled(self.baselines, p.metric), *wrap(said, WIDTH)]
+        return "\n".join([*lines, repr(self.top(5))])
