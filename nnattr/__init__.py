@@ -16,12 +16,14 @@ The public names are listed in ``__init__.pyi``. Each is imported when it is fir
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from typing import Any
 
 import lazy_loader
 
 from nnattr import drawing
+from nnattr.progress import ProgressBar
 
 __version__ = version("nnattr")
 
@@ -31,7 +33,10 @@ _attribute, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"nnattr has no {name!r}; it has {', '.join(__all__)}")
-    return _attribute(name)
+    if "nnattr.model.load" in sys.modules:
+        return _attribute(name)
+    with ProgressBar("import torch"):  # and what else a model needs: seconds, once
+        return _attribute(name)
 
 
 def _figures() -> drawing.Drawers:

@@ -16,6 +16,10 @@ token ids (``("answers", "wrong_answers")``). Then only these are computed: the 
 logits that it is given is these tokens alone, and the ids in ``batch`` count in it. Only metrics
 that come out the same need apply: a difference of logits does, a probability does not.
 
+A metric may be a number for every position rather than one: it says so in ``per_position = True``,
+and returns [example, pos], NaN where it has none. Then cells are ablated or patched at once
+(`ablate_together`), and the result has an axis ``pos``.
+
 A metric that compares two answers of several tokens says so in a class variable ``contrasts``:
 every example is run once with each answer behind its prompt, the metric sees one of them as
 ``sequence``, and the second number is taken from the first.
@@ -226,14 +230,17 @@ class Loss:
     """Mean next-token cross-entropy over the prompt's own tokens, in nats per token.
 
     Higher is *worse* for the model, unlike the other metrics. ``last`` counts only that many of the
-    last tokens: those of a repetition, say.
+    last tokens: those of a repetition, say. ``per_position=True`` gives every token's loss at the
+    position that predicts it, in place of their mean.
     """
 
     last: int | None = None
+    per_position: bool = False
     last_only: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        _require_bool(self, self.per_position, "per_position")
         if self.last is None:
             return
         try:
@@ -247,13 +254,21 @@ class Loss:
             )
         object.__setattr__(self, "last", last)
 
+    def __repr__(self) -> str:
+        per_position = ", per_position=True" if self.per_position else ""
+        return f"Loss(last={self.last}{per_position})"
+
     def __call__(self, logits: Logits, batch: Any) -> PerExample:
-        """Measure each example."""
+        """Measure each example, or each of its positions."""
         predicted = logits[:, :-1].float().log_softmax(-1)
         loss = -predicted.gather(-1, batch.ids[:, 1:, None])[..., 0]
         counted = batch.mask[:, 1:] & batch.mask[:, :-1]
         if self.last is not None:
             loss, counted = loss[:, -self.last :], counted[:, -self.last :]
+        if self.per_position:
+            found = torch.full_like(batch.mask, float("nan"), dtype=loss.dtype)
+            found[:, -1 - loss.shape[1] : -1] = loss.masked_fill(~counted, float("nan"))
+            return found
         return (loss * counted).sum(-1) / counted.sum(-1)
 
 
@@ -424,10 +439,10 @@ def read_tokens(
     return tokens, fields | {name: ids.clamp(max=len(tokens) - 1) for name, ids in counted.items()}
 
 
-def _require_bool(metric: Metric, per_token: Any) -> None:
-    if not isinstance(per_token, bool):
+def _require_bool(metric: Metric, given: Any, argument: str = "per_token") -> None:
+    if not isinstance(given, bool):
         name = type(metric).__name__
-        raise MetricError(f"{name}(per_token={per_token!r}): expected True or False.")
+        raise MetricError(f"{name}({argument}={given!r}): expected True or False.")
 
 
 def _filled(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any
 
 from nnattr.backend import reading
-from nnattr.backend.progress import ProgressBar
 from nnattr.backend.seam import Cost
 from nnattr.errors import BackendError
+from nnattr.progress import ProgressBar
 
 #: A job prints its progress on the server; the server forwards what is printed.
 PROGRESS = "nnattr-progress"

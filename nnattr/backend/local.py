@@ -14,9 +14,9 @@ from typing import Any, TextIO
 from nnattr.backend.alone import alone
 from nnattr.backend.client import print_tick, reported
 from nnattr.backend.failures import too_large
-from nnattr.backend.progress import ProgressBar
 from nnattr.backend.seam import Cost, JobFunction, Outcome, session
 from nnattr.errors import BackendError, NnattrError, TooLargeError
+from nnattr.progress import ProgressBar
 
 
 @dataclass(frozen=True)

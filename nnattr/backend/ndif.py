@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from nnattr.backend.client import client, print_tick
 from nnattr.backend.failures import interrupted, not_accepted, translate, without_key
-from nnattr.backend.progress import ProgressBar
 from nnattr.backend.seam import JobFunction, Outcome, session, silent
 from nnattr.errors import BackendError, NnattrError
+from nnattr.progress import ProgressBar
 
 #: How often a request that no server took is sent again, and the first pause in seconds.
 RETRIES, PAUSE = 2, 0.5

@@ -47,6 +47,7 @@ class Method:
         kind: the kind of question.
         question: what it answers, in a few words.
         reading: what to keep in mind when reading its numbers; reports say it.
+        together: the same where it took cells at once.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Method:
     kind: Kind
     question: str
     reading: str = ""
+    together: str = ""
 
     @property
     def arguments(self) -> dict[str, inspect.Parameter]:
@@ -82,6 +84,7 @@ ROWS = (
         "Which parts carry the difference between two runs?",
         "Every cell is measured: a run in which this cell alone is replaced by that of the other "
         "run.",
+        "One run for each example, in which all these cells are those of the other run.",
     ),
     Method(
         "attribution_patching",

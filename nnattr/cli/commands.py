@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from nnattr.errors import NnattrError, ResultError
+from nnattr.progress import ProgressBar
 
 EXAMPLE = """\
 # One analysis for `nnattr run`. Only model and task are needed; the rest shows other choices, and
@@ -60,6 +61,16 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from error
 
 
+class Working(TyperCommand):
+    """A command that needs torch: a bar while it is imported, once its arguments are read."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Import what every such command needs, and run it."""
+        with ProgressBar("import torch"):
+            import nnattr.model.load  # noqa: F401
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -97,7 +108,7 @@ def options(
     """Which parts of a language model cause a behaviour?"""
 
 
-@app.command()
+@app.command(cls=Working)
 def demo(
     model: Annotated[
         str, typer.Option(help="A teaching model, a Hugging Face id, or a local folder.")
@@ -132,7 +143,7 @@ def demo(
     _write(output, demo_page(found))
 
 
-class Listing(TyperCommand):
+class Listing(Working):
     """A command whose help ends with the methods; they are asked for when help is."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -183,7 +194,7 @@ def run(
         _write(plot, report_page([Entry(result, config.stem, settings)]))
 
 
-@app.command()
+@app.command(cls=Working)
 def report(
     results: Annotated[list[Path], typer.Argument(help="Files that a result's save wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
@@ -205,7 +216,7 @@ def report(
     _write(output, report_page(entries, loaded))
 
 
-@app.command()
+@app.command(cls=Working)
 def lens(
     model: Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")],
     prompt: Annotated[str, typer.Argument(help="The prompt to read.")],
@@ -229,7 +240,7 @@ def lens(
         _write(plot, found.plot().to_html(include_plotlyjs=True))
 
 
-@app.command()
+@app.command(cls=Working)
 def dla(
     model: Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")],
     prompt: Annotated[str, typer.Argument(help="The prompt to take apart.")],
@@ -261,7 +272,7 @@ def dla(
         typer.echo(f"Wrote {scores.save(output)}")
 
 
-@app.command()
+@app.command(cls=Working)
 def doctor(
     model: Annotated[str, typer.Argument(help="A Hugging Face id or a local folder.")],
     backend: BackendName = None,
@@ -282,7 +293,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Working)
 def models(
     backend: Annotated[
         str | None,

@@ -193,6 +193,7 @@ def _scores(scores: Scores, top: int) -> list[Block]:
     return [
         spelled(scores.baselines, scores.provenance.metric),
         *cautioned(scores.provenance.caution),
+        *([f"{scores.provenance.asked}."] if scores.provenance.asked else []),
         "",
         f"The {len(ranking)} strongest of {cells}{error}:",
         table(

@@ -37,7 +37,7 @@ class Observed:
         attention: what attention modules return [example, pos, d].
         arity: how the first attention module and the first layer return: as a tuple of so many, or
             0 for a bare tensor.
-        site: the site in each layer [example, pos, width].
+        site: the site in each asked layer [example, pos, width].
         logits: of the tokens that the metric reads [example, pos, token].
         cache: the keys and values of all positions, if they were asked for.
         more: what further steps read [example, pos, width], by name, layer by layer.
@@ -161,8 +161,8 @@ def kept(
     prefixes: Prefixes,
 ) -> BaseRun:
     """What is kept of the base run and of the other one."""
-    own = {layer: ours.site[layer] for layer in question.layers}
-    other = {layer: theirs.site[layer] for layer in question.layers}
+    own = dict(zip(question.layers, ours.site, strict=True))
+    other = dict(zip(question.layers, theirs.site, strict=True))
     if question.layout.pattern_paths:
         other = patched_by_patterns(nn, question, own, start)
     clean = (ours if question.base_is_clean else theirs).logits[:, -1]
@@ -233,8 +233,8 @@ def observe(
         prompts: what is run.
         steps: which of the layout's steps are done. ``"stream"`` reads what enters each layer and
             ``"end"`` what leaves the last one, ``"attention"`` what attention returns, ``"site"``
-            the site; ``"arity"`` reads how modules return; ``"gelu"`` computes GELUs in one step;
-            any other reads what it says (`Observed.more`).
+            the site in the layers that are asked about; ``"arity"`` reads how modules return;
+            ``"gelu"`` computes GELUs in one step; any other reads what it says (`Observed.more`).
         start: the first position that is run.
         cache: keys and values of the positions before it.
         keep_cache: whether those of all positions are kept.
@@ -249,9 +249,9 @@ def observe(
     width = prompts.width - start
     with nn.trace(**inputs_from(layout, prompts, start, cache, keep_cache)):
         with torch.no_grad():
-            for layer in layout.steps:
-                for name, where in layer:
-                    if name not in steps:
+            for layer, there in enumerate(layout.steps):
+                for name, where in there:
+                    if name not in steps or (name == "site" and layer not in question.layers):
                         continue
                     if name == "gelu":
                         one_step_gelu(nn, where, scratch)

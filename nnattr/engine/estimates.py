@@ -102,9 +102,9 @@ def dropped(
     own, *_ = plain_run(nn, question, source)
     moved = moves(nn, question, estimate, source, own)
     layout = question.layout
-    parts = [part for *_, part in layout.places]
+    parts = [layout.places[layer][2] for layer in question.layers]
     in_stream = layout.site.startswith("resid")
-    take = partial(magnitudes, moved, parts, in_stream)
+    take = partial(magnitudes, moved, question.layers, parts, in_stream)
     run = differentiated(backward, question, source, take=take)
     return {"change": run.taken, "base": run.metric, "clean": run.clean}
 
@@ -132,8 +132,8 @@ def moves(
     elif estimate.through == "k":
         keys = key_changes(nn, question, own, start)
     elif question.layout.pattern_paths:
-        by_layer = patched_by_patterns(nn, question, dict(enumerate(own)), start)
-        other = [by_layer[layer] for layer in range(len(own))]
+        by_layer = dict(zip(question.layers, own, strict=True))
+        other = list(patched_by_patterns(nn, question, by_layer, start).values())
     return Moved(
         own=own,
         other=other,

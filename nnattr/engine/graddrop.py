@@ -29,6 +29,7 @@ from nnattr.runs.places import cut
 
 def magnitudes(
     moved: Moved,
+    layers: list[int],
     parts: list[Any],
     in_stream: bool,
     metric: Tensor,
@@ -39,6 +40,7 @@ def magnitudes(
 
     Args:
         moved: how the site moves.
+        layers: those that are asked about.
         parts: which part of ``live`` the site is, by layer (see `nnattr.runs.places.cut`).
         in_stream: whether the site is the residual stream.
         metric: one number that can be differentiated.
@@ -47,24 +49,28 @@ def magnitudes(
     """
     found = [
         contributions(moved, [cut(slope, part) for slope, part in zip(slopes, parts, strict=True)])
-        for slopes in slopes_without(metric, live, streams, in_stream)
+        for slopes in slopes_without(metric, layers, live, streams, in_stream)
     ]
-    passes = len(live) if in_stream else len(live) - 1
+    passes = len(found) if in_stream else len(found) - 1
     return torch.stack([one.abs() for one in found]).sum(0) / passes
 
 
 def slopes_without(
-    metric: Tensor, live: list[Tensor], streams: list[Tensor], in_stream: bool
+    metric: Tensor,
+    layers: list[int],
+    live: list[Tensor],
+    streams: list[Tensor],
+    in_stream: bool,
 ) -> Iterator[list[Tensor]]:
-    """For each layer that is dropped, the gradients at the site by layer."""
-    layers = len(live)
+    """For each layer that is dropped, the gradients at the site by asked layer."""
     whole = torch.autograd.grad(metric, [*live, *streams], retain_graph=True)
-    slopes, stream = list(whole[:layers]), whole[layers:]
-    for dropped in range(layers):
-        behind = stream[dropped + 1]
-        own = behind if in_stream else torch.zeros_like(slopes[dropped])
-        below = pulled_back(streams[dropped], live[:dropped], behind)
-        yield [*below, own, *slopes[dropped + 1 :]]
+    slopes, stream = list(whole[: len(live)]), whole[len(live) :]
+    for dropped, behind in enumerate(stream[1:]):
+        below = sum(layer < dropped for layer in layers)
+        found = [*pulled_back(streams[dropped], live[:below], behind), *slopes[below:]]
+        if dropped in layers:
+            found[below] = behind if in_stream else torch.zeros_like(slopes[below])
+        yield found
 
 
 def pulled_back(stream: Tensor, live: list[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:

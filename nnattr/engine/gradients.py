@@ -56,7 +56,7 @@ class SourceRun:
         because: why that is the first one, though it would pay to begin later.
         cache: the base run's keys and values before it.
         before: the base run's logits there, if the metric reads them, else None.
-        site: the site in each layer [example, pos, width].
+        site: the site in each asked layer [example, pos, width].
         logits: of the source run [example, pos, token], from position 0 on if the metric reads all.
     """
 
@@ -86,7 +86,7 @@ class Differentiated:
     """A run of the base prompts with its gradients, from the source run's ``start`` on.
 
     Attributes:
-        own: the site, by layer [example, pos, width].
+        own: the site, by asked layer [example, pos, width].
         slopes: the gradient of the metric there, by layer [example, pos, width].
         entered: the gradient at the token embeddings that it was given [example, pos, d_model].
         taken: what was made of the gradients while the run could be differentiated.
@@ -149,8 +149,8 @@ def differentiated(
         source: the source run.
         entering: token embeddings in the place of the base run's own [example, pos, d_model].
         clean: the clean run's logits at the last position, if this run may be neither of the two.
-        take: is told the metric, the site in each layer and the residual stream between layers,
-            while these can be differentiated.
+        take: is told the metric, the site in each asked layer and the residual stream between
+            layers, while these can be differentiated.
     """
     before = go_eager(backward.nn) if backward.eager else []
     try:
@@ -174,7 +174,7 @@ def run_back(
     layout, start, taken = question.layout, source.start, None
     slopes: list[Tensor] = []
     cache = fork(source.cache, every_example(question))
-    parts = [part for *_, part in layout.places]
+    parts = [layout.places[layer][2] for layer in question.layers]
     with nn.trace(**inputs_from(layout, question.base, start, cache)):
         entered = enter(nn.get(layout.embed), entering)
         live, streams = read_live(nn, question, start, take is not None)
@@ -222,9 +222,9 @@ def read_live(
     """The whole of what the site is a part of, and the residual stream, inside a trace."""
     live: list[Tensor] = []
     streams: list[Tensor] = []
-    for layer in question.layout.steps:
-        for name, where in layer:
-            if name == "site":
+    for layer, there in enumerate(question.layout.steps):
+        for name, where in there:
+            if name == "site" and layer in question.layers:
                 live.append(read(nn, (*where[:2], None), question.base.width - start))
             elif with_streams and name in STREAMS:
                 streams.append(read(nn, where, question.base.width - start))

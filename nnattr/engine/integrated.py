@@ -55,7 +55,7 @@ def along_inputs(
     begin: Start,
     moved: Moved,
 ) -> tuple[Tensor, Tensor]:
-    """The estimate of every cell, and the completeness error [example, 1]."""
+    """The estimate of every cell, and the completeness error [example, layer], all the same."""
     embed, first = backward.nn.get(question.layout.embed), source.start
     own, other = (
         embed(prompts.ids[:, first:].to(embed.weight.device)).detach()
@@ -69,7 +69,8 @@ def along_inputs(
         total = [old + new for old, new in zip(total, some, strict=True)] if total else some
     *slopes, entered = total
     parts = (entered * (other - own).float()).sum((-1, -2))
-    return contributions(moved, slopes), (parts - begin.gap.to(parts))[:, None].cpu()
+    error = (parts - begin.gap.to(parts))[:, None].expand(-1, len(moved.own)).cpu()
+    return contributions(moved, slopes), error
 
 
 def along_activations(
@@ -82,7 +83,9 @@ def along_activations(
 ) -> tuple[Tensor, Tensor]:
     """The estimate of every cell, and the completeness error [example, layer]."""
     changes, errors = [], []
-    for layer, (own, other) in enumerate(zip(moved.own, moved.other, strict=True)):
+    for i, (layer, own, other) in enumerate(
+        zip(question.layers, moved.own, moved.other, strict=True)
+    ):
         where = moved.spots.any(0)[..., None].to(own.device)
         change = torch.where(where, other - own, torch.zeros_like(own))
         slope = torch.zeros(own.shape, device=own.device)
@@ -92,7 +95,7 @@ def along_activations(
             )
             slope = slope + weight * new.float()
         end, _ = moved_run(backward.nn, question, source, layer, own + change, begin.clean)
-        changes.append(contribution(moved, layer, slope).cpu())
+        changes.append(contribution(moved, i, slope).cpu())
         errors.append(changes[-1].sum((1, 2)) - (end - begin.metric).cpu())
     return torch.stack(changes, 1), torch.stack(errors, 1)
 

@@ -1,7 +1,8 @@
 """The metric of rows: what a user's function is told, and what it may not be.
 
 A metric is somebody's own code. Whatever it raises is said as its error, with its line; it is one
-number for each row; and that number is the row's own, whichever rows are beside it.
+number for each row, or one for each of its positions; and that number is the row's own, whichever
+rows are beside it.
 
 Inside a job: torch and plain values.
 """
@@ -33,7 +34,9 @@ def measure(
     clean: Tensor,
     example: Tensor | None = None,
 ) -> Tensor:
-    """The metric of each row; row *i* belongs to ``example[i]``, or to example *i*.
+    """The metric of each row [row], or at each of its places [row, place].
+
+    Row *i* belongs to ``example[i]``, or to example *i*.
 
     Args:
         question: whose metric it is.
@@ -43,7 +46,7 @@ def measure(
         example: whose rows they are [row].
 
     Raises:
-        RefusedError: the metric failed, or is not one number for each row.
+        RefusedError: the metric failed, or is not one number for each row, or for each position.
     """
     value, problem = measured(question, prompts, logits, clean, example)
     if problem:
@@ -70,11 +73,21 @@ def measured(
         if ran_out(error):
             raise
         return torch.empty(0), failure(error, logits) + hint(logits, prompts)
-    if not isinstance(value, Tensor) or value.shape != logits.shape[:1] or value.is_complex():
+    shape = logits.shape[: 1 if question.places is None else 2]
+    if not isinstance(value, Tensor) or value.shape != shape or value.is_complex():
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        said = f"expected one number for each of {len(logits)} rows, got {given}"
+        each = "" if question.places is None else f", at each of {logits.shape[1]} positions"
+        said = f"expected one number for each of {len(logits)} rows{each}, got {given}"
         return torch.empty(0), said + hint(logits, prompts)
-    return (value if value.is_floating_point() else value.float()), ""
+    value = value if value.is_floating_point() else value.float()
+    return (value if question.places is None else at_places(question.places, value, example)), ""
+
+
+def at_places(places: Tensor, value: Tensor, example: Tensor | None) -> Tensor:
+    """A number per column [row, pos] as one per place [row, place]; NaN where a row has none."""
+    there = (places if example is None else places[:, example]).transpose(0, 1).to(value.device)
+    found = value.gather(1, there.byte().argmax(-1))
+    return found.masked_fill(~there.any(-1), float("nan"))
 
 
 def failure(error: Exception, logits: Tensor) -> str:
@@ -112,7 +125,8 @@ def require_own_numbers(question: Question, logits: Tensor, clean: Tensor, metri
     rows[2] = rows[2].flip(-1)  # a run that is no example's
     found = measure(question, question.base, rows, clean, some)[:2]
     expected = metric.detach()[some[:2].to(metric.device)]
-    near = pass_tolerance(logits) * metric.detach().abs().max().clamp(min=1e-2)
+    size = metric.detach().nan_to_num().abs().max()
+    near = pass_tolerance(logits) * size.clamp(min=1e-2)
     if not torch.allclose(found, expected, rtol=0, atol=float(near.nan_to_num()), equal_nan=True):
         raise RefusedError(
             "metric",

@@ -38,20 +38,45 @@ def patched_by_patterns(
     Raises:
         RefusedError: the model gives no patterns, or its z is not its pattern times the values.
     """
-    layout = question.layout
-    heads = [None if layer in own else [] for layer in range(layout.depth)]
-    runs = [
-        patterns(nn, prompts, layout.pattern_paths, heads, layout.options)
-        for prompts in (question.base, question.source)
-    ]
     patched = {}
-    values = base_values(nn, question)
-    there = question.base.mask[:, start:]
+    values, runs = base_values(nn, question), both_patterns(nn, question)
+    there, kv_heads = question.base.mask[:, start:], question.layout.kv_heads
     for (layer, z), base, source, value in zip(own.items(), *runs, values, strict=True):
-        mine, theirs = (mixed(one[:, :, start:], value, layout.kv_heads) for one in (base, source))
+        mine, theirs = (mixed(one[:, :, start:], value, kv_heads) for one in (base, source))
         require_explained(mine, z, there)
         patched[layer] = (z.float() + theirs - mine).to(z)
     return patched
+
+
+def both_patterns(nn: Any, question: Question) -> list[list[Tensor]]:
+    """The patterns of the base and of the source run [example, head, query_pos, key_pos].
+
+    Of the layers that are asked about.
+    """
+    layout = question.layout
+    heads = [None if layer in question.layers else [] for layer in range(layout.depth)]
+    return [
+        patterns(nn, prompts, layout.pattern_paths, heads, layout.options)
+        for prompts in (question.base, question.source)
+    ]
+
+
+def proven_patterns(nn: Any, question: Question, own: list[Tensor]) -> list[Tensor]:
+    """The source run's patterns by asked layer [example, head, query_pos, key_pos].
+
+    Args:
+        nn: the nnsight model.
+        question: what is asked.
+        own: the base run's z by asked layer [example, pos, d].
+
+    Raises:
+        RefusedError: as `patched_by_patterns`.
+    """
+    base, source = both_patterns(nn, question)
+    for z, pattern, value in zip(own, base, base_values(nn, question), strict=True):
+        mine = mixed(pattern, value, question.layout.kv_heads)
+        require_explained(mine, z, question.base.mask)
+    return source
 
 
 def require_explained(mixture: Tensor, z: Tensor, mask: Tensor) -> None:

@@ -100,7 +100,8 @@ def keys_of(handed: Handed, keys: Tensor, spots: Tensor, start: int) -> Keys:
 
 def both_handed(nn: Any, question: Question) -> list[tuple[Handed, tuple[Tensor, Tensor]]]:
     """What attention is handed in the base run, and the source run's queries and keys, by layer."""
-    paths, options = question.layout.pattern_paths, question.layout.options
+    options = question.layout.options
+    paths = [question.layout.pattern_paths[layer] for layer in question.layers]
     ours = rotated(nn, question.base, paths, options, kept)
     theirs = rotated(nn, question.source, paths, options, pair)
     return list(zip(ours, theirs, strict=True))

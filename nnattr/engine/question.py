@@ -110,15 +110,19 @@ class Question:
         base: the prompts that are patched into.
         source: the prompts that activations come from.
         base_is_clean: which of the two the clean run is.
-        replacements: for an ablation what the site of every layer becomes, [1 or example, 1 or pos,
-            1 or width]; None where it comes from the source run.
+        replacements: for an ablation what the site of every asked layer becomes, [1 or example, 1
+            or pos, 1 or width]; None where it comes from the source run.
         metric: ``metric(logits, batch) -> [example]``.
         answers: what it is told besides the prompts, by name [example, ...].
         last_only: whether it reads the last position alone.
+        places: where a metric that gives a number for every position is read [place, example, pos],
+            bool; None for one that gives one number.
         read_tokens: the tokens whose logits it reads [token]; None for all.
         layers: the layers that are asked about, in ascending order.
         units: how many parts of a layer's site are patched apart.
         spots: which positions each spot has [spot, example, pos], bool.
+        asked: which cells of the asked layers are asked about [layer, unit, spot], bool; None for
+            all.
         full_passes: whether every patched row is to run through the whole model.
         layout: where things are.
     """
@@ -133,10 +137,12 @@ class Question:
         metric: Callable[..., Any],
         answers: dict[str, Tensor],
         last_only: bool,
+        places: Tensor | None,
         read_tokens: Tensor | None,
         layers: list[int],
         units: int,
         spots: Tensor,
+        asked: Tensor | None,
         full_passes: bool,
         layout: Layout,
     ) -> None:
@@ -147,10 +153,12 @@ class Question:
         self.metric = metric
         self.answers = answers
         self.last_only = last_only
+        self.places = places
         self.read_tokens = read_tokens
         self.layers = layers
         self.units = units
         self.spots = spots
+        self.asked = asked
         self.full_passes = full_passes
         self.layout = layout
 
@@ -167,10 +175,12 @@ class Question:
             metric=self.metric,
             answers={name: value[some] for name, value in self.answers.items()},
             last_only=self.last_only,
+            places=None if self.places is None else self.places[:, some],
             read_tokens=self.read_tokens,
             layers=self.layers,
             units=self.units,
             spots=self.spots[:, some],
+            asked=self.asked,
             full_passes=self.full_passes,
             layout=self.layout,
         )
@@ -188,13 +198,26 @@ def question_of(
         metric=payload["metric"],
         answers=payload["answers"],
         last_only=payload["last_only"],
+        places=payload["places"],
         read_tokens=payload["read_tokens"],
         layers=payload["layers"],
         units=payload["units"],
         spots=payload["spots"],
+        asked=asked_cells(payload),
         full_passes=payload["engine"] == "full",
         layout=Layout(payload["layout"], cache_argument(nn)),
     )
+
+
+def asked_cells(payload: dict[str, Any]) -> Tensor | None:
+    """Which cells are asked about [layer, unit, spot], from a list of them; None for all."""
+    layers, cells = payload["layers"], payload["cells"]
+    if cells is None:
+        return None
+    asked = torch.zeros(len(layers), payload["units"], len(payload["spots"]), dtype=torch.bool)
+    layer, unit, spot = cells.T.contiguous()
+    asked[torch.searchsorted(torch.tensor(layers), layer), unit, spot] = True
+    return asked
 
 
 def sandboxed(nn: Any, layout: Layout) -> bool:

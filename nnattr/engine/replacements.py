@@ -20,12 +20,12 @@ from nnattr.runs.inputs import PromptBatch
 
 
 def replacements_of(nn: Any, payload: dict[str, Any]) -> list[Tensor] | None:
-    """For every layer of the model what its site becomes, to be expanded over examples.
+    """For every asked layer what its site becomes, to be expanded over examples.
 
     Args:
         nn: the nnsight model.
-        payload: of an ablation: besides a question's, ``replacement``, one of the kinds above, and
-            for the means ``dataset``, prompts as ids and mask [prompt, pos].
+        payload: besides a question's, ``replacement``, one of the kinds above or None for patching,
+            and for the means ``dataset``, prompts as ids and mask [prompt, pos].
 
     Returns:
         tensors [1, 1 or pos, width], or None where every example has a source run of its own.
@@ -33,10 +33,10 @@ def replacements_of(nn: Any, payload: dict[str, Any]) -> list[Tensor] | None:
     Cost: for a mean one forward pass over the dataset, in chunks; nothing of it is kept.
     """
     kind, question = payload["replacement"], question_of(nn, payload)
-    if kind == "resample":
+    if kind in (None, "resample"):
         return None
     if kind == "zero":
-        return [torch.zeros(1, 1, 1)] * question.layout.depth
+        return [torch.zeros(1, 1, 1)] * len(question.layers)
     over = (0, 1) if kind == "mean" else (0,)
     return means(nn, question, PromptBatch(**payload["dataset"]), payload["rows"], over)
 
@@ -44,7 +44,7 @@ def replacements_of(nn: Any, payload: dict[str, Any]) -> list[Tensor] | None:
 def means(
     nn: Any, question: Question, dataset: PromptBatch, size: int, over: tuple[int, ...]
 ) -> list[Tensor]:
-    """The mean of the site over a dataset, by layer [1, 1 or pos, width].
+    """The mean of the site over a dataset, by asked layer [1, 1 or pos, width].
 
     Args:
         nn: the nnsight model.

@@ -68,11 +68,19 @@ def plan(question: Question, own: dict[int, Tensor], other: dict[int, Tensor], s
         start: the position at which these begin.
     """
     layers = question.layers
-    return joined([plan_layer(question, i, own[i] != other[i], start) for i in layers])
+    asked = [None] * len(layers) if question.asked is None else question.asked
+    parts = zip(layers, asked, strict=True)
+    return joined([plan_layer(question, i, own[i] != other[i], some, start) for i, some in parts])
 
 
-def plan_layer(question: Question, layer: int, change: Tensor, start: int) -> Rows:
-    """The rows of one layer, where ``change`` [example, pos, width] says what differs."""
+def plan_layer(
+    question: Question, layer: int, change: Tensor, asked: Tensor | None, start: int
+) -> Rows:
+    """The rows of one layer.
+
+    ``change`` [example, pos, width] says what differs, ``asked`` [unit, spot] which cells are asked
+    about; None for all.
+    """
     layout = question.layout
     differs = change.unflatten(-1, (question.units, -1)).any(-1).cpu()
     if layer == layout.depth - 1 and question.last_only and not layout.mixes_positions:
@@ -80,6 +88,8 @@ def plan_layer(question: Question, layer: int, change: Tensor, start: int) -> Ro
     found = []
     for spot, positions in enumerate(question.spots[:, :, start:]):
         touched = positions[..., None] & differs  # [example, pos, unit]
+        if asked is not None:
+            touched = touched & asked[:, spot]
         example, unit = touched.any(1).nonzero(as_tuple=True)
         first = touched.byte().argmax(1)[example, unit] + start
         same = torch.full_like

@@ -25,9 +25,9 @@ class Found:
     """What jobs have found of a study's answer, and what that cost.
 
     Attributes:
-        tensors: ``base`` and ``source`` [example], and by layer ``change`` and whatever else has
-            its shape [example, layer, unit, cell]; NaN is what nobody has found yet. ``finished``
-            [layer]: which layers a job is done with.
+        tensors: ``base`` and ``source`` [example] or [example, cell], and by layer ``change`` and
+            whatever else has its shape [example, layer, unit, cell]; NaN is what nobody has found
+            yet. ``finished`` [layer]: which layers no job need be done with any more.
         plain: what jobs said besides: how they computed, and the most that a pass or a job took.
         cost: of all jobs.
     """
@@ -45,6 +45,9 @@ class Found:
             for name, size in frame.shapes().items()
         }
         tensors["finished"] = torch.zeros(frame.layers, dtype=torch.bool)
+        if frame.asked_layers is not None:  # of the others nothing is to be found
+            tensors["finished"][:] = True
+            tensors["finished"][list(frame.asked_layers)] = False
         return cls(tensors, {}, Cost())
 
     @property
@@ -53,13 +56,8 @@ class Found:
         return [name for name in self.tensors if name != "finished"]
 
     def missing(self) -> list[int]:
-        """The first layers that follow each other and that no job is done with."""
-        run: list[int] = []
-        for layer in (~self.tensors["finished"]).nonzero()[:, 0].tolist():
-            if run and layer != run[-1] + 1:
-                break
-            run.append(layer)
-        return run
+        """The layers that a job is still to be done with."""
+        return (~self.tensors["finished"]).nonzero()[:, 0].tolist()
 
     def change(self, layers: list[int]) -> Tensor | None:
         """The changes of these layers that a job need not find again, NaN where it must; if any."""
@@ -79,7 +77,7 @@ class Found:
             before[some] = own[name]
             self.tensors[name] = before
         for name in set(self.names) - {*RUNS}:
-            self.tensors[name][some, layers[0] : layers[-1] + 1] = own[name]
+            self.tensors[name][some, layers] = own[name]
         self.plain = _both(self.plain, {k: v for k, v in values.items() if k not in self.names})
 
     def finish(self, values: dict[str, Any], layers: list[int], cost: Cost) -> None:

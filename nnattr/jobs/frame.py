@@ -31,6 +31,10 @@ class Frame(BaseModel):
         unit: the axis of the units, ``"head"``, ``"kv_head"`` or ``"neuron"``; None for layers.
         places: where each cell is one position: its label and its token; else None.
         absent: for each example the cells that its prompt does not have.
+        asked_layers: the layers that were asked about; None for all.
+        asked: of these the cells (layer, unit, cell) that were; None for all.
+        together: whether all cells were replaced at once, so that there is one number.
+        by_position: whether the metric is a number for each of the ``places``.
         direction: which run was patched into.
         normalized: whether values are divided by the gap between the runs.
         contrast: whether every example was read twice, see `nnattr.tasks.contrast`.
@@ -49,6 +53,10 @@ class Frame(BaseModel):
     unit: str | None
     places: tuple[tuple[int, str], ...] | None
     absent: tuple[tuple[bool, ...], ...]
+    asked_layers: tuple[int, ...] | None = None
+    asked: tuple[tuple[int, int, int], ...] | None = None
+    together: bool = False
+    by_position: bool = False
     direction: Literal["denoising", "noising"]
     normalized: bool
     contrast: bool = False
@@ -62,7 +70,8 @@ class Frame(BaseModel):
 
         Args:
             values: ``change`` [example, layer, unit, cell]; the metric of the run patched into
-                and of the other, ``base`` and ``source`` [example]; the ``engine`` that was used
+                and of the other, ``base`` and ``source`` [example] or, with numbers for positions,
+                [example, cell]; the ``engine`` that was used
                 and why it ``fell_back``, its ``peak`` of memory, the ``rows`` of its largest pass,
                 and the ``dtype`` that was computed in, which on a server is the server's.
             cost: what the job or jobs cost.
@@ -73,8 +82,18 @@ class Frame(BaseModel):
             BackendError: the values are not what the job was to return.
         """
         values, baselines, scale, provenance = self.measured(values, cost)
-        raw, error = self._labelled(values["change"]), self._completeness(values)
-        return Scores.from_arrays(raw, baselines, scale, provenance, completeness=error)
+        raw, by_position = self._labelled(values["change"], values["base"]), None
+        if self.by_position:
+            runs = [raw.copy(data=values[key].double().numpy()) for key in self._order]
+            by_position = xr.concat(runs, baselines["run"])
+        error = self._completeness(values)
+        more = {"by_position": by_position, "completeness": error}
+        return Scores.from_arrays(raw, baselines, scale, provenance, **more)
+
+    @property
+    def _order(self) -> tuple[str, str]:
+        """What jobs call the clean and the corrupted run."""
+        return ("source", "base") if self.direction == "denoising" else ("base", "source")
 
     def measured(
         self, values: dict[str, Any], cost: Cost
@@ -85,12 +104,14 @@ class Frame(BaseModel):
             with these the values, of which two readings have become one.
         """
         values = self._contrasted(values)
-        base, source = (values[key].double().numpy() for key in ("base", "source"))
+        runs = {key: values[key].double() for key in self._order}
+        if self.by_position:
+            runs = {key: one.nanmean(-1) for key, one in runs.items()}
+        base, source = (runs[key].numpy() for key in ("base", "source"))
         self._finite(base, "patched into")
         self._finite(source, "patched from")
-        clean, corrupted = (source, base) if self.direction == "denoising" else (base, source)
         baselines = xr.DataArray(
-            np.stack([clean, corrupted]),
+            np.stack(list(runs.values())),
             dims=("run", "example"),
             coords={"run": ["clean", "corrupted"], "example": np.arange(len(base))},
         )
@@ -110,10 +131,9 @@ class Frame(BaseModel):
         """The shapes of the tensors that a job returns for so many layers; None means all."""
         n = len(self.prompts) * (2 if self.contrast else 1)
         layers = self.layers if layers is None else layers
-        shapes = {"base": (n,), "source": (n,), "change": (n, layers, self.units, self.cells)}
-        if self.complete:
-            shapes["completeness"] = (n, layers if self.complete == "activations" else 1)
-        return shapes
+        plain = (n, self.cells) if self.by_position else (n,)
+        shapes = {"base": plain, "source": plain, "change": (n, layers, self.units, self.cells)}
+        return {**shapes, "completeness": (n, layers)} if self.complete else shapes
 
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
         """Raise what the job refused with, or if these are not values that it returns.
@@ -149,12 +169,26 @@ class Frame(BaseModel):
         error = values["completeness"].float().numpy()
         example = np.arange(len(error))
         if self.complete == "inputs":
-            return xr.DataArray(error[:, 0], dims=("example",), coords={"example": example})
+            whole = np.nanmean(error, 1)  # the same for every layer
+            return xr.DataArray(whole, dims=("example",), coords={"example": example})
         coords = {"example": example, "layer": np.arange(self.layers)}
         return xr.DataArray(error, dims=("example", "layer"), coords=coords)
 
-    def _labelled(self, change: torch.Tensor) -> xr.DataArray:
+    def _unasked(self, base: torch.Tensor) -> torch.Tensor:
+        """The cells without a number [example, layer, unit, cell]: absent, or not asked for."""
         absent = torch.tensor(self.absent)[:, None, None, :]
+        if self.by_position:
+            absent = absent | base.isnan()[:, None, None, :]
+        asked = torch.ones(self.layers, self.units, self.cells, dtype=torch.bool)
+        if self.asked is not None:
+            asked[:] = False
+            asked[tuple(torch.tensor(self.asked).T)] = True
+        elif self.asked_layers is not None:
+            asked[[i for i in range(self.layers) if i not in self.asked_layers]] = False
+        return absent | ~asked
+
+    def _labelled(self, change: torch.Tensor, base: torch.Tensor) -> xr.DataArray:
+        absent = self._unasked(base)
         bad = (~change.isfinite() & ~absent).nonzero()
         if len(bad):
             example, layer, unit, _ = bad[0].tolist()
@@ -179,6 +213,8 @@ class Frame(BaseModel):
         else:
             labels, tokens = zip(*self.places, strict=True)
             array = array.assign_coords(pos=list(labels), token=("pos", list(tokens)))
+        if self.together:
+            array = array.isel(layer=0, drop=True)
         if self.unit is None:
             return array.isel(unit=0, drop=True)
         named = array.rename(unit=self.unit)

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from nnattr.errors import MetricError, ResultError
+from nnattr.graph import Part
 from nnattr.metrics import METRICS, Metric, describe
-from nnattr.results import load_result
+from nnattr.results import Cell, load_result
 from nnattr.tasks import Task
 from nnattr.tasks.file import packed, unpacked
 from nnattr.tokens import Tokens
@@ -60,8 +61,10 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Path):
+    if isinstance(value, Path | Part):
         return str(value)
+    if isinstance(value, Cell):
+        return plain(value.index)
     if isinstance(value, Task):
         return {KIND: "task", "task": packed(value)}
     if isinstance(value, Tokens):

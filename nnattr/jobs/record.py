@@ -74,12 +74,15 @@ def untold(prompts: Any, name: str = "prompts") -> dict[str, Any]:
 
     Tokens, whose texts may be encoded otherwise, and that there were none.
     """
-    return {name: prompts} if prompts is None or _as_ids(prompts) else {}
+    known = isinstance(prompts, Task) or not (prompts is None or as_ids(prompts))
+    return {} if known else {name: prompts}
 
 
-def _as_ids(prompts: Any) -> bool:
+def as_ids(prompts: Any) -> bool:
     """Whether prompts, one or several, were given as tokens."""
-    if isinstance(prompts, str | Task | Tokens):
+    if isinstance(prompts, Task):
+        return prompts.from_ids
+    if isinstance(prompts, str | Tokens):
         return isinstance(prompts, Tokens)
     return not all(isinstance(prompt, str) for prompt in prompts)
 
@@ -98,5 +101,5 @@ def as_task(given: Any, texts: Sequence[str], tokens: Tokens) -> Task:
         answer_ids=(),
         wrong_answer_ids=(),
         name="prompts",
-        from_ids=given is not None and _as_ids(given),
+        from_ids=given is not None and as_ids(given),
     )

@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnattr.backend import Outcome
-from nnattr.backend.progress import ProgressBar
 from nnattr.errors import TooLargeError
 from nnattr.jobs.checkpoint import Keeper, Store
 from nnattr.jobs.found import Found
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.study import Study
+from nnattr.progress import ProgressBar
 from nnattr.results import Scores
 
 
@@ -47,9 +47,11 @@ def in_jobs(study: Study, frame: Frame, store: Store | None, bar: ProgressBar) -
     """
     found = Found.nothing(frame) if store is None else store.read()
     backend, size = study.model.backend, _first_size(study, frame)
+    asked = frame.layers if frame.asked_layers is None else len(frame.asked_layers)
     while pending := found.missing():
         layers = pending[:size] if study.by_layer else pending
-        bar.next_part(layers[0] / frame.layers, (layers[-1] + 1) / frame.layers)
+        left, after = len(pending), len(pending) - len(layers)
+        bar.next_part(1 - left / asked, 1 - after / asked)
         try:
             outcome = _outcome(study, frame, found, store, layers)
         except TooLargeError:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from nnattr.backend import JobFunction
-from nnattr.errors import TaskError
+from nnattr.errors import MetricError, TaskError
+from nnattr.jobs.asked import EVERYTHING, Asked
 from nnattr.jobs.estimating import Estimating
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
@@ -37,6 +38,8 @@ class Study:
     ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
     layers, ``jobs_of`` what messages call these. With a ``fill`` the source is not the task's other
     run but what an ablation puts in; with an ``estimating`` cells are not patched but estimated.
+    ``asked`` says which cells are asked about, and ``together`` whether they are replaced at once,
+    which gives one number for each example, or one for each of its positions.
     """
 
     jobs_of: ClassVar[str] = "layers"
@@ -54,6 +57,8 @@ class Study:
     engine: str = "suffix"
     fill: Fill | None = None
     max_memory: int | None = None
+    asked: Asked = EVERYTHING
+    together: bool = False
     estimating: Estimating | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +67,28 @@ class Study:
         if self.reads_twice:
             self._require_even()
             self._require_signs()
+        if self.by_position and not self.together:
+            raise MetricError(
+                f"{describe(self.metric)} is a number for every position, and {self.method} gives "
+                "one for every cell. Ask about some cells at once: ablate_together, or "
+                "activation_patching(..., together=True)."
+            )
+
+    @property
+    def by_position(self) -> bool:
+        """Whether the metric is a number for every position."""
+        return bool(getattr(self.metric, "per_position", False))
+
+    @property
+    def each(self) -> bool:
+        """Whether every position is a cell."""
+        return isinstance(self.positions, str) and self.positions == "each"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are asked about."""
+        chosen = self.asked.layers
+        return tuple(range(self.model.n_layers)) if chosen is None else chosen
 
     @property
     def reads_twice(self) -> bool:
@@ -80,7 +107,7 @@ class Study:
                 "would be drawn for them. Use replacement='mean'."
             )
         example = uneven(self.task)
-        if example is not None and (self.positions == "each" or kind == "mean_positional"):
+        if example is not None and (self.each or kind == "mean_positional"):
             sizes = len(self.task.sequence_ids[example]), len(self.task.wrong_sequence_ids[example])
             raise TaskError(
                 f"The answers of example {example} are {sizes[0]} and {sizes[1]} tokens, so that "
@@ -98,7 +125,10 @@ class Study:
             )
 
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
-        """What travels to the job, for these layers: tensors, plain values and the metric."""
+        """What travels to the job, for these layers: tensors, plain values and the metric.
+
+        Cells that are replaced together are so in one job, whatever the layers.
+        """
         task = both_readings(self.task) if self.reads_twice else self.task
         order = ("corrupted", "clean") if self.direction == "denoising" else ("clean", "corrupted")
         runs = {"clean": task.clean_tokens}
@@ -108,7 +138,7 @@ class Study:
             runs["corrupted"] = task.clean_tokens if self.reads_twice else self.fill.source
         last_only = bool(getattr(self.metric, "last_only", False))
         keeps = last_only and self.model.accepts("logits_to_keep")
-        layers = list(range(self.model.n_layers)) if layers is None else list(layers)
+        layers = list(self.layers if layers is None or self.together else layers)
         tokens, answers = read_tokens(self.metric, answer_fields(task))
         return {
             "base": runs[order[0]].tensors,
@@ -118,7 +148,9 @@ class Study:
             "read_tokens": tokens,
             "metric": self.metric,
             "last_only": last_only,
+            "places": spots(task, "each") if self.by_position else None,
             "layers": layers,
+            **self.asked.payload(layers),
             "units": units(self.model, self.site)[1],
             "spots": spots(task, self.positions),
             "rows": max(1, TOKENS_PER_FORWARD // task.width),
@@ -132,6 +164,7 @@ class Study:
             },
             **(self.fill.payload() if self.fill else {}),
             **self._estimate,
+            **(self.fill.payload() if self.fill else {"replacement": None}),
         }
 
     @property
@@ -147,16 +180,21 @@ class Study:
 
     def frame(self) -> Frame:
         """What the answer's numbers will mean."""
-        chosen = spots(self.task, self.positions)
-        unit, count = units(self.model, self.site)
-        each = isinstance(self.positions, str) and self.positions == "each"
+        each = self.by_position or (self.each and not self.together)
+        there = spots(self.task, "each" if each else self.positions)
+        there = there if each else there.any(0, keepdim=True)
+        unit, count = (None, 1) if self.together else units(self.model, self.site)
         return Frame(
-            layers=self.model.n_layers,
+            layers=1 if self.together else self.model.n_layers,
             units=count,
-            cells=len(chosen),
+            cells=len(there),
             unit=unit,
             places=tuple(zip(labels(self.task), self.task.labels, strict=True)) if each else None,
-            absent=tuple(map(tuple, (~chosen.any(-1)).T.tolist())),
+            absent=tuple(map(tuple, (~there.any(-1)).T.tolist())),
+            asked_layers=None if self.together else self.asked.layers,
+            asked=None if self.together else self.asked.cells,
+            together=self.together,
+            by_position=self.by_position,
             direction=self.direction,
             normalized=self.normalized,
             contrast=self.reads_twice,
@@ -165,6 +203,19 @@ class Study:
             prompts=self.task.clean,
             provenance=self._provenance(),
         )
+
+    def _in_words(self) -> str:
+        """Which cells are asked about, in words; nothing where all are, one by one."""
+        one_by_one = self.asked is EVERYTHING and not self.together
+        if one_by_one or self.asked.pos_embed:
+            return ""
+        per_layer = units(self.model, self.site)[1]
+        if self.each:
+            per_layer *= len(labels(self.task))
+        whole = self.model.n_layers * per_layer
+        n = self.asked.count(self.model.n_layers, per_layer)
+        done = "replaced at once" if self.together else "asked for"
+        return f"{n} of {whole} cells were {done}"
 
     def _normed_direction(self) -> dict[str, Any]:
         return {"direction": self.direction, "normalized": self.normalized}
@@ -180,6 +231,7 @@ class Study:
                 **(self.fill.arguments if self.fill else self._normed_direction()),
                 **(self.estimating.arguments(self.model) if self.estimating else {}),
                 **({} if self.max_memory is None else {"max_memory": self.max_memory}),
+                **self.asked.said,
             },
             metric=describe(self.metric),
-        )
+        ).model_copy(update={"asked": self._in_words()})

@@ -24,7 +24,6 @@ from nnattr.arch.table import lookup
 from nnattr.arguments import checked
 from nnattr.backend import Backend, resolve
 from nnattr.backend.alone import alone
-from nnattr.backend.progress import with_bar
 from nnattr.errors import ArchError, BackendError, TaskError
 from nnattr.model.checkpoint import described, not_found, quiet, task, weights
 from nnattr.model.first_run import require_as_known
@@ -32,6 +31,7 @@ from nnattr.model.loan import on_loan
 from nnattr.model.model import Model
 from nnattr.model.quantized import require_rows_apart
 from nnattr.model.verify import proven
+from nnattr.progress import with_bar
 from nnattr.runs.places import raw
 from nnattr.tokens import Tokenizer
 

@@ -53,7 +53,8 @@ def agreement_figure(found: Agreement, *, title: str | None = None) -> go.Figure
     low, high = _span(np.concatenate([x, y]))
     names = (words.method_name(one), words.method_name(other))
     head = f"{names[1]} against {names[0].lower()}" if title is None else title
-    subtitle = " · ".join([str(found), words.subtitle(one)])
+    asked = other.provenance.asked if other.provenance.asked != one.provenance.asked else ""
+    subtitle = " · ".join(filter(None, [str(found), words.subtitle(one), asked]))
     figure = go.Figure(_points(one, other))
     figure.update_layout(
         look.layout(SIDE + 110, SIDE + 70, head, subtitle, caution=words.caution(found))

@@ -88,12 +88,13 @@ def title(scores: Scores) -> str:
 
 
 def subtitle(scores: Scores) -> str:
-    """The second line: direction or replacement, positions, model and number of examples."""
+    """The second line: direction or replacement, cells and positions, model, number of examples."""
     arguments = scores.provenance.arguments
     parts = [
         REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         _estimator(arguments.get("estimator")),
         _positions(arguments["positions"]) if "positions" in arguments else None,
+        scores.provenance.asked,
         safe(scores.provenance.subject),
         f"n = {scores.baselines.sizes['example']}",
     ]

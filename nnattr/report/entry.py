@@ -54,8 +54,11 @@ class Entry(Generic[R_co]):
     @property
     def reading(self) -> str:
         """What to keep in mind when reading the method's numbers."""
-        row = METHODS.get(self.result.provenance.method)
-        return "" if row is None else row.reading
+        p = self.result.provenance
+        row = METHODS.get(p.method)
+        if row is None:
+            return ""
+        return row.together if p.arguments.get("together") else row.reading
 
     @property
     def subject(self) -> tuple[str, ...]:

@@ -176,7 +176,9 @@ def agreed(exact: Scores, estimate: Scores, name: str) -> tuple[str, Markup]:
     """How two results on the same cells agree: a sentence and a scatter."""
     picture = plots.agreement_scatter(exact, estimate, title="")
     caption = "One point per cell; on the dotted line both methods say the same."
-    return f"{agreement(exact, estimate)}.", html.figure(picture, name, caption, kind="narrow")
+    found = agreement(exact, estimate)
+    said = [f"{found}.", *([f"{found.provenance.asked}."] if found.provenance.asked else [])]
+    return " ".join(said), html.figure(picture, name, caption, kind="narrow")
 
 
 def origin(result: Result) -> Markup:

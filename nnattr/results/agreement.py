@@ -86,13 +86,15 @@ class Agreement(Result):
 
     def __repr__(self) -> str:
         p = self.provenance
-        both = spelled(self.data["baselines"], p.metric)
-        return "\n".join([f"Agreement({self})", both, *cautioned(p.caution)])
+        both, asked = spelled(self.data["baselines"], p.metric), [f"{p.asked}."] if p.asked else []
+        return "\n".join([f"Agreement({self})", both, *asked, *cautioned(p.caution)])
 
 
 @checked
 def agreement(exact: Scores, estimate: Scores, k: Positive = 10) -> Agreement:
-    """Compare an estimate with the exact scores, cell by cell.
+    """Compare an estimate with the exact scores, cell by cell, where both have numbers.
+
+    Of cells that one of them was asked for because it is strong, the agreement is not that of all.
 
     Args:
         exact: what the estimate stands for.
@@ -136,9 +138,10 @@ def _made(exact: Scores, estimate: Scores, k: int) -> Provenance:
         name: scores.provenance.model_dump(mode="json", exclude={"examples"})
         for name, scores in (("exact", exact), ("estimate", estimate))
     }
-    cautions = (scores.provenance.caution for scores in (exact, estimate))
     update = {"method": "agreement", "arguments": {"k": k, **told}, **dict.fromkeys(COSTS, 0)}
-    update["caution"] = next(filter(None, cautions), "")
+    for name in ("caution", "asked"):
+        said = (getattr(scores.provenance, name) for scores in (exact, estimate))
+        update[name] = next(filter(None, said), "")
     return exact.provenance.model_copy(update=update)
 
 

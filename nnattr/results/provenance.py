@@ -19,7 +19,9 @@ class Provenance(BaseModel):
     where the job ran (a GPU's allocations, or the whole process's), ``rows_per_forward`` the most
     rows that one of its passes had (both 0 where they were not watched), ``fell_back`` why it left
     the engine for full passes (empty if it did not). ``caution`` is what speaks against normalised
-    scores (`nnattr.results.baselines`; empty if nothing does): it is said wherever they are shown.
+    scores (`nnattr.results.baselines`; empty if nothing does): it is said wherever they are shown,
+    as ``asked`` is, which cells were asked for: ``"12 of 144 cells were asked
+    for"`` (empty if all were).
     ``quantization`` says how the weights were rounded before, e.g. ``"dequantized from x.gguf"``
     (empty if they were not). ``edits`` are the edits under which the model ran, in words (see
     `nnattr.edited`).
@@ -52,6 +54,7 @@ class Provenance(BaseModel):
     rows_per_forward: int = 0
     fell_back: str = ""
     caution: str = ""
+    asked: str = ""
 
     @property
     def weights(self) -> str:

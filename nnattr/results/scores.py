@@ -45,7 +45,7 @@ class Scores(Result):
 
     VARIABLES: ClassVar = {"raw": None, "baselines": ("run", "example")}
     #: The variables that it may have besides.
-    OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest", "completeness")
+    OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest", "by_position", "completeness")
 
     scale: float = 1.0
 
@@ -142,6 +142,16 @@ class Scores(Result):
         number of steps.
         """
         return self._array("completeness")
+
+    @property
+    def by_position(self) -> xr.DataArray | None:
+        """The metric of the plain runs at every position, dims ``("run", "example", "pos")``.
+
+        None but for a metric that is a number for every position (``Loss(per_position=True)``). Its
+        ``baselines`` are the means over positions, and
+        ``scores.by_position.sel(run="clean") + scores.raw`` is the metric with the cells replaced.
+        """
+        return self._array("by_position")
 
     @property
     def values(self) -> xr.DataArray:
@@ -346,4 +356,5 @@ class Scores(Result):
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
         head = f"{type(self).__name__}({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
-        return "\n".join([head, spelled(self.baselines, p.metric), repr(self.top(5))])
+        said = [f"{p.asked}."] if p.asked else []
+        return "\n".join([head, spelled(self.baselines, p.metric), *said, repr(self.top(5))])

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import nnattr
-from nnattr import Simulated
-from nnattr.backend import Backend, Local, progress
-from nnattr.backend.progress import ProgressBar
+from nnattr import Simulated, progress
+from nnattr.backend import Backend, Local
+from nnattr.progress import ProgressBar
 from tests.support.engine import LayerByLayer, pair, task
 from tests.tiny import tiny_module, tiny_tokenizer
 
@@ -134,27 +134,62 @@ def test_a_rehearsed_job_still_prints(capsys: pytest.CaptureFixture[str]) -> Non
     assert shown.err == "", "no terminal, no bar"
 
 
+def test_no_terminal_no_bar() -> None:
+    code = f"{AT_ONCE}\nimport nnattr; nnattr.load('teaching-gpt2')"
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert made.stderr == made.stdout == b""
+
+
 def printing(logits: Any, batch: Any) -> Any:
     print("read", len(logits), "row")
     return logits[:, -1, 20]
 
 
-def test_loading_has_a_bar_on_a_real_terminal() -> None:
-    """A pseudo-terminal of no size, as in a container; every step is made slow."""
-    code = (
-        "import time; from nnattr.model import load; from nnattr.backend import progress\n"
-        "progress.ProgressBar.__init__.__defaults__ = (0.0,)\n"
-        "load.lookup, real = (lambda config: time.sleep(0.6) or real(config)), load.lookup\n"
-        "load.load('teaching-gpt2')"
-    )
+#: The first lines of a process whose bars do not wait.
+AT_ONCE = (
+    "import time; from nnattr import progress; progress.ProgressBar.__init__.__defaults__ = (0.0,)"
+)
+
+
+def on_a_terminal(code: str) -> str:
+    """What a process writes to a pseudo-terminal of no size, as in a container."""
     ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=theirs, check=True)
+    run = [sys.executable, "-c", f"{AT_ONCE}\n{code}"]
+    subprocess.run(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):
         while some := os.read(ours, 4096):
             shown += some
-    assert b"load the model: 00:0" in shown
+    return shown.decode()
+
+
+def test_loading_has_a_bar_on_a_real_terminal() -> None:
+    """So has what comes before it, the import of torch; of the load every step is made slow."""
+    shown = on_a_terminal(
+        "import nnattr; nnattr.LogitDiff; from nnattr.model import load\n"
+        "load.lookup, real = (lambda config: time.sleep(0.6) or real(config)), load.lookup\n"
+        "nnattr.load('teaching-gpt2')"
+    )
+    assert shown.startswith("\rimport torch: 00:0")
+    assert "load the model: 00:0" in shown
+
+
+def test_the_command_line_has_a_bar_while_it_imports_torch() -> None:
+    assert "import torch: 00:0" in on_a_terminal(
+        "from nnattr.cli.commands import app; app(['models'])"
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["lens", "--help"], ["--version"]])
+def test_help_needs_no_torch(words: list[str]) -> None:
+    code = (
+        "import sys; from nnattr.cli.commands import app\n"
+        f"try: app({words})\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    assert on_a_terminal(code) == ""
 
 
 def test_a_bar_costs_the_work_nothing_where_there_is_none() -> None:

@@ -162,6 +162,13 @@ def assert_far(ours: Any, theirs: Any, share: float = 0.05) -> None:
     assert gap > share * np.nanmax(np.abs(right)), f"the control differs by {gap} only"
 
 
+def silenced(z: Tensor, head: int, n_heads: int) -> tuple[Tensor]:
+    """A layer's z with one head's part zero, as a hook on what reads it returns it."""
+    parts = z.unflatten(-1, (n_heads, -1)).clone()
+    parts[..., head, :] = 0
+    return (parts.flatten(-2),)
+
+
 def first_difference(task: Task, example: int) -> int:
     """The first column of the padded batch at which an example's prompts differ."""
     ids = task.clean_tokens.ids[example], task.corrupted_tokens.ids[example]

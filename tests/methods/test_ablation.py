@@ -21,6 +21,7 @@ from tests.methods.common import (
     ragged_ioi,
     ragged_tiny,
     raw_module,
+    silenced,
     teaching,
     tiny,
     units,
@@ -212,12 +213,6 @@ def test_a_set_is_what_hooks_give() -> None:
             handle.remove()
         expected.append(float(ablated - pair.measure(module)))
     assert_same(ours.raw, np.array(expected))
-
-
-def silenced(z: Tensor, head: int, n_heads: int) -> tuple[Tensor]:
-    parts = z.unflatten(-1, (n_heads, -1)).clone()
-    parts[..., head, :] = 0
-    return (parts.flatten(-2),)
 
 
 @pytest.mark.parametrize("method", ["zero", "mean"])

@@ -288,9 +288,7 @@ def test_no_sequence_is_longer_than_the_model_was_seen_to_serve(limit):
 def test_progress_goes_on_with_every_pass(monkeypatch):
     monkeypatch.setattr(portions, "CPU_TOKENS", 5)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        "nnattr.backend.progress.ProgressBar.tick", lambda _, *given: seen.append(given)
-    )
+    monkeypatch.setattr("nnattr.progress.ProgressBar.tick", lambda _, *given: seen.append(given))
     model = tiny_model("llama")
     nnattr.activation_patching(model, task(model, pair(9, 4)), LogitDiff())
     done, totals = zip(*seen, strict=True)

@@ -361,6 +361,21 @@ def test_nothing_before_the_first_difference(site: Any, options: dict[str, Any])
 
 
 @pytest.mark.parametrize("options", EVERY, ids=str)
+def test_some_layers_are_those_of_all(options: dict[str, Any]) -> None:
+    model, task = tiny("llama"), ragged_tiny(tiny("llama"))
+    for site in ("z", "k", "resid_pre"):
+        whole = attribute(model, task, LogitDiff(), site=site, **options)
+        some = attribute(model, task, LogitDiff(), site=site, layers=[0, 2], **options)
+        assert_same(some.raw[:, [0, 2]], whole.raw[:, [0, 2]])
+        assert bool(some.raw[:, 1].isnull().all())
+        if whole.completeness is not None:
+            assert some.completeness is not None
+            np.testing.assert_allclose(
+                some.completeness[..., :1], whole.completeness[..., :1], atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("options", EVERY, ids=str)
 def test_simulated_is_local(options: dict[str, Any]) -> None:
     here, there = tiny("llama"), tiny_model("llama", backend="simulated")
     task = ragged_tiny(here)

@@ -13,6 +13,7 @@ be compared if they have the same tokens in number; at their ends, always.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from nnattr.arguments import Positive, checked
 from nnattr.errors import TaskError
-from nnattr.jobs.record import as_task, provenance_of
+from nnattr.jobs.record import as_ids, as_task, provenance_of
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, columns, texts_and_tokens
 from nnattr.results import Comparison
@@ -86,7 +87,7 @@ def compare_runs(
         name: outcome.values[name].masked_fill(~present[:n], float("nan"))
         for name in ("norm", "kl", "overlap")
     }
-    task = as_task(None, [*left, *right], both)
+    task = replace(as_task(None, [*left, *right], both), from_ids=as_ids(a) or as_ids(b))
     data = xr.Dataset(
         {key: (("example", "pos"), found.numpy()) for key, found in shown.items()},
         {"example": np.arange(n)},

@@ -19,41 +19,25 @@ arXiv:2307.15771.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
-
-import torch
-from torch import Tensor
+from dataclasses import replace
+from typing import Literal
 
 from nnattr.arguments import Folder, Positive, Seed, checked
 from nnattr.engine import ablation_job, together_job
 from nnattr.errors import ArchError, TaskError
-from nnattr.graph import Part, is_one, parse
 from nnattr.jobs import split
-from nnattr.jobs.layout import units
+from nnattr.jobs.asked import Asked, Cells, Layers, Naming, asked_cells
 from nnattr.jobs.replacement import Fill, Replacement, chosen
 from nnattr.jobs.study import Study
 from nnattr.metrics import Metric
 from nnattr.model.components import position_table
+from nnattr.model.heads import Head
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts
 from nnattr.model.sites import SiteName
 from nnattr.results import Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
-
-#: A cell of a set: (layer, head), (layer, kv_head) or (layer, neuron), a layer where the site has
-#: none of these, or the name of such a part.
-Cell: TypeAlias = int | tuple[int, int] | Sequence[int] | str | Part
-#: The kinds of parts that cells are, by the axis of the site or, where it has none, by its name.
-KINDS = {
-    "head": "head",
-    "kv_head": "kv",
-    "neuron": "neuron",
-    "resid_pre": "pre",
-    "attn_out": "attn",
-    "resid_mid": "mid",
-    "mlp_out": "mlp",
-}
 
 
 @checked
@@ -65,6 +49,9 @@ def ablate(
     site: SiteName = "z",
     replacement: Replacement = "zero",
     positions: Positions = "all",
+    cells: Cells | None = None,
+    layers: Layers | None = None,
+    heads: Head | Sequence[Head] | None = None,
     dataset: Prompts | None = None,
     seed: Seed = 0,
     engine: Literal["suffix", "full"] = "suffix",
@@ -83,6 +70,10 @@ def ablate(
             ``"mean_positional"``, over its prompts position by position; ``"resample"``, what
             another prompt of the same length has there.
         positions: where (see `nnattr.tasks.positions`); ``"each"`` gives scores per position.
+        cells: as in `activation_patching`, to ablate only some cells, one at a time
+            (`ablate_together` takes several out at once).
+        layers: as there.
+        heads: as there.
         dataset: prompts for the means and for resampling, as texts or a task (whose clean prompts
             count); by default the task's own clean prompts.
         seed: which prompts are drawn in resampling.
@@ -92,20 +83,20 @@ def ablate(
 
     Returns:
         scores with dims ``(example, layer[, head][, pos])`` in the metric's own units: the change
-        that the ablation makes. Only the clean run is a baseline.
+        that the ablation makes; NaN for cells that were not asked for. Only the clean run is a
+        baseline.
 
     Raises:
-        TaskError: positions that do not line up, prompts that do not fit.
-        ArchError: the model does not have the site.
+        TaskError: positions that do not line up, prompts that do not fit, or as there for cells.
+        ArchError: the model does not have the site, or the cells.
         MetricError, BackendError: as in `activation_patching`.
 
     Cost: that of `activation_patching`, and for a mean one forward pass over the dataset.
     """
     fill = chosen(model, task, replacement, dataset, seed)
-    study = _study(
-        ablation_job, "ablate", model, task, metric, site, positions, fill, engine, max_memory
-    )
-    return _of_clean_run(split.run(study, checkpoint))
+    asked = asked_cells(model, task, site, positions, cells=cells, layers=layers, heads=heads)
+    study = _study(model, task, metric, site, positions, fill, asked, max_memory)
+    return _of_clean_run(split.run(replace(study, engine=engine), checkpoint))
 
 
 @checked
@@ -113,7 +104,7 @@ def ablate_together(
     model: Model,
     task: Task,
     metric: Metric,
-    parts: Cell | Sequence[Cell],
+    parts: Cells,
     *,
     keep: bool = False,
     site: SiteName = "z",
@@ -128,11 +119,11 @@ def ablate_together(
     Args:
         model: from `load`.
         task: its clean prompts are run.
-        metric: as in `ablate`, as all the others here that are not explained.
-        parts: one or several: ``(layer, head)`` or ``"L1H0"`` at sites that have heads (key/value
-            heads, ``"L1KV0.k"``, at k and v), layers or names such as ``"M3"`` at the others; or
-            ``"pos_embed"``, the learned position embeddings (with ``"zero"`` or ``"mean"``, at all
-            positions).
+        metric: as in `ablate`, as all the others here that are not explained; or a number for every
+            position, such as ``Loss(per_position=True)``.
+        parts: one or several cells, as `activation_patching` takes them (``(1, 0)``, ``"L1H0"``,
+            ``"M3"``, ``scores.top(5)``); or ``"pos_embed"``, the learned position embeddings (with
+            ``"zero"`` or ``"mean"``, at all positions).
         keep: ablate every part of the site but these: is this set enough?
         site: where the parts are.
         replacement: what takes their place.
@@ -142,7 +133,8 @@ def ablate_together(
         max_memory: as in `activation_patching`.
 
     Returns:
-        scores with the one dimension ``example``.
+        scores with the one dimension ``example``; with a metric for every position ``(example,
+        pos)``, and the plain run's in ``scores.by_position``.
 
     Raises:
         TaskError, ArchError, MetricError, BackendError: as `ablate`; and for parts that the model
@@ -153,47 +145,31 @@ def ablate_together(
     whole = isinstance(parts, str) and parts == "pos_embed"
     site = "resid_pre" if whole else site
     fill = chosen(model, task, replacement, dataset, seed)
-    study = _study(
-        together_job,
-        "ablate_together",
-        model,
-        task,
-        metric,
-        site,
-        positions,
-        fill,
-        "full",
-        max_memory,
-    )
-    payload, cells = study.payload(), []
     if whole:
-        payload |= _positions_payload(model, replacement, positions)
+        asked = _position_embeddings(model, replacement, positions)
     else:
-        cells = _cells(study, parts)
-        payload |= {"ablated": _ablated(study, cells, keep), "pos_embed": None}
-    label = "ablation of several parts"
-    outcome = model.run(together_job, payload, label=label, said=study.frame().said)
-    extra = {"parts": "pos_embed" if whole else _plain(study, cells), "keep": keep}
-    return _of_clean_run(_one_number(study, extra, outcome))
+        asked = Naming(model, task, site, positions).asked(parts, "parts", others=keep)
+    asked = replace(asked, said={**asked.said, "keep": keep})
+    study = _study(model, task, metric, site, positions, fill, asked, max_memory, together=True)
+    return _of_clean_run(split.run(study))
 
 
 def _study(
-    job: Any,
-    name: str,
     model: Model,
     task: Task,
     metric: Metric,
     site: SiteName,
     positions: Positions,
     fill: Fill,
-    engine: str,
+    asked: Asked,
     max_memory: int | None,
+    together: bool = False,
 ) -> Study:
     """The ablation as a study: clean runs, patched from what is put in."""
     return Study(
-        job=job,
-        method=name,
-        by_layer=True,
+        job=together_job if together else ablation_job,
+        method="ablate_together" if together else "ablate",
+        by_layer=not together,
         model=model,
         task=task,
         metric=metric,
@@ -201,92 +177,22 @@ def _study(
         positions=positions,
         direction="noising",
         normalized=False,
-        engine=engine,
         fill=fill,
         max_memory=max_memory,
+        asked=asked,
+        together=together,
     )
 
 
 def _of_clean_run(scores: Scores) -> Scores:
     """The scores with the one baseline that an ablation has."""
-    return scores.with_arrays(baselines=scores.baselines.sel(run=["clean"]))
+    arrays = {"baselines": scores.baselines, "by_position": scores.by_position}
+    clean = {name: one.sel(run=["clean"]) for name, one in arrays.items() if one is not None}
+    return scores.with_arrays(**clean)
 
 
-def _one_number(study: Study, extra: dict[str, Any], outcome: Any) -> Scores:
-    """The change of each example, checked and labelled."""
-    frame = study.frame()
-    provenance = frame.provenance
-    frame = frame.model_copy(
-        update={
-            "layers": 1,
-            "units": 1,
-            "cells": 1,
-            "unit": None,
-            "places": None,
-            "absent": ((False,),) * len(study.task),
-            "provenance": provenance.model_copy(
-                update={"arguments": {**provenance.arguments, **extra}}
-            ),
-        }
-    )
-    frame.refuse(outcome.values)
-    scores = frame.scores(outcome.values, outcome.cost)
-    return scores.with_arrays(raw=scores.raw.isel(layer=0, drop=True))
-
-
-def _plain(study: Study, cells: Sequence[tuple[int, int]]) -> list[Any]:
-    """The cells as a provenance keeps them: [layer, unit], or the layer."""
-    unit = units(study.model, study.site)[0]
-    return [layer if unit is None else [layer, index] for layer, index in cells]
-
-
-def _cells(study: Study, parts: Cell | Sequence[Cell]) -> list[tuple[int, int]]:
-    """The parts as (layer, unit); the unit is 0 at sites that have none.
-
-    Raises:
-        TaskError: something that is not a part of the site.
-        ArchError: the model does not have it.
-    """
-    model, (unit, count) = study.model, units(study.model, study.site)
-    alone = isinstance(parts, int) or (is_one(parts) and (unit or isinstance(parts, str | Part)))
-    found = []
-    for part in [parts] if alone else parts:  # type: ignore[union-attr]
-        named = _named(study.site, unit, part) if isinstance(part, str | Part) else part
-        cell = (named, 0) if isinstance(named, int) and unit is None else named
-        if not isinstance(cell, Sequence) or len(cell) != 2 or (named is cell) != bool(unit):
-            like = f"(layer, {unit}) tuples" if unit else "layers, as whole numbers"
-            raise TaskError(f"{part!r} is not a part of the site {study.site!r}; expected {like}.")
-        layer, index = cell
-        if layer not in range(model.n_layers) or index not in range(count):
-            of = f" of {count} {unit}s each" if unit else ""
-            raise ArchError(
-                f"{model.name} has no part {part!r} at {study.site!r}: it has {model.n_layers} "
-                f"layers{of}, counted from 0."
-            )
-        found.append((layer, index))
-    return found
-
-
-def _named(site: str, unit: str | None, given: str | Part) -> Any:
-    """What a part's name stands for at this site: (layer, unit) or a layer; None if nothing."""
-    part = parse(given)
-    if part.kind != KINDS.get(unit or site) or part.port not in (None, site):
-        return None
-    return part.layer if unit is None else (part.layer, part.number)
-
-
-def _ablated(study: Study, cells: Sequence[tuple[int, int]], keep: bool) -> Tensor:
-    """Which units of which layers are replaced [layer, unit]."""
-    found = torch.zeros(study.model.n_layers, units(study.model, study.site)[1], dtype=torch.bool)
-    if not cells and not keep:
-        raise TaskError("No parts were given to ablate; name at least one.")
-    for cell in cells:
-        found[cell] = True
-    return ~found if keep else found
-
-
-def _positions_payload(model: Model, replacement: str, positions: Positions) -> dict[str, Any]:
-    """Where the learned position embeddings are."""
+def _position_embeddings(model: Model, replacement: str, positions: Positions) -> Asked:
+    """The learned position embeddings, if the model has them."""
     table = position_table(model)
     if table is None:
         raise ArchError(
@@ -294,4 +200,4 @@ def _positions_payload(model: Model, replacement: str, positions: Positions) -> 
         )
     if replacement not in ("zero", "mean") or positions != "all":
         raise TaskError("Position embeddings are ablated with 'zero' or 'mean', at all positions.")
-    return {"ablated": None, "pos_embed": table, "dataset": {}}
+    return Asked(pos_embed=table, said={"parts": "pos_embed"})

@@ -15,14 +15,18 @@ given the rest, not what is necessary. Effects of cells do not add up. (Vig et a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from nnattr.arguments import Folder, Positive, checked
-from nnattr.engine import patching_job
+from nnattr.engine import patching_job, together_job
 from nnattr.jobs import split
+from nnattr.jobs.asked import Cells, Layers, asked_cells
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
+from nnattr.model.heads import Head
 from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
@@ -37,13 +41,17 @@ def activation_patching(
     *,
     site: PatchSite = "z",
     positions: Positions = "all",
+    cells: Cells | None = None,
+    layers: Layers | None = None,
+    heads: Head | Sequence[Head] | None = None,
+    together: bool = False,
     direction: Direction = "denoising",
     normalized: bool = True,
     engine: Literal["suffix", "full"] = "suffix",
     checkpoint: Folder | None = None,
     max_memory: Positive | None = None,
 ) -> Scores:
-    """The exact effect of patching each cell of a site, one cell at a time.
+    """The exact effect of patching each cell of a site, one cell at a time or several at once.
 
     Args:
         model: from `load`.
@@ -53,6 +61,13 @@ def activation_patching(
             ``"v"`` per key/value head, ``"neuron"`` per neuron, the others per layer. Patching q or
             k before or after a rotary turn is the same. The position of a pattern is the query's.
         positions: where (see `nnattr.tasks.positions`); ``"each"`` gives scores per position.
+        cells: only these cells, the others are NaN and not computed: ``[(9, 6), "L10H0"]``, layers
+            or ``"M3"`` at sites without heads, with a position (``(9, 6, 12)``) where
+            ``positions="each"``, or a ranking, ``estimate.top(20)`` (see `nnattr.jobs.asked`).
+        layers: only the cells of these layers, instead.
+        heads: only these heads (or key/value heads) of any layers, instead.
+        together: patch all of these cells at once, in one run: are they enough, or needed, as a
+            set? Their separate scores do not add up to it.
         direction: ``"denoising"`` puts clean activations into the corrupted run, ``"noising"`` the
             reverse.
         normalized: divide by the task's mean gap between the runs: 0 = nothing changed, 1 = the
@@ -67,22 +82,30 @@ def activation_patching(
             what is free there (see `nnattr.engine.memory`). Provenance has the peak.
 
     Returns:
-        scores with dims ``(example, layer[, head or kv_head][, pos][, neuron])``.
+        scores with dims ``(example, layer[, head or kv_head][, pos][, neuron])``, NaN where a cell
+        was not asked for; with ``together`` of ``(example,)``, or of ``(example, pos)`` where the
+        metric is a number for every position (``Loss(per_position=True)``).
 
     Raises:
-        TaskError: the runs do not differ, or task, positions and model do not fit together.
-        ArchError: the model does not have the site, or heads that are not pattern times values.
+        TaskError: the runs do not differ; task, positions and model do not fit together; or cells
+            are none of the site's, named twice, or in more than one of the three ways.
+        ArchError: the model does not have the site or the cells, or heads that are not pattern
+            times values.
         MetricError: the metric needs what the task lacks, or is not one finite number per example.
         BackendError: the job failed where it ran.
 
     Cost: one forward pass of each run, and for each cell and example the layers above the cell on
     the positions from the first one that it changes. Patterns cost four more passes, and memory for
-    [head, query_pos, key_pos] numbers of every layer and example.
+    [head, query_pos, key_pos] numbers of every layer and example. Cells that are not asked for cost
+    nothing; ``together`` costs one full pass.
     """
+    asked = asked_cells(model, task, site, positions, cells=cells, layers=layers, heads=heads)
+    if together:
+        asked = replace(asked, said={**asked.said, "together": True})
     study = Study(
-        patching_job,
+        together_job if together else patching_job,
         "activation_patching",
-        True,
+        not together,
         model,
         task,
         metric,
@@ -92,5 +115,7 @@ def activation_patching(
         normalized,
         engine,
         max_memory=max_memory,
+        asked=asked,
+        together=together,
     )
     return split.run(study, checkpoint)

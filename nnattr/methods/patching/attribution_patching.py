@@ -12,7 +12,8 @@ gradient in its place (`nnattr.engine.estimators`).
 It misleads where the model is not close to linear between the runs: large activations (the residual
 stream of early layers), saturated softmaxes and norms, and metrics that are flat at the base run
 (probabilities near 0 or 1, KL at the clean run). MLP outputs of GPT-2 small correlate poorly with
-the exact effects. Check the cells you rely on with `activation_patching`. (Nanda 2023; Syed et al.
+the exact effects. Check the cells you rely on exactly:
+``activation_patching(..., cells=estimate.top(20))``. (Nanda 2023; Syed et al.
 2023, arXiv:2310.10348; Kramár et al. 2024, arXiv:2403.00745.)
 """
 
@@ -23,10 +24,12 @@ from collections.abc import Sequence
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import attribution_job
 from nnattr.jobs import split
+from nnattr.jobs.asked import Cells, Layers, asked_cells
 from nnattr.jobs.estimating import Estimating, EstimatorName, Points, RuleName, Way
 from nnattr.jobs.layout import PatchSite
 from nnattr.jobs.study import Direction, Study
 from nnattr.metrics import Metric
+from nnattr.model.heads import Head
 from nnattr.model.model import Model
 from nnattr.results import Scores
 from nnattr.tasks import Task
@@ -41,6 +44,9 @@ def attribution_patching(
     *,
     site: PatchSite = "z",
     positions: Positions = "all",
+    cells: Cells | None = None,
+    layers: Layers | None = None,
+    heads: Head | Sequence[Head] | None = None,
     direction: Direction = "denoising",
     normalized: bool = True,
     estimator: EstimatorName = "gradient",
@@ -55,7 +61,8 @@ def attribution_patching(
     """An estimate of `activation_patching` for every cell of a site, in one job.
 
     Other arguments, result and errors are those of `activation_patching`, so that the two swap in
-    place.
+    place. Only ``together`` it has not: the effect of several cells at once is not the sum of their
+    estimates, which count the paths from one through another for both.
 
     Args:
         model: from `load`.
@@ -63,6 +70,10 @@ def attribution_patching(
         metric: ``LogitDiff()`` and the like, or a function ``(logits, batch) -> [example]``.
         site: which activation.
         positions: where.
+        cells: a few cells alone; these, ``layers`` and ``heads`` save little here, as all cells of
+            a layer cost what one does.
+        layers: some layers alone.
+        heads: some heads alone.
         direction: which run is patched into.
         normalized: divide by the task's mean gap between the runs.
         estimator: ``"gradient"`` at the base run. With rules of the backward pass: ``"half"`` gives
@@ -108,6 +119,7 @@ def attribution_patching(
         direction,
         normalized,
         max_memory=max_memory,
+        asked=asked_cells(model, task, site, positions, cells=cells, layers=layers, heads=heads),
         estimating=Estimating(estimator, rules, temperature, steps, points, along),
     )
     return split.run(study, checkpoint)
