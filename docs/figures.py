@@ -237,6 +237,11 @@ def attention() -> go.Figure:
     return nnattr.attention_patterns(model(), ioi()[[0]], scores, k=2).plot()
 
 
+def edges() -> go.Figure:
+    """Which part reads what which part writes."""
+    return nnattr.path_patching(model(), ioi(), nnattr.LogitDiff(), receivers="all").plot()
+
+
 def kinds_of_heads() -> go.Figure:
     """Every head's scores as a previous-token, ..., induction head."""
     return nnattr.detect_heads(model(), n=10, length=25, seed=0).plot()
@@ -286,6 +291,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
         comparing,
         statistics,
         attention,
+        edges,
         kinds_of_heads,
         repeated_loss,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nnattr import Scores
 from nnattr.calls.registry import ANSWERS
 from nnattr.errors import ResultError, TaskError
 from nnattr.report import Entry, report_page
+from nnattr.report.scores import comparable
 from tests.browser import CHROMIUM, Tab, browser
 from tests.methods.common import even_ioi, teaching
 from tests.support.calls import example
@@ -103,6 +105,35 @@ def test_the_file_on_the_page_makes_the_scores_again(
     np.testing.assert_array_equal(after.raw, before.raw)
     assert after.provenance.arguments == before.provenance.arguments
     assert after.provenance.task_hash == before.provenance.task_hash
+
+
+def test_edges_are_shown_with_their_direct_effects(saved: Path, tmp_path: Path):
+    task = nnattr.load_result(saved / "exact.safetensors").task
+    model = nnattr.load("teaching-llama")
+    edges = nnattr.path_patching(model, task, nnattr.LogitDiff(), receivers="all")
+    file = edges.save(tmp_path / "edges.safetensors")
+    call("report", file, "-o", tmp_path / "edges.html")
+    html = unescape((tmp_path / "edges.html").read_text(encoding="utf-8"))
+    assert 'id="result0"' in html
+    assert 'id="result0-logits"' in html
+    assert f"The 10 strongest of {edges.n_cells} edges" in html
+    assert "all between sender and receiver is frozen" in html
+    assert "Grey: no edge, or not asked for. Sand: not testable with this counterfactual." in html
+    assert edges.top(1)[0].label in html
+
+
+def test_two_meanings_of_path_patching_are_not_compared(saved: Path):
+    edges = nnattr.path_patching(
+        nnattr.load("teaching-llama"),
+        nnattr.load_result(saved / "exact.safetensors").task,
+        nnattr.LogitDiff(),
+    )
+    p = edges.provenance
+    other = replace(
+        edges, provenance=p.model_copy(update={"arguments": {**p.arguments, "between": "mlps"}})
+    )
+    for one, n in ((edges, 1), (other, 0)):
+        assert len(list(comparable([Entry(edges, "a"), Entry(one, "b")]))) == n
 
 
 def test_the_strongest_heads_are_looked_at(saved: Path, page: Path):
@@ -194,7 +225,8 @@ def test_a_browser_shows_every_kind(tab: Tab, kinds: Path, width: int):
         "[(e.closest('.scroll') ?? e).getBoundingClientRect().right, "
         "e.querySelectorAll('svg.main-svg').length])"
     )
-    assert len(drawn) == len(ANSWERS) - 1 + 4 + 2, "five and three kinds of heads, no lone number"
+    kinds_of_heads, direct_effects = 4 + 2, 1
+    assert len(drawn) == len(ANSWERS) - 1 + kinds_of_heads + direct_effects, "no lone number"
     assert all(right <= screen and layers for right, layers in drawn)
 
 

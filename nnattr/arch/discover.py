@@ -302,6 +302,22 @@ def _widths(part: Any) -> tuple[int, int] | None:
     return None
 
 
+def outer_widths(part: Any) -> tuple[int, int]:
+    """(in, out) of a module that is a linear map, or begins and ends with one.
+
+    Raises:
+        ArchError: there is no linear map in it.
+    """
+    own = _widths(part)
+    linear = [own] if own else list(filter(None, map(_widths, part.modules())))
+    if not linear:
+        raise ArchError(
+            f"A {type(part).__name__} stands where a projection should, and no linear map is in "
+            "it, so how many heads or neurons it reads is not known."
+        )
+    return linear[0][0], linear[-1][1]
+
+
 def _final_norms(module: Any, layers: str) -> tuple[str | None, ...]:
     """Norms beside the list of layers, last first, then None."""
     parent = layers.rpartition(".")[0]

@@ -188,7 +188,7 @@ def described(result: Result, top: int) -> list[Block]:
 
 def _scores(scores: Scores, top: int) -> list[Block]:
     """The metric of both runs, and the strongest cells."""
-    ranking, cells = scores.top(top), scores.mean().raw.size
+    ranking, cells = scores.top(top), scores.n_cells
     error = " (± standard error)" if scores.baselines.sizes["example"] > 1 else ""
     return [
         spelled(scores.baselines, scores.provenance.metric),
@@ -197,7 +197,7 @@ def _scores(scores: Scores, top: int) -> list[Block]:
         "",
         f"The {len(ranking)} strongest of {cells}{error}:",
         table(
-            ("cell", unescape(words.unit(scores))),
+            (scores.NOUN, unescape(words.unit(scores))),
             [(cell.label, measured(cell.value, cell.stderr, 4)) for cell in ranking],
         ),
     ]

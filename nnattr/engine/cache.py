@@ -18,6 +18,7 @@ from nnattr.engine.question import Layout, Question, sandboxed
 from nnattr.engine.shortcuts import Scratch, read_logits
 from nnattr.runs.as_built import around, as_built
 from nnattr.runs.inputs import PromptBatch, inputs, returned_cache
+from nnattr.runs.places import raw
 
 #: Cache classes whose `update` returns the old and the new concatenated and keeps no other state.
 JOINING = ("DynamicLayer", "DynamicSlidingWindowLayer")
@@ -35,6 +36,19 @@ class Prefixes:
     def __init__(self, whole: Any) -> None:
         self.whole = whole
         self.made: dict[int, Any] = {}
+
+
+def why_unnumbered(nn: Any, layers: list[str]) -> str:
+    """Why rows may not go on from keys and values, or "": layers keep them under other numbers.
+
+    A layer that was moved, in its model, still goes by its old number, and rows that join at its
+    place would be given the keys and values of as many rows as there are at another.
+    """
+    for place, path in enumerate(layers):
+        parts = raw(nn.get(path)).modules()
+        if any(getattr(part, "layer_idx", place) != place for part in parts):
+            return f"the layer at place {place} keeps its keys and values under another number"
+    return ""
 
 
 def prefix(nn: Any, question: Question, stop: int) -> tuple[Any, Tensor | None]:

@@ -201,8 +201,14 @@ class HeadEdges:
         return found
 
     def full(self, rows: Rows, start: int) -> Tensor:
-        """The logits of each row [row, pos, token] from ``start`` on, by all layers."""
-        return full_logits(self.known, rows, start)
+        """The logits of each row [row, pos, token] from ``start`` on, by all layers.
+
+        Keys and values change before a row begins where the last layer's last position alone is
+        wanted, so these passes begin where the two runs first differ.
+        """
+        first = min(start, self.known.base.start)
+        logits = full_logits(self.known, rows, first)
+        return logits[:, -(self.known.question.base.width - start) :]
 
 
 def requests(known: Graphed, rows: Rows) -> Tensor:

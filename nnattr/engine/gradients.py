@@ -22,6 +22,7 @@ from nnattr.engine.mode import reason
 from nnattr.engine.question import Question, every_example, sandboxed
 from nnattr.engine.rules import Column, needs_patterns, ruled
 from nnattr.engine.shortcuts import read_logits
+from nnattr.runs.as_built import touched
 from nnattr.runs.patterns import go_back, go_eager
 from nnattr.runs.places import cut, raw, read
 from nnattr.runs.portions import RefusedError
@@ -177,10 +178,11 @@ def run_back(
     parts = [layout.places[layer][2] for layer in question.layers]
     with nn.trace(**inputs_from(layout, question.base, start, cache)):
         entered = enter(nn.get(layout.embed), entering)
-        live, streams = read_live(nn, question, start, take is not None)
+        live, versions, streams = read_live(nn, question, start, take is not None)
         # of a part of an output there is no gradient: take it of the whole, and cut
         own = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
         logits = read_logits(nn, question)
+        written = [value._version for value in live] != versions
         # a sandbox, which has no weights, gives copies that lead nowhere
         tracked = logits.grad_fn is not None and not sandboxed(nn, layout)
         logits = source.whole(logits)
@@ -193,6 +195,13 @@ def run_back(
             slopes = list(torch.autograd.grad(metric.sum(), asked, retain_graph=keep))
             if take is not None:
                 taken = take(metric.sum(), live, streams)
+    if written and touched(nn, layout.layers) is not None:
+        raise RefusedError(
+            "arch",
+            "somebody's hook writes into an activation that is differentiated (x.mul_(2), say), "
+            "and the gradient would be that of what it becomes. Let the hook return a new tensor, "
+            "or use activation_patching.",
+        )
     if problem:
         raise RefusedError("metric", problem)
     require_gradients(tracked, slopes)
@@ -218,17 +227,19 @@ def enter(embed: Any, entering: Tensor | None) -> Tensor:
 
 def read_live(
     nn: Any, question: Question, start: int, with_streams: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The whole of what the site is a part of, and the residual stream, inside a trace."""
+) -> tuple[list[Tensor], list[int], list[Tensor]]:
+    """The whole of what the site is a part of, its version then, and the residual stream."""
     live: list[Tensor] = []
+    versions: list[int] = []
     streams: list[Tensor] = []
     for layer, there in enumerate(question.layout.steps):
         for name, where in there:
             if name == "site" and layer in question.layers:
                 live.append(read(nn, (*where[:2], None), question.base.width - start))
+                versions.append(live[-1]._version)
             elif with_streams and name in STREAMS:
                 streams.append(read(nn, where, question.base.width - start))
-    return live, streams
+    return live, versions, streams
 
 
 def require_passed_back(nn: Any, embed: str) -> None:
@@ -240,7 +251,7 @@ def require_passed_back(nn: Any, embed: str) -> None:
     for path, part in raw(nn).named_modules():
         width = getattr(part, "in_features", None)
         usual = type(part) is torch.nn.Linear and type(part.weight) in (Tensor, torch.nn.Parameter)
-        if width is None or usual or like.is_meta:
+        if width is None or usual or like.is_meta or _reads_tokens(part):
             continue
         probe = torch.zeros(1, width, dtype=like.dtype, device=like.device, requires_grad=True)
         if not passes_back(part, probe):
@@ -249,6 +260,11 @@ def require_passed_back(nn: Any, embed: str) -> None:
                 f"{path} ({type(part).__name__}) passes no gradients back, as kernels of quantized "
                 "weights often do not; use activation_patching, which needs none.",
             )
+
+
+def _reads_tokens(part: Any) -> bool:
+    """Whether it is an embedding, perhaps inside an adapter that counts its tokens as features."""
+    return any(isinstance(inside, torch.nn.Embedding) for inside in part.modules())
 
 
 def passes_back(part: Any, probe: Tensor) -> bool:

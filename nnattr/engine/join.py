@@ -41,8 +41,9 @@ def join_stream(nn: Any, layout: Layout, base: BaseRun, joint: Joint, stream: Te
     """Let a residual stream [sequence, pos, d] enter a layer, beside what comes from below."""
     paths = layout.layers
     if not joint.n_running:
+        below = stream.clone()  # somebody's hook on a skipped layer may write into it
         for path in paths[: joint.layer]:
-            skip(nn, path, stream, base.layer_arity)
+            skip(nn, path, below, base.layer_arity)
     if joint.layer == len(paths):
         if joint.n_running:
             append_output(nn, paths[-1], stream)

@@ -125,12 +125,38 @@ def require_own_numbers(question: Question, logits: Tensor, clean: Tensor, metri
     rows[2] = rows[2].flip(-1)  # a run that is no example's
     found = measure(question, question.base, rows, clean, some)[:2]
     expected = metric.detach()[some[:2].to(metric.device)]
-    size = metric.detach().nan_to_num().abs().max()
-    near = pass_tolerance(logits) * size.clamp(min=1e-2)
-    if not torch.allclose(found, expected, rtol=0, atol=float(near.nan_to_num()), equal_nan=True):
+    largest = metric.detach().nan_to_num().abs().max().clamp(min=1e-2)
+    near = float((pass_tolerance(logits) * largest).nan_to_num())
+    if not torch.allclose(found, expected, rtol=0, atol=near, equal_nan=True):
         raise RefusedError(
             "metric",
             f"an example's number depends on the rows beside it: {found.tolist()} for the last "
             f"example and the first beside another run, {expected.tolist()} among all "
             f"{len(question)}. Compute it from that row's logits and from batch alone",
+        )
+    _require_own_positions(question, logits, clean, metric, near)
+
+
+def _require_own_positions(
+    question: Question, logits: Tensor, clean: Tensor, metric: Tensor, near: float
+) -> None:
+    """Refuse a metric that reads padding: it would be another one for each batch.
+
+    The prompt with the most padding, which stands on the left, is to have its number without it.
+    Numbers for every position are not tried: where they stand is said in columns of the batch.
+    """
+    padding = (~question.base.mask).sum(1)
+    most = padding.argmax()[None].cpu()
+    pad = int(padding[most])
+    if not pad or logits.shape[1] != question.base.width or question.places is not None:
+        return
+    row = logits.detach()[most.to(logits.device), pad:]
+    alone = measure(question, question.base.cut(pad), row, clean, most)
+    beside = metric.detach()[most.to(metric.device)]
+    if not torch.allclose(alone, beside, rtol=0, atol=near, equal_nan=True):
+        raise RefusedError(
+            "metric",
+            f"it reads padding: {alone.item()} for a prompt by itself, {beside.item()} with the "
+            f"{pad} tokens before it that fill it up to the length of the others. Count positions "
+            "from the end (logits[:, -1] is each prompt's last), or use batch.mask",
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.base import BaseRun, base_run
+from nnattr.engine.cache import why_unnumbered
 from nnattr.engine.cells import Cells
 from nnattr.engine.fastest import fastest, resumes
 from nnattr.engine.memory import portions_for
@@ -127,7 +128,7 @@ class Prepared:
 
 def prepared(nn: Any, question: Question, budget: Budget) -> Prepared:
     """What rows need, by the engine if it serves this model, else for full passes."""
-    because = why_whole(nn)
+    because = why_whole(nn) or why_unnumbered(nn, question.layout.layers)
     if not question.full_passes and not because:
         try:
             found = by_engine(nn, question, budget)

@@ -26,6 +26,7 @@ from nnattr.maps.attention import (
 )
 from nnattr.maps.norm import Frozen, frozen
 from nnattr.runs.as_built import around, as_built
+from nnattr.runs.logits import require_number
 from nnattr.runs.places import raw
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import weights_tolerance
@@ -85,7 +86,8 @@ class Proof:
         """Refuse weights that do not give the model's own attention."""
         limit = weights_tolerance(self.dtype)
         for what, gap in (("heads' outputs", self.outputs), ("norm in front", self.norms)):
-            if not gap <= limit:
+            require_number(gap)
+            if gap > limit:
                 raise RefusedError(
                     "arch",
                     "attention is not the product of weights that nnattr takes it for: the "

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nnattr.arch.discover import outer_widths
 from nnattr.arch.spec import ArchSpec
 from nnattr.arguments import Positive, checked
 from nnattr.backend import Backend, JobFunction, Outcome
@@ -18,7 +19,7 @@ from nnattr.errors import TaskError
 from nnattr.model import sites
 from nnattr.model.edits import Edit
 from nnattr.model.loan import on_loan
-from nnattr.model.padding import alone_job, doubtful, padded, require_alike
+from nnattr.model.padding import alone_job, due, padded, require_alike, seen
 from nnattr.runs.edits import edited_job
 from nnattr.runs.logits import prediction_job
 from nnattr.runs.places import raw
@@ -77,8 +78,7 @@ class Model:
     def d_head(self) -> int:
         """Size of a head: of its part of the attention output projection's input."""
         projection = self.module.get_submodule(sites.place(self.spec, "z", 0).path)
-        width = getattr(projection, "in_features", getattr(projection, "nx", None))
-        return (width or projection.weight.shape[-1]) // self.n_heads
+        return outer_widths(projection)[0] // self.n_heads
 
     @property
     def n_kv_heads(self) -> int:
@@ -87,8 +87,7 @@ class Model:
         if qkv is None:
             return getattr(self.config, "num_key_value_heads", None) or self.n_heads
         projection = self.module.get_submodule(f"{self.spec.layers}.0.{qkv.v}")
-        width = getattr(projection, "out_features", getattr(projection, "nf", None))
-        heads = (width or projection.weight.shape[0]) // self.d_head
+        heads = outer_widths(projection)[1] // self.d_head
         return heads if qkv.packing == "separate" else (heads - self.n_heads) // 2
 
     @property
@@ -99,17 +98,20 @@ class Model:
             ArchError: this family has no such projection.
         """
         projection = self.module.get_submodule(sites.place(self.spec, "neuron", 0).path)
-        return getattr(projection, "in_features", None) or projection.weight.shape[0]
+        return outer_widths(projection)[0]
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens that it can read: the rows of its embedding.
 
-        A configuration may say another number, where the vocabulary was changed by hand.
+        A configuration may say another number where the vocabulary was changed by hand, a
+        tokenizer have more tokens, and weights of four bits are packed into fewer rows.
         """
         embedding = self.module.get_submodule(self.spec.embed)
-        rows = getattr(embedding, "num_embeddings", None)
-        return rows or self.config.vocab_size
+        weight = getattr(embedding, "weight", None)
+        if weight is not None and weight.is_floating_point():
+            return weight.shape[0]
+        return getattr(embedding, "num_embeddings", None) or self.config.vocab_size
 
     @property
     def architecture(self) -> str:
@@ -140,21 +142,13 @@ class Model:
         """The longest prompt the model takes, if its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    @property
-    def n_tokens(self) -> int:
-        """How many tokens the model knows: the rows of its token embedding.
-
-        A tokenizer may have more, tokens that were added to it alone.
-        """
-        return self.module.get_submodule(self.spec.embed).weight.shape[0]
-
     def require_known(self, ids: Iterable[Sequence[int]]) -> None:
         """Refuse token ids that the model has no embedding for.
 
         Raises:
             TaskError: there is one.
         """
-        size = self.n_tokens
+        size = self.vocab_size
         extremes = (extreme(row) for row in ids if len(row) for extreme in (min, max))
         past = [token for token in extremes if not 0 <= token < size]
         if past:
@@ -244,12 +238,14 @@ class Model:
         """
         batches = padded(payload)
         width = max((one["mask"].shape[1] for one in batches), default=0)
-        if batches and doubtful(self.module, self.config, width):
+        here = self.backend.holds_weights
+        if batches and due(self.module, self.config, width, here=here):
             options = {"logits_to_keep": 1} if self.accepts("logits_to_keep") else {}
             asked = {"batches": batches, "options": options}
             label = "holding a padded prompt against itself"
             found = self.backend.run(self.nn, alone_job, asked, label=label)
             require_alike(self.name, batches, found.values["same"])
+            seen(self.module, self.config)
 
     @checked
     def predict(

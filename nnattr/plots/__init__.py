@@ -7,6 +7,8 @@ layer, head                   heat map, layer 0 at the top
 layer, pos                    heat map with the tokens along the axis
 layer, head, pos              heat map of the strongest heads over positions, and a menu of layers
 one dimension                 bars with standard errors
+sender, receiver              heat map; of one receiver its senders, layer by head
+sender, receiver, pos         heat map of the strongest edges over positions
 ============================  ==================================================================
 
 `parts` shows the parts of a whole together, also those beside the cells; `matrix` any labelled
@@ -25,6 +27,7 @@ from nnattr.arguments import checked
 from nnattr.drawing import Drawers
 from nnattr.errors import ResultError
 from nnattr.plots.bars import bars
+from nnattr.plots.edges import edges_figure
 from nnattr.plots.head_scores import kinds_figure, loss_figure
 from nnattr.plots.heat import heatmap, strongest
 from nnattr.plots.lens import lens_figure
@@ -49,6 +52,7 @@ from nnattr.results import (
     AttentionParts,
     Comparison,
     Composition,
+    EdgeScores,
     HeadScores,
     HeadWeights,
     Inspection,
@@ -95,6 +99,7 @@ FIGURES: Drawers = {
     (AttentionParts, "plot"): attention_figure,
     (Comparison, "plot"): comparison_figure,
     (Composition, "plot"): composition_figure,
+    (EdgeScores, "plot"): edges_figure,
     (HeadScores, "loss"): loss_figure,
     (HeadScores, "plot"): kinds_figure,
     (HeadWeights, "plot"): head_weights_figure,

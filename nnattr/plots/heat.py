@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +96,7 @@ def heatmap(scores: Scores, *, title: str | None = None, limit: float | None = N
         )
     grid = _grid(mean, dims[:1], dims[1])
     end = look.limit_of(grid.values, limit)
-    return _figure(mean, grid, [grid.trace(end, words.unit(mean))], title)
+    return framed(mean, grid, [grid.trace(end, words.unit(mean))], title)
 
 
 @checked
@@ -132,7 +132,7 @@ def strongest(
     grids = {name: _rows(whole, chosen) for name, chosen in views.items()}
     end, what = look.limit_of(whole.values, limit), words.unit(mean)
     traces = [grid.trace(end, what, visible=not i) for i, grid in enumerate(grids.values())]
-    figure = _figure(mean, grids["strongest rows"], traces, title, extra=40)
+    figure = framed(mean, grids["strongest rows"], traces, title, extra=40)
     return figure.update_layout(updatemenus=[_menu(grids)])
 
 
@@ -172,16 +172,21 @@ def _menu(grids: Mapping[str, Grid]) -> dict[str, Any]:
     return {"buttons": buttons, "bgcolor": "white", "bordercolor": look.LINE, **place}
 
 
-def _figure(
-    mean: Scores, grid: Grid, traces: list[go.Heatmap], title: str | None, extra: int = 0
+def framed(
+    mean: Scores,
+    grid: Grid,
+    traces: Sequence[go.Heatmap],
+    title: str | None,
+    *,
+    also: str = "",
+    extra: int = 0,
 ) -> go.Figure:
-    """The traces with the axes of ``grid`` and a heading."""
+    """The traces with the axes of ``grid`` and a heading; ``also`` ends its second line."""
     wide, tall = grid.size
     head = words.title(mean) if title is None else title
     room = 60 + look.depth(grid.columns)
+    said = " · ".join(filter(None, (words.subtitle(mean), also)))
     figure = go.Figure(traces)
-    made = look.layout(
-        wide + 170, tall + room, head, words.subtitle(mean), extra, words.caution(mean)
-    )
+    made = look.layout(wide + 170, tall + room, head, said, extra, words.caution(mean))
     figure.update_layout(made)
     return figure.update_layout(plot_bgcolor=look.EMPTY, **grid.axes())

@@ -64,10 +64,13 @@ def numbered(label: str, number: object) -> str:
 def axis(labels: list[str], title: str, room: int) -> dict[str, Any]:
     """An axis over entries 0, 1, ... with a label each, or every few where ``room`` is short.
 
-    The entries are numbered, so that two with the same label stay two.
+    The entries are numbered, so that two with the same label stay two. One without a label is a
+    gap: it has no tick, and counting begins anew behind it.
     """
-    step = -(-len(labels) // max(room, 1))
-    shown = list(range(0, len(labels), step))
+    step, shown, since = -(-len(labels) // max(room, 1)), [], 0
+    for at, label in enumerate(labels):
+        since = 0 if not label.strip() else since + 1
+        shown += [at] if since % step == 1 % step and since else []
     return {
         "title": {"text": title, "standoff": 8},
         "tickmode": "array",

@@ -88,6 +88,7 @@ def _points(one: Scores, other: Scores) -> go.Scatter:
     """A point per cell, whose hover text gives both values."""
     values = [scores.values.to_numpy().ravel() for scores in (one, other)]
     spreads = [words.errors(scores).ravel() for scores in (one, other)]
+    known = np.isfinite(values[0] + values[1])
     texts = [
         f"<b>{name}</b>"
         + "".join(
@@ -95,10 +96,11 @@ def _points(one: Scores, other: Scores) -> go.Scatter:
             for scores, value, spread in zip((one, other), values, spreads, strict=True)
         )
         for i, name in enumerate(words.cell_names(one, one.cell_dims).ravel())
+        if known[i]
     ]
     return go.Scatter(
-        x=values[0],
-        y=values[1],
+        x=values[0][known],
+        y=values[1][known],
         mode="markers",
         marker={"size": 8, "color": look.BLUE, "opacity": 0.65},
         hovertext=texts,

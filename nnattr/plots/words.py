@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nnattr.plots import look
-from nnattr.results import Result, Scores, cell_label, measured
+from nnattr.results import EdgeScores, Result, Scores, cell_label, measured
+from nnattr.results.edge_scores import BETWEEN
 
 SITES = {
     "z": "head outputs (z)",
@@ -88,11 +89,15 @@ def title(scores: Scores) -> str:
 
 
 def subtitle(scores: Scores) -> str:
-    """The second line: direction or replacement, cells and positions, model, number of examples."""
+    """The second line: direction or replacement, cells and positions, model, number of examples.
+
+    Of edges also what was frozen between their ends.
+    """
     arguments = scores.provenance.arguments
     parts = [
         REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
         _estimator(arguments.get("estimator")),
+        BETWEEN.get(scores.between, scores.between) if isinstance(scores, EdgeScores) else None,
         _positions(arguments["positions"]) if "positions" in arguments else None,
         scores.provenance.asked,
         safe(scores.provenance.subject),
@@ -168,11 +173,14 @@ def hover_texts(scores: Scores) -> np.ndarray:
     values = scores.values.to_numpy()
     texts = np.empty(values.shape, dtype=object)
     for at in np.ndindex(values.shape):
-        number = measured(float(values[at]), float(spread[at]))
-        texts[at] = f"<b>{names[at]}</b><br>{what}<br>{number}"
-        if np.isfinite(spread[at]):
-            texts[at] += " (standard error)"
+        texts[at] = hover_text(str(names[at]), float(values[at]), float(spread[at]), what)
     return texts
+
+
+def hover_text(name: str, value: float, error: float, what: str) -> str:
+    """What is said of one cell that is pointed at; ``name`` and ``what`` as plotly shows them."""
+    text = f"<b>{name}</b><br>{what}<br>{measured(value, error)}"
+    return f"{text} (standard error)" if np.isfinite(error) else text
 
 
 def _positions(given: Any) -> str:

@@ -14,10 +14,11 @@ from nnattr.errors import ResultError
 from nnattr.methods.attention.attention_patterns import attention_patterns
 from nnattr.model.model import Model
 from nnattr.plots import words
+from nnattr.plots.edges import view
 from nnattr.plots.look import limit_of
 from nnattr.report import html, sections
 from nnattr.report.entry import TOP, Entry
-from nnattr.results import Patterns, Scores, cell_label
+from nnattr.results import EdgeScores, Patterns, Scores, cell_label
 
 HEADS_SHOWN = 4  # heads whose attention is shown
 PATTERN_HEIGHT = 440  # pixels
@@ -46,7 +47,10 @@ def answer(entry: Entry[Scores], name: str, limit: float | None) -> Markup:
     scores = entry.result
     found = [sections.strongest(scores, TOP)]
     if scores.cell_dims:
-        found.insert(0, sections.heat(scores, name, CAPTION, limit=limit))
+        found.insert(0, sections.heat(scores, name, _caption(scores), limit=limit))
+    if _has_direct_effects(scores):
+        direct, heading = scores.sel(receiver="logits"), "The direct effects: edges into the logits"
+        found.append(sections.heat(direct, f"{name}-logits", _caption(direct), heading))
     beside = scores.cell_dims and sections.is_narrow(scores.plot(title=""))
     said = unescape(words.subtitle(scores))
     return html.section(
@@ -56,6 +60,18 @@ def answer(entry: Entry[Scores], name: str, limit: float | None) -> Markup:
         *sections.caution(scores),
         *([html.side_by_side(*found)] if beside else found),
     )
+
+
+def _caption(scores: Scores) -> str:
+    """What is seen, and of edges which of them and what stands for no value."""
+    notes = view(scores).notes if isinstance(scores, EdgeScores) else []
+    return " ".join([CAPTION, *(f"{note[:1].upper()}{note[1:]}." for note in notes)])
+
+
+def _has_direct_effects(scores: Scores) -> bool:
+    """Whether there are edges into the logits among others."""
+    receivers = scores.raw["receiver"].to_numpy() if isinstance(scores, EdgeScores) else ()
+    return len(receivers) > 1 and "logits" in receivers
 
 
 def limits(entries: Sequence[Entry[Scores]]) -> list[float | None]:
@@ -94,7 +110,7 @@ def comparable(entries: Sequence[Entry[Scores]]) -> Iterable[tuple[Entry[Scores]
 
 
 def _same_cells(one: Scores, other: Scores) -> bool:
-    keys = ("site", "positions", "direction")
+    keys = ("site", "positions", "direction", "between")
     asked = [[scores.provenance.arguments.get(key) for key in keys] for scores in (one, other)]
     return asked[0] == asked[1] and all(
         one.raw.sizes.get(dim) == other.raw.sizes.get(dim)

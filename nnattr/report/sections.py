@@ -24,6 +24,7 @@ from nnattr.results import (
     Scores,
     agreement,
 )
+from nnattr.results.cells import counted
 from nnattr.results.statistics import bootstrap_bounds
 from nnattr.tasks import Task
 
@@ -138,11 +139,15 @@ def _cell(cell: Cell) -> str:
 def strongest(scores: Scores, k: int) -> Markup:
     """The ``k`` strongest cells with 95 % intervals of their means, as a table."""
     cells = scores.top(k)
-    total = scores.mean().raw.size
-    label = f"The {len(cells)} strongest of {total} cells, by {unescape(words.unit(scores))}"
+    label = (
+        f"The {len(cells)} strongest of {counted(scores.n_cells, scores.NOUN)}, by "
+        f"{unescape(words.unit(scores))}"
+    )
     bounds = _intervals(scores, cells)
     if bounds is None:
-        return html.table(label, ("cell", "value"), [(c.label, f"{c.value:+.3f}") for c in cells])
+        return html.table(
+            label, (scores.NOUN, "value"), [(c.label, f"{c.value:+.3f}") for c in cells]
+        )
     n = scores.raw.sizes["example"]
     caption = (
         f"{label}. The intervals (95 %, bootstrap over the {n} examples) speak of these examples, "
@@ -157,18 +162,15 @@ def strongest(scores: Scores, k: int) -> Markup:
         )
         for cell, low, high in zip(cells, *bounds, strict=True)
     ]
-    return html.table(caption, ("cell", "value", "95 % interval", "standard error"), rows)
+    return html.table(caption, (scores.NOUN, "value", "95 % interval", "standard error"), rows)
 
 
 def _intervals(scores: Scores, cells: Sequence[Cell]) -> np.ndarray | None:
     """Both bounds [2, cell] of the cells' means; None where the examples are not known apart."""
     if "example" not in scores.raw.dims or scores.raw.sizes["example"] < 2 or not cells:
         return None
-    values = scores.values
-    chosen = [
-        values.sel(dict(zip(scores.cell_dims, cell.index, strict=True))).to_numpy()
-        for cell in cells
-    ]
+    labels = [dict(zip(scores.cell_dims, cell.index, strict=True)) for cell in cells]
+    chosen = [scores.sel(**label).values.to_numpy().ravel() for label in labels]
     return bootstrap_bounds(np.stack(chosen, axis=1), 0.95, RESAMPLES, seed=0)
 
 

@@ -17,6 +17,7 @@ from nnattr.results.scores import Scores
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 #: What stayed as it is in the run patched into, by a method's argument ``between``, in words.
 BETWEEN = {
@@ -41,6 +42,7 @@ class EdgeScores(Scores):
         scale: what ``values`` are divided by: the runs' mean gap when normalised, else 1.
     """
 
+    NOUN: ClassVar = "edge"
     OTHERS: ClassVar = ("error", "testable")
 
     def __post_init__(self) -> None:
@@ -84,15 +86,9 @@ class EdgeScores(Scores):
         return str(self.provenance.arguments.get("between", "frozen"))
 
     @property
-    def n_edges(self) -> int:
-        """How many edges were measured (at positions of their own: edges and positions)."""
-        return int(self._known().sum())
-
-    @property
     def n_untestable(self) -> int:
-        """How many of them these prompts can say nothing of."""
-        known = self._known()
-        return 0 if self.testable is None else int((known & ~self.testable).sum())
+        """How many of the edges these prompts can say nothing of."""
+        return self.n_cells - int(self.mean().values.notnull().sum())
 
     def sel(self, **indexers: Any) -> EdgeScores:
         """A part of the scores by label; senders and receivers by any way of writing them.
@@ -119,17 +115,37 @@ class EdgeScores(Scores):
             table["testable"] = each.to_numpy().ravel()
         return table.dropna(subset="raw", ignore_index=True)
 
-    def _known(self) -> xr.DataArray:
-        """Which edges were measured at all."""
-        known = self.raw.notnull()
-        return known.any("example") if "example" in known.dims else known
+    @checked
+    def plot(
+        self,
+        *,
+        sender: Any = None,
+        receiver: Any = None,
+        title: str | None = None,
+        limit: float | None = None,
+    ) -> go.Figure:
+        """Senders by receivers; of one sender or receiver its other ends, layer by head.
+
+        Args:
+            sender: show the edges from this part alone: where what it writes goes.
+            receiver: show the edges into this part alone: what it reads.
+            title: the first line above the figure; None writes one, ``""`` leaves it out.
+            limit: the value at which the colours end; None means the strongest edge.
+
+        Returns:
+            a plotly figure, not shown. Of a large matrix it has the strongest edges with all others
+            between the same parts, and says so; with positions the strongest edges over these.
+        """
+        return self._drawn("plot", sender=sender, receiver=receiver, title=title, limit=limit)
 
     def __repr__(self) -> str:
         p = self.provenance
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
-        head = f"EdgeScores({p.method} of {p.metric} on {p.subject}, {p.task}: {sizes})"
-        said = f"{counted(self.n_edges, 'edge')}; {BETWEEN.get(self.between, self.between)}"
-        if self.n_untestable:
-            said += f"; {self.n_untestable} not testable with this counterfactual"
-        lines = [*wrap(head, WIDTH), spelled(self.baselines, p.metric), *wrap(said, WIDTH)]
+        head = f"EdgeScores({p.method} of {p.metric})"
+        size = wrap(f"{p.subject}, {p.task}: {sizes}", WIDTH)
+        n, unknown = self.n_cells, self.n_untestable
+        each = " at single positions" if "pos" in self.raw.dims else ""
+        said = f"{counted(n, self.NOUN)}{each}; {BETWEEN.get(self.between, self.between)}"
+        said += f"; {unknown} not testable with this counterfactual" if unknown else ""
+        lines = [head, *size, spelled(self.baselines, p.metric), *wrap(said, WIDTH)]
         return "\n".join([*lines, repr(self.top(5))])

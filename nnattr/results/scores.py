@@ -44,6 +44,8 @@ class Scores(Result):
     """
 
     VARIABLES: ClassVar = {"raw": None, "baselines": ("run", "example")}
+    #: What a cell is called.
+    NOUN: ClassVar[str] = "cell"
     #: The variables that it may have besides.
     OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest", "by_position", "completeness")
 
@@ -162,6 +164,11 @@ class Scores(Result):
     def cell_dims(self) -> tuple[str, ...]:
         """The dimensions that name a cell, e.g. ``("layer", "head")``."""
         return tuple(str(dim) for dim in self.raw.dims if dim != "example")
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells have a number in any example."""
+        return int(self.mean().raw.notnull().sum())
 
     @checked
     def mean(self) -> Self:

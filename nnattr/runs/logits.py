@@ -5,6 +5,7 @@ Everything here travels: torch and plain values only.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.portions import Portions, RefusedError
+
+#: Said where there is nothing to read.
+NO_NUMBERS = (
+    "the logits, or what they are made of, are NaN on some prompt. Check the model's weights for "
+    "NaN or overflow (`nnattr doctor`), or use dtype='float32'."
+)
 
 
 def prediction_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
@@ -52,11 +59,13 @@ def predicted(
 def require_numbers(values: Tensor) -> None:
     """Refuse to say what a model predicts whose logits, or what is read of them, are NaN."""
     if values.isnan().any():
-        raise RefusedError(
-            "backend",
-            "the logits are NaN on some prompt. Check the model's weights for NaN or overflow "
-            "(`nnattr doctor`), or use dtype='float32'.",
-        )
+        raise RefusedError("backend", NO_NUMBERS)
+
+
+def require_number(gap: float) -> None:
+    """Refuse to judge a model's structure by a gap that is NaN, as of two activations that are."""
+    if math.isnan(gap):
+        raise RefusedError("backend", NO_NUMBERS)
 
 
 def take(values: Tensor, columns: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ key_pos] numbers of a layer while it runs. Inside a job: torch and plain values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.interface import Handed, call_in, has_sinks
+from nnattr.runs.logits import NO_NUMBERS
 from nnattr.runs.places import raw
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import pass_tolerance, pattern_tolerance, weights_tolerance
@@ -126,6 +128,8 @@ def other_model(
         with torch.no_grad():
             plain = nn.output.logits[0, -1]
     gap = float((logits[row].float() - plain.float()).abs().max() / plain.float().abs().max())
+    if math.isnan(gap):
+        return [("backend", NO_NUMBERS)]
     if gap <= pass_tolerance(plain):
         return []
     reason = (
@@ -212,7 +216,9 @@ def flaw(
     off = (off.clamp(min=0) if sinks else off.abs()).amax(1)[rows].max()
     ahead = pattern.abs().amax(1).masked_fill(seen, 0)[rows].max()
     limit = pattern_tolerance(pattern.dtype)
-    if not (off <= limit and ahead <= limit):
+    if torch.stack([off, ahead]).isnan().any():
+        return "backend", NO_NUMBERS
+    if off > limit or ahead > limit:
         reason = (
             f"what {path} returned is not a causal attention pattern: a row's sum is off 1 by "
             f"{float(off):.1e}, and a query looks at a later token or at padding with "

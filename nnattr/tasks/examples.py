@@ -15,7 +15,7 @@ from typing import Any, Self
 from nnattr.arguments import checked
 from nnattr.errors import TaskError
 from nnattr.tasks.form import Drop, Groups, IdGroups
-from nnattr.tokens import Tokens, prompt_ids, token_strings, unknown_id
+from nnattr.tokens import Tokens, encoded, token_strings, unknown_id
 
 #: The fields that have one entry per example, where they are not empty.
 _PER_EXAMPLE = (
@@ -121,15 +121,15 @@ class Examples:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def encoded_by(self, tokenizer: Any) -> bool:
-        """Whether the ids are this tokenizer's: it writes the first prompt so.
+        """Whether the ids are this tokenizer's: it writes every prompt so.
 
         Prompts that were given as ids need not be written as their texts would be: of these it is
         the texts of all tokens that must be the same.
         """
         mine = self.clean_tokens
         if not self.from_ids:
-            row = mine.rows[0][: len(mine.rows[0]) - self.appended[0]]
-            return row == prompt_ids(tokenizer, self.clean[0], verbatim=self.chat)
+            own = [row[: len(row) - n] for row, n in zip(mine.rows, self.appended, strict=True)]
+            return own == encoded(tokenizer, self.clean, verbatim=self.chat)
         known = all(unknown_id(tokenizer, row) is None for row in mine.rows)
         return known and token_strings(tokenizer, mine.rows) == list(map(list, mine.strings))
 

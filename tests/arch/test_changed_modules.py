@@ -16,6 +16,7 @@ import nnattr
 from nnattr import Model, Task
 from nnattr.errors import ArchError
 from nnattr.model.load import load
+from tests.methods.common import assert_same, expected, ragged_tiny
 from tests.oracles.heads import patch_every_head
 from tests.tiny import VOCAB, tiny_module, tiny_tokenizer
 
@@ -47,6 +48,17 @@ def gpt2_popped(module: Any) -> None:
     module.transformer.h = nn.ModuleList([module.transformer.h[0], module.transformer.h[2]])
 
 
+def llama_swapped(module: Any) -> None:
+    """The first two layers change places, and still keep keys and values by their old numbers."""
+    layers = module.model.layers
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+def gpt2_swapped(module: Any) -> None:
+    layers = module.transformer.h
+    layers[0], layers[1] = layers[1], layers[0]
+
+
 def mixtral_cut(module: Any) -> None:
     module.model.layers = module.model.layers[:2]
 
@@ -69,6 +81,8 @@ CHANGES: dict[str, tuple[str, bool, Callable[[Any], None]]] = {
     "llama, fewer layers said": ("llama", False, llama_told_alone),
     "gpt2, the last layer cut": ("gpt2", True, gpt2_cut),
     "gpt2, a layer popped": ("gpt2", True, gpt2_popped),
+    "llama, layers swapped": ("llama", False, llama_swapped),
+    "gpt2, layers swapped": ("gpt2", True, gpt2_swapped),
     "mixtral, the last layer cut": ("mixtral", False, mixtral_cut),
     "llama, resized": ("llama", False, resized),
     "gpt2, resized and tied": ("gpt2", True, resized),
@@ -95,6 +109,22 @@ def test_a_changed_module_gives_its_own_numbers(change: str) -> None:
     assert np.abs(cells).max() > 1e-3, "a patch that changes nothing tests nothing"
     parts = nnattr.direct_logit_attribution(model, task)
     np.testing.assert_allclose(parts.values.values.sum(), clean, atol=2e-5)
+
+
+@pytest.mark.parametrize("change", [llama_swapped, gpt2_swapped, llama_popped_and_told])
+@pytest.mark.parametrize("site", ["z", "resid_pre"])
+def test_rows_do_not_go_on_from_another_layers_keys(change: Any, site: Any) -> None:
+    """Prompts of unequal lengths, each position by itself: rows begin everywhere."""
+    module = tiny_module(change.__name__.partition("_")[0])
+    change(module)
+    with pytest.warns(UserWarning, match="number themselves"):
+        model = load(module, tokenizer=tiny_tokenizer())
+    task = ragged_tiny(model)
+    found = nnattr.activation_patching(
+        model, task, nnattr.LogitDiff(), site=site, positions="each", normalized=False
+    )
+    assert found.provenance.arguments["engine"] == "full"
+    assert_same(found.raw, expected("activation", model, task, site=site, positions="each"))
 
 
 def test_an_unknown_family_without_its_last_layer_is_discovered() -> None:

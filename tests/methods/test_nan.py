@@ -26,6 +26,13 @@ def test_nothing_is_said_without_numbers(backend: str) -> None:
         lambda: nnattr.most_frequent_answers(model, task.clean),
         lambda: task.filter(model),
         lambda: nnattr.activation_patching(model, task, LogitDiff()),
+        lambda: nnattr.logit_lens(model, task),
+        lambda: nnattr.attention_patterns(model, task, heads=[(3, 0)]),
+        lambda: nnattr.detect_heads(model),
+        lambda: nnattr.decompose_attention(model, task, (3, 0)),
+        lambda: nnattr.compare_runs(model, task.clean[0], task.clean[1]),
+        lambda: nnattr.weights.ov(model, (2, 1)).copying_score(),
+        lambda: nnattr.direct_logit_attribution(model, task),
     )
     for call in calls:
         with pytest.raises(NnattrError, match=r"NaN|not finite"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama
 
 import nnattr
 from nnattr import LogitDiff, Model, Task
+from nnattr.backend import NDIF
 from nnattr.errors import TaskError
-from nnattr.model.padding import doubtful
-from tests.methods.common import assert_same, expected, ragged_tiny, tiny
-from tests.tiny import CONTEXT, tiny_module, tiny_tokenizer
+from nnattr.model.padding import alone_job, doubtful, due
+from tests.methods.common import Forwards, assert_same, expected, ragged_tiny, tiny
+from tests.tiny import CONTEXT, FAMILIES, tiny_module, tiny_tokenizer
 
 #: What is asked of prompts of 6, 4 and 7 tokens, each in its own way.
 CALLS = {
@@ -105,7 +109,75 @@ def test_a_hook_that_leaves_single_tokens_alone_is_tried_wherever_passes_begin()
     assert_same(found.raw, expected("activation", model, task, positions="each"))
 
 
-def test_ordinary_models_are_not_tried() -> None:
-    for family in ("llama", "gpt2", "phi3"):
-        model = tiny(family)
-        assert not doubtful(model.module, model.config, CONTEXT)
+def bare_attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **given: Any) -> Any:
+    """An attention of one's own that looks at padding: it leaves the mask out."""
+    shared = q.shape[1] // k.shape[1]
+    k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
+    earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+    scores = (q @ k.transpose(-1, -2) * given["scaling"]).masked_fill(~earlier, -1e9)
+    return (scores.softmax(-1) @ v).transpose(1, 2), None
+
+
+def turned_by_column(q: torch.Tensor, k: torch.Tensor, *given: Any) -> Any:
+    """What replaces a rotary turn: queries grow along the batch's columns."""
+    return q * (1 + torch.arange(q.shape[2]).view(-1, 1) / 5), k
+
+
+def with_bare_attention(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "bare", bare_attention)
+    module.config._attn_implementation = "bare"
+
+
+def with_another_kernel(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", bare_attention)
+
+
+def with_another_function(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", turned_by_column)
+
+
+@pytest.mark.parametrize("after_a_call", [False, True])
+@pytest.mark.parametrize(
+    "change", [with_bare_attention, with_another_kernel, with_another_function]
+)
+def test_code_that_nobody_sees_on_the_modules_is_tried(
+    change: Any, after_a_call: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every module is as it was built; what its forward calls is not."""
+    module = tiny_module("llama")
+    model = nnattr.load(module, tokenizer=tiny_tokenizer(), backend="local")
+    task = ragged_tiny(model)
+    if after_a_call:
+        model.predict(task.clean_tokens)
+    change(module, monkeypatch)
+    assert not doubtful(module, model.config, CONTEXT)
+    with pytest.raises(TaskError, match="otherwise beside"):
+        model.predict(task.clean_tokens)
+    model.predict(task[[0]].clean_tokens)
+
+
+def test_ordinary_models_are_tried_once() -> None:
+    model = nnattr.load(tiny_module("llama"), tokenizer=tiny_tokenizer(), backend="local")
+    task = ragged_tiny(model)
+    with Forwards(model) as first:
+        model.predict(task.clean_tokens)
+    with Forwards(model) as second:
+        model.predict(task.clean_tokens)
+    assert (first.rows, second.rows) == ([2, 1, 3], [3])
+    other = replace(model, backend=NDIF())
+    assert not due(model.module, model.config, CONTEXT, here=other.backend.holds_weights)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_of_the_table_depends_on_padding(family: str) -> None:
+    """What is not tried again in every call: code of transformers, whatever the weights."""
+    model = tiny(family)
+    assert not doubtful(model.module, model.config, CONTEXT)
+    short, long = [7, 8, 9], list(range(20, 52))
+    ids = torch.tensor([long, [1] * (len(long) - len(short)) + short])
+    batch = {"ids": ids, "mask": ids != 1}
+    found = model.run(alone_job, {"batches": [batch], "options": {}}, label="padding").values
+    assert found["same"] == [True]
+    with torch.no_grad():  # the control: without the mask it does
+        seen, alone = model.module(ids).logits[1, -1], model.module(ids[1:, -3:]).logits[0, -1]
+    assert (seen - alone).abs().max() > 1e-3 * alone.abs().max()

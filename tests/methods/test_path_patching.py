@@ -74,3 +74,14 @@ def test_edges_of_every_family(family):
     }
     assert there == expected
     assert_agrees(scores, model, asked, 24)
+
+
+@pytest.mark.parametrize("port", ["k", "v"])
+def test_one_receiver_in_the_last_layer_is_not_taken_for_another_by_full_passes(port):
+    """Its positions change before the last one, where alone its rows are wanted."""
+    model = tiny_model("llama")
+    last = f"L{model.n_layers - 1}KV0.{port}"
+    asked = task(model, pair(9, 3), pair(9, 4, shift=5))
+    scores = scored(model, asked, receivers=last)
+    assert scores.provenance.arguments["engine"] == "suffix", scores.provenance.fell_back
+    assert_agrees(scores, model, asked, 12)

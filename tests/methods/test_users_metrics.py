@@ -12,7 +12,7 @@ import torch
 import nnattr
 from nnattr import LogitDiff, Model, Task
 from nnattr.errors import MetricError, NnattrError
-from tests.methods.common import even_ioi, teaching
+from tests.methods.common import even_ioi, ragged_ioi, teaching
 
 #: Every method that takes a metric of any kind, and the ways to run it.
 METHODS: dict[str, Callable[[Model, Task, Any], Any]] = {
@@ -121,6 +121,31 @@ def test_a_metric_of_one_argument_is_told_the_form(method: str) -> None:
     model = teaching("teaching-llama")
     with pytest.raises(MetricError, match=r"takes \(logits\).*metric\(logits, batch\)"):
         METHODS[method](model, even_ioi(model), lambda logits: logits[:, -1, 0])
+
+
+def second_token(logits: Any, batch: Any) -> Any:
+    return logits[:, 1, 5] - logits[:, 1, 6]
+
+
+def mean_of_positions(logits: Any, batch: Any) -> Any:
+    return logits.mean(1)[:, 5]
+
+
+def by_the_width(logits: Any, batch: Any) -> Any:
+    return logits[:, -1, 5] / logits.shape[1]
+
+
+def own_mean(logits: Any, batch: Any) -> Any:
+    return (logits[..., 5] * batch.mask).sum(1) / batch.mask.sum(1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("metric", [second_token, mean_of_positions, by_the_width])
+def test_a_metric_that_reads_padding_is_refused(method: str, metric: Any) -> None:
+    model = teaching("teaching-llama")
+    with pytest.raises(MetricError, match="reads padding"):
+        METHODS[method](model, ragged_ioi(model), metric)
+    METHODS[method](model, ragged_ioi(model), own_mean)
 
 
 def for_one_row(logits: Any, batch: Any) -> Any:

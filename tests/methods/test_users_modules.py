@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import nnattr
 from nnattr import LogitDiff, Model, Task, activation_patching, attribution_patching
+from nnattr.errors import ArchError
 from tests.methods.common import (
     assert_same,
     expected,
@@ -85,6 +86,15 @@ def banned(module: nn.Module, given: Any, output: Any) -> Any:
     return output
 
 
+def grown(module: nn.Module, given: Any) -> None:
+    """Writes into what it is given, and returns nothing."""
+    given[0].mul_(1.2)
+
+
+def in_two(layer: Any) -> None:
+    layer.self_attn.o_proj = nn.Sequential(layer.self_attn.o_proj, nn.Tanh())
+
+
 def blocks(module: Any) -> Any:
     return module.model.layers
 
@@ -106,6 +116,8 @@ DONE: dict[str, Callable[[Any], object]] = {
     "down-projection scaled": lambda m: blocks(m)[2].mlp.down_proj.register_forward_hook(scaled),
     "layer scaled": lambda m: blocks(m)[1].register_forward_hook(scaled),
     "last layer bent": lambda m: blocks(m)[-1].register_forward_hook(bent),
+    "output projections in two": lambda m: [in_two(layer) for layer in blocks(m)],
+    "layer fed in place": lambda m: blocks(m)[1].register_forward_pre_hook(grown),
     "layer fed": lambda m: blocks(m)[1].register_forward_pre_hook(half_given),
     "norm fed": lambda m: blocks(m)[1].post_attention_layernorm.register_forward_pre_hook(
         half_given
@@ -159,7 +171,16 @@ def test_patching_is_that_of_plain_hooks(done: str, engine: Any) -> None:
     assert float(moved) > 0.05
 
 
-@pytest.mark.parametrize("done", DONE)
+def test_a_hook_that_writes_into_what_is_differentiated() -> None:
+    model = changed("layer fed in place")
+    task = ragged_tiny(model)
+    with pytest.raises(ArchError, match="writes into an activation"):
+        attribution_patching(model, task, LogitDiff(), site="resid_post")
+    found = attribution_patching(model, task, LogitDiff(), site="mlp_out", normalized=False)
+    assert_same(found.raw, expected("attribution", model, task, site="mlp_out"))
+
+
+@pytest.mark.parametrize("done", [done for done in DONE if done != "layer fed in place"])
 def test_gradients_are_those_of_plain_hooks(done: str) -> None:
     model = changed(done)
     task = ragged_tiny(model)

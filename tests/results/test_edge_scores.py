@@ -23,7 +23,7 @@ def test_there_are_numbers_where_there_are_edges_and_nowhere_else() -> None:
     edges = edge_scores(GRAPH)
     assert edges.cell_dims == ("sender", "receiver")
     assert (edges.mean().values.notnull().to_numpy() == GRAPH.mask().numpy()).all()
-    assert edges.n_edges == len(GRAPH)
+    assert edges.n_cells == len(GRAPH)
     assert edges.n_untestable == 0
     assert set(edges.top(1000).indices) == {
         tuple(
@@ -37,7 +37,7 @@ def test_there_are_numbers_where_there_are_edges_and_nowhere_else() -> None:
 def test_what_could_not_be_tested_is_no_zero() -> None:
     edges = edge_scores(GRAPH, untestable=UNTESTED)
     whole = edge_scores(GRAPH)
-    assert (edges.n_edges, edges.n_untestable) == (len(GRAPH), 2)
+    assert (edges.n_cells, edges.n_untestable) == (len(GRAPH), 2)
     cell = {"sender": "M0", "receiver": "logits"}
     assert (edges.raw.sel(cell) == 0).all()
     for found in (edges, edges.mean(), edges.sel(receiver="logits")):
@@ -68,7 +68,7 @@ def test_statistics_are_those_of_scores() -> None:
         one, other = getattr(edges, name)().to_numpy(), getattr(plain, name)().to_numpy()
         np.testing.assert_allclose(one[..., there], other, rtol=1e-5, err_msg=name)
         assert not one[..., ~there].any() or np.isnan(one[..., ~there]).all()
-    assert edges.where(edges.values.mean("example") > 0).n_edges < len(GRAPH)
+    assert edges.where(edges.values.mean("example") > 0).n_cells < len(GRAPH)
 
 
 def test_means_that_were_reduced_where_the_model_is_say_how_to_keep_examples() -> None:
@@ -134,7 +134,7 @@ def test_the_text_fits_a_terminal_and_says_what_was_frozen(between: str) -> None
     assert "32491 edges" in text
 
 
-def test_estimates_are_compared_on_edges_that_both_know() -> None:
+def test_estimates_are_compared_on_cells_that_both_know() -> None:
     exact, estimate = edge_scores(GRAPH, untestable=UNTESTED), edge_scores(GRAPH, seed=1)
     same = nnattr.agreement(exact, exact, k=5)
     assert (same.pearson, same.overlap) == (pytest.approx(1), 1)

@@ -7,9 +7,7 @@ from functools import cache
 from typing import Any
 
 import nnattr
-from nnattr.graph import Graph
 from tests.methods.common import teaching
-from tests.support.edges import edge_scores
 
 PROMPTS = ["Mary gave the book to", "John gave"]
 
@@ -34,10 +32,8 @@ def made(kind: str) -> Any:
         ),
         "AttentionParts": lambda: nnattr.decompose_attention(model, PROMPTS, (1, 0), pairs=2),
         "Composition": lambda: nnattr.weights.composition(model, "K"),
-        "EdgeScores": lambda: edge_scores(
-            Graph(2, 2, 2),
-            made=nnattr.attribution_patching(model, task, nnattr.LogitDiff()).provenance,
-            n=2,
+        "EdgeScores": lambda: nnattr.path_patching(
+            model, task, nnattr.LogitDiff(), receivers=["M1", "logits"]
         ),
         "HeadScores": lambda: nnattr.detect_heads(model, n=2, length=4),
         "Lens": lambda: nnattr.logit_lens(model, PROMPTS, positions="each", answers=" Mary"),

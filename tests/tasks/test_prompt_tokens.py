@@ -122,6 +122,62 @@ def test_loading_leaves_the_tokenizer_as_it_was():
     assert task.encoded_by(subject.tokenizer)
 
 
+def padding_on_the_right(tokenizer: Any) -> None:
+    tokenizer.padding_side = "right"
+
+
+def one_token_more(tokenizer: Any) -> None:
+    tokenizer.add_tokens([" gave a"])
+
+
+def another_template(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+
+
+def no_bos(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.post_processor = None
+
+
+def cut_to_four(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.enable_truncation(4)
+
+
+def task_of(subject: Any) -> Task:
+    answers = [" Mary", " Tom"], [" John", " James"]
+    return Task.from_pairs(PROMPTS, TWINS, *answers, tokenizer=subject.tokenizer)
+
+
+CHANGES = (padding_on_the_right, one_token_more, another_template, no_bos, cut_to_four)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_tokenizer_that_is_changed_after_loading_changes_nothing(change: Any):
+    module, tokenizer = loaded()
+    subject = nnattr.load(module, tokenizer=tokenizer)
+    task = task_of(subject)
+    before = nnattr.activation_patching(subject, task, LogitDiff(), normalized=False)
+    said = nnattr.generate(subject, task.clean[0], max_new_tokens=3)
+    change(tokenizer)
+    again = task_of(subject)
+    assert again.clean_tokens.rows == task.clean_tokens.rows
+    after = nnattr.activation_patching(subject, again, LogitDiff(), normalized=False)
+    np.testing.assert_array_equal(after.raw, before.raw)
+    assert nnattr.generate(subject, task.clean[0], max_new_tokens=3) == said
+
+
+@pytest.mark.parametrize("change", [one_token_more, no_bos])
+def test_the_models_own_is_noticed_by_tasks_that_it_would_write_otherwise(change: Any):
+    module, tokenizer = loaded()
+    subject = nnattr.load(module, tokenizer=tokenizer)
+    prompts = ["The dog slept.", *PROMPTS]  # the first of them is written alike by both
+    task = Task.from_pairs(
+        prompts, ["The cat slept.", *TWINS], [" Mary"] * 3, tokenizer=subject.tokenizer
+    )
+    change(subject.tokenizer)
+    with pytest.raises(TaskError, match="encoded with another tokenizer"):
+        nnattr.activation_patching(subject, task, LogitDiff())
+
+
 def test_a_tokenizer_that_cannot_be_copied_is_refused():
     module, tokenizer = loaded()
     tokenizer.own = (number for number in range(3))

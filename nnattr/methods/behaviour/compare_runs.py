@@ -28,7 +28,7 @@ from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, columns, texts_and_tokens
 from nnattr.results import Comparison
 from nnattr.runs.inputs import PromptBatch, inputs
-from nnattr.runs.logits import take
+from nnattr.runs.logits import require_numbers, take
 from nnattr.runs.portions import Portions
 from nnattr.tasks.positions import labels
 from nnattr.tokens import Tokens, pad_id
@@ -117,6 +117,7 @@ def logits_at(nn: Any, prompts: PromptBatch, columns: Tensor) -> Tensor:
     with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             logits = take(nn.output.logits, columns).float()
+    require_numbers(logits[:, -1])
     return logits
 
 

@@ -18,6 +18,8 @@ from nnattr.tokens import pad_id
 
 #: Beyond a million times the usual one all tokens are equally likely.
 Temperature: TypeAlias = Annotated[float, Between(0, 1e6)]
+#: Below it only the likeliest token has a chance, and logits divided by it overflow.
+COLDEST = 1e-6
 
 #: Every option by which a checkpoint's generation_config would change what is likely or how it is
 #: chosen, and the value at which it does nothing: a temperature is all that is applied here.
@@ -100,6 +102,11 @@ def generate(
 
     Cost: one forward pass of the prompts and one per new token, in one job.
     """
+    if 0 < temperature < COLDEST:
+        raise TaskError(
+            f"temperature is {temperature:g}, and logits divided by it are more than float32 "
+            "holds; say 0, which takes the likeliest token."
+        )
     if temperature == 0 and (top_k, top_p) != (None, None):
         raise TaskError(
             f"top_k is {top_k!r} and top_p {top_p!r}, and at temperature 0 the likeliest token is "
@@ -119,6 +126,7 @@ def generate(
     payload = {
         "prompts": tokens.tensors,
         "options": options,
+        "head": model.spec.unembed,
         "seed": seed,
         "portions": model.portions(tokens.ids.shape[1] + max_new_tokens),
     }
@@ -145,18 +153,22 @@ def generate_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
         torch.manual_seed(payload["seed"])
         for some in portions:
             with portions.attempt():
-                found = continued(nn, every.take(some), options)
+                found = continued(nn, every.take(some), options, payload["head"])
                 missing = options["max_new_tokens"] - found.shape[1]
                 portions.keep({"ids": torch.nn.functional.pad(found, (0, missing), value=-1)})
                 portions.tick(1, 1)
     return portions.joined()
 
 
-def continued(nn: Any, prompts: PromptBatch, options: dict[str, Any]) -> Tensor:
-    """The new tokens of each prompt [example, new token]."""
+def continued(nn: Any, prompts: PromptBatch, options: dict[str, Any], head: str) -> Tensor:
+    """The new tokens of each prompt [example, new token].
+
+    Whether there are numbers is seen at the unembedding: an adapter around a model is not run when
+    it generates, but what is inside of it.
+    """
     given = {"input_ids": prompts.ids, "attention_mask": prompts.mask.long()}
     with nn.generate(given, **options) as tracer:
-        first = nn.output.logits[:, -1].amax(-1).cpu()  # NaN if one of them is
+        first = nn.get(head).output[:, -1].amax(-1).cpu()  # NaN if one of them is
         text = tracer.result.cpu()
     require_numbers(first)
     return text[:, prompts.width :]

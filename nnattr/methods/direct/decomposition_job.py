@@ -23,6 +23,7 @@ from nnattr.maps.norm import apply, per_unit, transpose
 from nnattr.maps.parts import Split, by_head, output_map, token_part
 from nnattr.methods.direct.direction import Direction, Head, View, final_view
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import require_number
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions, RefusedError
 from nnattr.runs.tolerance import weights_tolerance
@@ -266,7 +267,8 @@ def require_sum(gaps: dict[str, float], dtype: torch.dtype) -> None:
     """Refuse a model that is not the sum of what was read."""
     limit = weights_tolerance(dtype)
     for what, gap in gaps.items():
-        if not gap <= limit:
+        require_number(gap)
+        if gap > limit:
             raise RefusedError(
                 "arch",
                 "the model is not the sum of its parts as nnattr reads it: the "

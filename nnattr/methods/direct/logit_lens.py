@@ -35,7 +35,7 @@ from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, columns, texts_and_tokens
 from nnattr.results import Lens
 from nnattr.runs.inputs import PromptBatch, inputs
-from nnattr.runs.logits import take, top_tokens
+from nnattr.runs.logits import require_number, take, top_tokens
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions, RefusedError
 from nnattr.runs.tolerance import pass_tolerance
@@ -167,7 +167,8 @@ def by_point(
             seen.append(top_tokens(ours, question.top_k, answers))
             cpu = [{key: value.cpu() for key, value in one.items()} for one in seen]
     gap = float((ours.float() - own.float()).abs().max() / own.float().abs().max())
-    if not gap <= pass_tolerance(own):
+    require_number(gap)
+    if gap > pass_tolerance(own):
         raise RefusedError(
             "arch",
             "the model's own logits are not its unembedding of the last point of its residual "

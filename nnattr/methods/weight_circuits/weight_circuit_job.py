@@ -17,6 +17,7 @@ from nnattr.maps.attention import Form, read_attention
 from nnattr.maps.heads import Proof, WeightsQuestion, final_norm, head_matrices
 from nnattr.maps.linear import linear_map
 from nnattr.runs.as_built import as_built
+from nnattr.runs.logits import require_number
 from nnattr.runs.places import raw
 from nnattr.runs.portions import RefusedError, answered
 from nnattr.runs.tolerance import weights_tolerance
@@ -203,7 +204,8 @@ class Sides:
         """Refuse a model that does not do what its weights say."""
         gap = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
         limit = weights_tolerance(self.like.dtype)
-        if not gap <= limit:
+        require_number(gap)
+        if gap > limit:
             raise RefusedError(
                 "arch",
                 f"the {what} are not those of the weights alone: they differ by {gap:.1e} of their "
