@@ -5,6 +5,7 @@ example     one clean/corrupted pair of the task
 kind        one of several kinds of something (of heads: ``previous``, ``induction``)
 sender      a part of the model that writes what another one reads, by its name: ``L0H7``
 receiver    a part of the model that reads it
+path        a chain of edges, by the parts on it: ``L0H7->L2H1.q->logits``
 component   a named part of the residual stream (``embed``, ``L3 attn``) or point of it (``L3 pre``)
 layer       decoder layer, from 0
 head        attention head (query head); a head's output is its slice of the projection's input
@@ -33,6 +34,7 @@ ORDER = (
     "kind",
     "sender",
     "receiver",
+    "path",
     "component",
     "layer",
     "head",

@@ -59,6 +59,7 @@ between frozen (`edges`). Its rows are those above, and enter at their receiver'
 4     what a receiver makes of its changed input           `receivers`
 5     with what the row enters a pass                      `edge_rows`
 6     the same by whole passes, to be held against         `edge_full`
+7     a change's way through MLPs, if these are live       `through_mlps`
 ====  ===================================================  ====================================
 
 Edges need more than one patched row can say where several are patched together, or one after the

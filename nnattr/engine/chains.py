@@ -34,7 +34,7 @@ Chain = list[PlainPart]
 
 
 def chains_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """Both baselines, and the effect along each path [example, path].
+    """Both baselines, and the effect along each path [example, path, 1, 1].
 
     Besides a question's, a payload has ``wiring`` and ``chains`` (see `Chain`).
     """

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.cache import cache_of_rows, inputs_from
-from nnattr.engine.ends import PORTS
+from nnattr.engine.ends import KINDS, PORTS
 from nnattr.engine.receivers import Graphed
 from nnattr.engine.rows import Rows
 from nnattr.engine.shortcuts import read_logits
@@ -26,6 +26,8 @@ from nnattr.runs.places import read, write
 
 #: What is done with an activation where a pass makes it; None where it is only read.
 Change = Callable[[Tensor], Tensor] | None
+#: A place in a pass, and what is done there.
+Step = tuple[tuple[Any, ...], Change]
 
 
 def full_logits(known: Graphed, rows: Rows, start: int) -> Tensor:
@@ -45,19 +47,17 @@ def full_logits(known: Graphed, rows: Rows, start: int) -> Tensor:
 def by_port(known: Graphed, rows: Rows, start: int, port: str) -> Tensor:
     """The same for rows of one layer, whose receivers read by one port."""
     parts, layout, layer = known.parts, known.question.layout, int(rows.layer[0])
-    add = partial(changed, known, rows, start, 1.0)
+    first = reaching(known, rows, start, port)
     if port == "logits":
-        return passed(known, rows, start, [((layout.layers[-1], "output", None), add)])[0]
-    first: tuple[Any, Change] = (layout.layers[layer], "input", None), add
+        return passed(known, rows, start, first)[0]
     if port == "mlp":
-        if not parts.parallel:
-            first = parts.added[layer], partial(changed, known, rows, start, 1 / layout.scale)
         mlp = parts.mlp[layer]
-        _, (_, made) = passed(known, rows, start, [first, (mlp, None)])
+        _, (*_, made) = passed(known, rows, start, [*first, (mlp, None)])
         return passed(known, rows, start, [(mlp, partial(put, made))])[0]
     names = [name for name in "qkv" if name in port]
     places = [parts.ports[name][layer] for name in names]
-    _, (_, *made) = passed(known, rows, start, [first, *((where, None) for where in places)])
+    _, made = passed(known, rows, start, [*first, *((where, None) for where in places)])
+    made = made[len(first) :]
     own = [
         mask(known, rows, value.shape[-1], name) for name, value in zip(names, made, strict=True)
     ]
@@ -73,8 +73,50 @@ def by_port(known: Graphed, rows: Rows, start: int, port: str) -> Tensor:
     return passed(known, rows, start, [(z, partial(put_part, its, apart))])[0]
 
 
+def reaching(known: Graphed, rows: Rows, start: int, port: str) -> list[Step]:
+    """What is done in a pass so that receivers of one layer read what senders change."""
+    parts, layout, layer = known.parts, known.question.layout, int(rows.layer[0])
+    if known.by_mlps:
+        return sent(known, rows, start, port)
+    if port == "logits":
+        return [((layout.layers[-1], "output", None), partial(changed, known, rows, start, 1.0))]
+    if port == "mlp" and not parts.parallel:
+        return [(parts.added[layer], partial(changed, known, rows, start, 1 / layout.scale))]
+    return [((layout.layers[layer], "input", None), partial(changed, known, rows, start, 1.0))]
+
+
+def sent(known: Graphed, rows: Rows, start: int, port: str) -> list[Step]:
+    """The same where only heads are frozen: senders are changed, and every head is put back."""
+    parts, layout = known.parts, known.question.layout
+    last = layout.depth if port == "logits" else int(rows.layer[0])
+    found: list[Step] = [
+        ((layout.layers[0], "input", None), partial(become, known, rows, start, 0, "input"))
+    ]
+    for layer in range(last + 1 if port == "mlp" and not parts.parallel else last):
+        found.append((layout.places[layer], partial(become, known, rows, start, layer, "head")))
+        if parts.mlp and layer < last:
+            found.append((parts.mlp[layer], partial(become, known, rows, start, layer, "mlp")))
+    return found
+
+
+def become(known: Graphed, rows: Rows, start: int, layer: int, kind: str, live: Tensor) -> Tensor:
+    """What senders of a kind write in a layer; other heads of it what they did in the base run."""
+    base, ends, writes = known.base, known.ends, known.writes
+    sender, here = ends.sender(rows.unit), slice(start - base.start, None)
+    own = (ends.kind[sender] == KINDS.index(kind)) & (ends.layer[sender] == layer)
+    covered = known.question.spots[rows.spot, rows.example, start:] & own[:, None]
+    covered, example = covered[..., None].to(live.device), rows.example.to(live.device)
+    if kind == "head":
+        heads = torch.arange(known.question.layout.sizes.heads) == ends.unit[sender][:, None]
+        columns = heads.repeat_interleave(live.shape[-1] // heads.shape[1], 1)[:, None]
+        other, kept = (one[layer][example, here] for one in (base.other, base.own))
+        return torch.where(covered & columns.to(live.device), other, kept)
+    change = (writes.input if kind == "input" else writes.mlp[layer])[example, here]
+    return live.float() + (change * covered).reshape(live.shape)
+
+
 def passed(
-    known: Graphed, rows: Rows, start: int, steps: Sequence[tuple[tuple[Any, ...], Change]]
+    known: Graphed, rows: Rows, start: int, steps: Sequence[Step]
 ) -> tuple[Tensor, list[Tensor]]:
     """One pass of rows: its logits, and what stood at each of these places, in forward order."""
     nn, question = known.nn, known.question
@@ -95,7 +137,7 @@ def passed(
 def changed(known: Graphed, rows: Rows, start: int, factor: float, live: Tensor) -> Tensor:
     """An activation with the senders' change, times a factor."""
     sender = known.ends.sender(rows.unit)
-    change = known.change(rows, sender, start).to(live.device)
+    change = known.change(rows, sender, start, 0).to(live.device)
     return live.float() + (factor * change).reshape(live.shape)
 
 

@@ -147,7 +147,9 @@ class StreamEdges:
         if direct.any():
             some = rows.take(direct)
             sender = known.ends.sender(some.unit)
-            change[direct.to(change.device)] = known.change(some, sender, start)
+            change[direct.to(change.device)] = known.change(
+                some, sender, start, 2 * known.question.layout.depth
+            )
         if not direct.all():
             made, at = self.answers.of(own_layer, rows.take(~direct), start)
             change[~direct.to(change.device)] = known.question.layout.scale * made[at]

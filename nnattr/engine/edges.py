@@ -32,12 +32,17 @@ from nnattr.engine.receivers import Graphed
 from nnattr.engine.rows import Rows, effort
 from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing
 from nnattr.engine.sweep import DISAGREES, batches
+from nnattr.engine.through_mlps import Sending, carried, stages
 from nnattr.runs.as_built import touched
-from nnattr.runs.edits import why_whole
+from nnattr.runs.edits import edited_layers, why_whole
 from nnattr.runs.inputs import cache_argument
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 from nnattr.runs.tolerance import same_logits
 
+#: Why edits and MLPs between do not go together.
+EDITED = (
+    "between='mlps' does not run attention, where the model's edits may be; use between='frozen'."
+)
 #: The tokens whose run takes as long as all else of a pass.
 PASS = 64
 
@@ -46,7 +51,8 @@ def edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Both baselines and the change of the metric for every edge.
 
     A payload has besides a question's ``senders``, ``receivers`` and ``wanted`` (`Ends`), ``parts``
-    (`Parts`), and whether to return the mean and standard error over examples alone (``reduced``).
+    (`Parts`), what is done with all ``between`` them, and whether to return the mean and standard
+    error over examples alone (``reduced``).
 
     Returns:
         as `patching_job`, with ``change`` [example, receiver, sender, spot], NaN where there is no
@@ -55,7 +61,7 @@ def edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """
     question = question_of(nn, payload)
     edges = Asking(nn, payload)
-    portions = portions_for(nn, tick, payload, question)
+    portions = portions_for(nn, tick, payload, question, streams=kept_streams(question, edges))
     known, keep = payload.get("known"), payload.get("keep")
     if known is None:
         shape = len(question), *reversed(edges.ends.shape), len(question.spots)
@@ -72,6 +78,14 @@ def edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     return reduced(found, question.spots.any(-1).T, payload["readings"])
 
 
+def kept_streams(question: Question, edges: Asking) -> int:
+    """How many residual streams of an example are kept: where MLPs between are recomputed, many."""
+    if not edges.by_mlps:
+        return 0
+    read = stages(edges.ends, question.layout.depth, edges.parts.parallel)
+    return len(read) * len(edges.ends.kind) * len(question.spots)
+
+
 class Asking:
     """What is asked of a model's edges, besides the question.
 
@@ -80,6 +94,7 @@ class Asking:
         parts: where their ends are.
         mid: the layout of a patch between attention and MLP.
         behind: the layout of a patch behind a layer.
+        by_mlps: whether MLPs between sender and receiver are recomputed.
     """
 
     def __init__(self, nn: Any, payload: dict[str, Any]) -> None:
@@ -88,6 +103,7 @@ class Asking:
         self.parts = Parts(payload["parts"])
         self.mid = Layout({**plain, "behind_norm": bool(self.parts.behind)}, name)
         self.behind = Layout({**plain, "entry": "added"}, name)
+        self.by_mlps: bool = payload["between"] == "mlps"
 
 
 class Kind:
@@ -167,6 +183,8 @@ def prepared(
 ) -> tuple[BaseRun, list[Kind]]:
     """What rows need, by the engine if it serves this model, else for full passes."""
     because = why_whole(nn)
+    if edges.by_mlps and edited_layers(nn):
+        raise RefusedError("arch", EDITED)
     if not question.full_passes and not because:
         try:
             found = by_engine(nn, question, edges, budget)
@@ -224,9 +242,13 @@ def kinds_of(
     nn: Any, question: Question, edges: Asking, base: BaseRun, budget: Budget
 ) -> list[Kind]:
     """The rows of edges into what reads the stream, and into heads, where there are any."""
-    known = Graphed(nn, question, base, edges.ends, edges.parts, edges.mid)
+    ends, parts, mid = edges.ends, edges.parts, edges.mid
+    known = Graphed(nn, question, base, ends, parts, mid, edges.by_mlps)
     differs = differing(known.writes, edges.ends, question.layout.sizes.heads)
     reach, found = Reach(question, differs, base.start), []
+    if edges.by_mlps and base.streams:
+        sending = Sending(nn, question, base, known.writes, ends, parts, mid)
+        known.carried = carried(sending, reach.first, budget)
     behind = with_(question, layout=edges.behind)
     for asked, patch in ((behind, StreamEdges), (question, HeadEdges)):
         rows = plan(asked, edges.ends, reach, patch.ports)

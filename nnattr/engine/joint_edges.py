@@ -14,7 +14,7 @@ from nnattr.engine.wiring import Wiring
 
 
 def joint_edges_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """Both baselines, and the change of the metric with each set patched [example, set].
+    """Both baselines, and the change of the metric with each set patched [example, set, 1, 1].
 
     Besides a question's, a payload has ``wiring`` (see `nnattr.jobs.wiring`), ``senders`` and
     ``readers``, parts in plain values, and ``sets`` [set, sender, reader], bool.

@@ -24,16 +24,25 @@ FLOAT = 4
 
 
 def portions_for(
-    nn: Any, tick: Any, payload: dict[str, Any], question: Question, backward: bool = False
+    nn: Any,
+    tick: Any,
+    payload: dict[str, Any],
+    question: Question,
+    backward: bool = False,
+    streams: int = 0,
 ) -> Portions:
-    """The way through the examples of a question, in portions whose plain runs fit."""
+    """The way through the examples of a question, in portions whose plain runs fit.
+
+    With ``backward`` they are differentiated; besides so many ``streams`` of an example are kept.
+    """
+    kept = FLOAT * streams * question.layout.sizes.stream * question.base.width
     return Portions(
         nn,
         tick,
         question.layout.embed,
         len(question),
         payload["rows"],
-        need=bytes_per_example(question, backward),
+        need=bytes_per_example(question, backward) + kept,
         max_memory=payload["max_memory"],
         tokens=payload["tokens"],
     )

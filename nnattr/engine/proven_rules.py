@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.rules import Column, Placed, needs_patterns, pulled, ruled
+from nnattr.runs.edits import further
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.interface import call_in
 from nnattr.runs.patterns import go_back, go_eager
@@ -191,4 +192,4 @@ def watched(nn: Any, paths: list[str], side: str, values: list[Tensor]) -> Any:
             module = nn.get(path)
             value = module.input if side == "input" else module.output
             values.append(value.detach().clone())
-    return found
+    return further(nn, found)

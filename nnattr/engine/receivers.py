@@ -36,6 +36,7 @@ from nnattr.engine.question import Layout, Question, sandboxed
 from nnattr.engine.rows import Rows
 from nnattr.engine.senders import Writes, written
 from nnattr.engine.shortcuts import Scratch, one_step_gelu
+from nnattr.engine.through_mlps import Carried, number
 from nnattr.runs.edits import begin_at, edited_layers
 from nnattr.runs.places import read, write
 
@@ -72,10 +73,19 @@ class Graphed:
         ends: which edges.
         parts: where their ends are.
         mid: the layout of a patch between attention and MLP.
+        by_mlps: whether MLPs between sender and receiver are recomputed, or frozen as heads are.
+        carried: what senders' changes become on their way through these; None until that is known.
     """
 
     def __init__(
-        self, nn: Any, question: Question, base: BaseRun, ends: Ends, parts: Parts, mid: Layout
+        self,
+        nn: Any,
+        question: Question,
+        base: BaseRun,
+        ends: Ends,
+        parts: Parts,
+        mid: Layout,
+        by_mlps: bool,
     ) -> None:
         self.nn = nn
         self.question = question
@@ -84,9 +94,18 @@ class Graphed:
         self.parts = parts
         self.mid = mid
         self.writes = Writes(base, question.layout.scale)
+        self.by_mlps = by_mlps
+        self.carried: Carried | None = None
 
-    def change(self, rows: Rows, sender: Tensor, start: int) -> Tensor:
-        """What the senders of rows change, in float32 [row, pos, d], inside a trace."""
+    def change(self, rows: Rows, sender: Tensor, start: int, stage: int) -> Tensor:
+        """What the senders of rows change, in float32 [row, pos, d], inside a trace.
+
+        ``stage`` says where that is read, see `nnattr.engine.through_mlps`; it is the same at all
+        of them unless it is carried through MLPs.
+        """
+        if self.carried is not None:
+            numbers = number(self.question, self.ends, rows, sender)
+            return self.carried.of(numbers, stage, start - self.base.start)
         covered = self.question.spots[rows.spot, rows.example, start:]
         return written(
             self.nn,
@@ -162,7 +181,7 @@ def enter_changed(known: Graphed, asked: Asked) -> None:
     """Let a layer begin with the base run's stream and each sender's change, inside a trace."""
     base, rows = known.base, asked.rows
     stream = of_base_run(base.streams[asked.layer], base, rows, asked.start)
-    change = known.change(rows, rows.unit, asked.start)
+    change = known.change(rows, rows.unit, asked.start, 2 * asked.layer)
     joint = Joint(asked.layer, rows, 1, 0, asked.start)
     entering = (stream.float() + change).to(stream)
     join_stream(known.nn, known.question.layout, base, joint, entering)
@@ -172,7 +191,7 @@ def contribute_changed(known: Graphed, asked: Asked) -> None:
     """Let each sender's change come with what attention gives in the base run, inside a trace."""
     base, rows, layout = known.base, asked.rows, known.mid
     stream = of_base_run(base.streams[asked.layer], base, rows, asked.start)
-    change = known.change(rows, rows.unit, asked.start)
+    change = known.change(rows, rows.unit, asked.start, 2 * asked.layer + 1)
     joint = Joint(asked.layer, rows, 1, 0, asked.start)
     join_stream(known.nn, layout, base, joint, stream)
     contribute(known.nn, layout, base, joint, frozenset(), change / layout.scale)

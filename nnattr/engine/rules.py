@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.norm import apply, frozen, transpose
+from nnattr.runs.edits import further
 from nnattr.runs.interface import Handed, with_sinks
 
 
@@ -105,7 +106,7 @@ def under(nn: Any, column: Column, seen: list[Any] | None) -> Any:
             placed = HOW[column.how](nn.get(path), path, column)
             if seen is not None:
                 seen.append(placed)
-    return found
+    return further(nn, found)
 
 
 def of_value(own: Tensor, other: Tensor) -> Tensor:

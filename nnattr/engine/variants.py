@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from nnattr.engine.measure import measure
-from nnattr.engine.memory import bytes_per_example, bytes_per_row
+from nnattr.engine.memory import bytes_per_row, portions_for
 from nnattr.engine.question import Question, question_of
 from nnattr.engine.wiring import Wiring, wiring_of
 from nnattr.engine.written import Runs, plain_runs
 from nnattr.runs.edits import why_whole
-from nnattr.runs.portions import Budget, Portions, RefusedError, ran_out, release
+from nnattr.runs.portions import Budget, RefusedError, ran_out, release
 
 #: ``run(nn, question, wiring, runs, variants, some)``: the logits of some of the variants
 #: [variant * example, pos, token], from ``runs.start`` on.
@@ -28,7 +28,7 @@ Run = Callable[..., Tensor]
 def variants_job(
     nn: Any, tick: Any, payload: dict[str, Any], variants: Any, run: Run, streams: int
 ) -> dict[str, Any]:
-    """Both baselines, and the change of the metric in each variant [example, variant].
+    """Both baselines, and the ``change`` of the metric in each variant [example, variant, 1, 1].
 
     Args:
         nn: the nnsight model.
@@ -40,16 +40,7 @@ def variants_job(
     """
     question = question_of(nn, payload)
     kept = 4 * streams * question.layout.sizes.stream  # bytes per token
-    portions = Portions(
-        nn,
-        tick,
-        question.layout.embed,
-        len(question),
-        payload["rows"],
-        need=bytes_per_example(question) + kept * question.base.width,
-        max_memory=payload["max_memory"],
-        tokens=payload["tokens"],
-    )
+    portions = portions_for(nn, tick, payload, question, streams=streams)
     wiring = None
     for some in portions:
         with portions.attempt():
@@ -57,8 +48,10 @@ def variants_job(
             asked = question.take(some)
             runs = plain_runs(nn, asked, wiring)
             each = partial(run, nn, asked, wiring, runs, variants)
-            change = changes(asked, runs, portions.budget, portions.tick, len(variants), kept, each)
-            portions.keep({**said(runs), "change": change}, rows=0)  # its passes were counted
+            budget, count = portions.budget, len(variants)
+            change = changes(asked, runs, budget, portions.tick, count, kept, each)
+            values = {**said(runs), "change": change[..., None, None]}
+            portions.keep(values, rows=0)  # its passes were counted as they ran
     return portions.joined()
 
 

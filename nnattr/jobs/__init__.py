@@ -4,6 +4,7 @@
 `study`        one question, checked before anything runs, and its payload
 `asked`        which cells of a site are asked about, as people name them
 `edge_study`   the same of edges: what travels, and what the answer means
+`edge_runs`    the same of a set of edges together, and of single paths
 `layout`       where the engine finds things in this model, and how a patch of a site enters it
 `estimating`   which estimator stands for patching, and its settings
 `wiring`       where parts of this model read and write, for patches of edges

@@ -47,14 +47,7 @@ class EdgeStudy(Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for edit in self.model.edits:
-            replaced = any(mask is not None for *_, mask in edit.places)
-            if replaced and set(edit.sites) & set(BREAKS):
-                raise ArchError(
-                    f"With {edit.said}, the residual stream of {self.model.name} is not the sum of "
-                    "what its parts write, so it has no edges; use activation_patching, or ablate "
-                    "heads and MLPs instead."
-                )
+        require_sums(self.model)
 
     @property
     def keeps_examples(self) -> bool:
@@ -81,6 +74,7 @@ class EdgeStudy(Study):
             "receivers": [_receiver(self.model, part) for part in receivers],
             "wanted": wanted,
             "parts": _parts(self.model),
+            "between": self.arguments["between"],
             "reduced": not self.keeps_examples,
             "readings": 2 if self.reads_twice else 1,
         }
@@ -105,6 +99,18 @@ class EdgeStudy(Study):
         arguments = {k: v for k, v in plain.arguments.items() if k != "site"}
         own = {**self.arguments, "per_example": self.keeps_examples}
         return plain.model_copy(update={"arguments": {**own, **arguments}})
+
+
+def require_sums(model: Model) -> None:
+    """Refuse a model whose edits replace the residual stream, so that parts do not add up to it."""
+    for edit in model.edits:
+        replaced = any(mask is not None for *_, mask in edit.places)
+        if replaced and set(edit.sites) & set(BREAKS):
+            raise ArchError(
+                f"With {edit.said}, the residual stream of {model.name} is not the sum of what its "
+                "parts write, so it has no edges; use activation_patching, or ablate heads and "
+                "MLPs instead."
+            )
 
 
 class EdgeFrame(Frame):

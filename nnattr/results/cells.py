@@ -134,8 +134,7 @@ def _part(name: str) -> Any:
 def cell_label(cell: Mapping[str, Any], token: str | None = None) -> str:
     """The name of a cell in text and figures: ``L9H6``, ``L3 pos 10 ' John'``, ``L0H7 → L1H3``."""
     parts = [f"{cell[one]} → {cell[other]}" for one, other in PAIRS if one in cell]
-    if "component" in cell:
-        parts.append(str(cell["component"]))
+    parts += [str(cell[dim]) for dim in ("path", "component") if dim in cell]
     if "layer" in cell:
         units = {"head": "head", "kv_head": "head", "neuron": "neuron"}
         unit = next((key for key in units if key in cell), None)

@@ -36,7 +36,9 @@ def question(model: Model) -> Task:
 
 
 def scored(model: Model, asked: Task, **options: Any) -> nnattr.EdgeScores:
-    return nnattr.path_patching(model, asked, LogitDiff(), normalized=False, **options)
+    found = nnattr.path_patching(model, asked, LogitDiff(), normalized=False, **options)
+    assert isinstance(found, nnattr.EdgeScores)
+    return found
 
 
 def assert_agrees(scores: nnattr.EdgeScores, model: Model, asked: Task, n: int, **options: Any):

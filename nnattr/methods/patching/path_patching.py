@@ -15,7 +15,16 @@ other heads being those of the base run. Where a norm runs over the queries, or 
 (OLMo 2), one head's query is a part of what the norm makes of the changed input.
 
 The name has two meanings. In the IOI paper the MLPs between :math:`u` and :math:`v` are recomputed,
-and only heads are frozen, so that an effect is the sum over all ways through MLPs.
+and only heads are frozen, so that an effect is the sum over all ways through MLPs
+(``between="mlps"``).
+
+Two more questions are asked of whole runs. ``together=True`` patches a set of edges :math:`E` at
+once, nothing being frozen: every receiver of the set reads
+
+.. math:: x_v' = x_v^{live} + \sum_{u: (u, v) \in E} (u(\text{other run}) - u^{live})
+
+so that all edges into a head's query are that query patched (`nnattr.engine.joint_pass`). ``paths``
+follow one chain of edges each, with everything off it frozen (`nnattr.engine.chains`).
 
 It misleads where people add up: effects of single edges do not sum to that of a set, and later
 parts may make up for what one edge took away (self-repair). An edge whose sender writes the same in
@@ -29,15 +38,18 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from nnattr.arguments import Folder, Positive, checked
-from nnattr.engine import edges_job
-from nnattr.graph import Edge, Part, chosen
+from nnattr.engine import chains_job, edges_job, joint_edges_job
+from nnattr.errors import ArchError, TaskError
+from nnattr.graph import Edge, Part, chosen, parse_path
+from nnattr.graph.missing import require_edge
 from nnattr.jobs import split
+from nnattr.jobs.edge_runs import VariantStudy, name_of
 from nnattr.jobs.edge_study import EdgeStudy
 from nnattr.jobs.study import Direction
 from nnattr.metrics import Metric
 from nnattr.model.graph import graph_of
 from nnattr.model.model import Model
-from nnattr.results import EdgeScores
+from nnattr.results import EdgeScores, Scores
 from nnattr.tasks import Task
 from nnattr.tasks.positions import Positions
 
@@ -45,6 +57,8 @@ from nnattr.tasks.positions import Positions
 PartName: TypeAlias = str | tuple[int, int] | Part
 #: An edge, by its name or as (sender, receiver).
 EdgeName: TypeAlias = str | tuple[PartName, PartName] | Edge
+#: A path, by its name or as its parts.
+PathName: TypeAlias = str | Sequence[PartName]
 
 
 @checked
@@ -56,7 +70,9 @@ def path_patching(
     senders: PartName | Sequence[PartName] = "all",
     receivers: PartName | Sequence[PartName] = "logits",
     edges: EdgeName | Sequence[EdgeName] | None = None,
-    between: Literal["frozen"] = "frozen",
+    paths: PathName | Sequence[PathName] | None = None,
+    together: bool = False,
+    between: Literal["frozen", "mlps"] = "frozen",
     ungrouped: bool = False,
     positions: Positions = "all",
     direction: Direction = "denoising",
@@ -65,7 +81,7 @@ def path_patching(
     engine: Literal["suffix", "full"] = "suffix",
     checkpoint: Folder | None = None,
     max_memory: Positive | None = None,
-) -> EdgeScores:
+) -> EdgeScores | Scores:
     """The exact effect of each edge, one at a time: its receiver reads the other run's sender.
 
     Args:
@@ -80,7 +96,12 @@ def path_patching(
             share keys and values, these are ``"L5KV0.k"`` and ``"L5KV0.v"``.
         edges: these instead of all pairs of senders and receivers, as ``("L3H2", "L5H1.q")`` or
             ``"L3H2->L5H1.q"``.
+        paths: the effect along each of these chains instead, ``"L3H2 -> L5H1.k -> logits"``. A head
+            on the way is named with what it reads by, and writes on alone.
+        together: patch all of the edges at once and freeze nothing.
         between: what is done with the parts between. ``"frozen"``: all keep the base run.
+            ``"mlps"``: heads do, MLPs and norms are recomputed, as in the IOI paper; an effect is
+            then the sum over all ways through MLPs.
         ungrouped: give every head a key and a value of its own where the model shares them, to
             compare with published circuits: then that head's scores alone change.
         positions: where the sender changes (see `nnattr.tasks.positions`); ``"each"`` gives scores
@@ -97,7 +118,8 @@ def path_patching(
         max_memory: as there.
 
     Returns:
-        scores with dims ``(example, sender, receiver[, pos])``, NaN where there is no edge.
+        scores with dims ``(example, sender, receiver[, pos])``, NaN where there is no edge; with
+        ``paths`` `Scores` with dims ``(example, path)``, with ``together`` with ``(example,)``.
 
     Raises:
         ArchError: parts or edges that this model does not have, or edits under which its stream is
@@ -108,35 +130,72 @@ def path_patching(
 
     Cost: one forward pass of each run; for every sender and layer of receivers a run of that
     layer's attention, or MLP; for every edge and example the layers above its receiver, on the
-    positions from the first one that it changes. Into the logits no layer is run.
+    positions from the first one that it changes. Into the logits no layer is run. With
+    ``between="mlps"`` besides the MLPs above every sender. ``together`` is one run, from the first
+    layer with a receiver and the first position at which the prompts differ, with a norm and its
+    part of a projection for every receiver. A path runs the layers of the parts on its way.
     """
-    choice = chosen(graph_of(model, ungrouped=ungrouped), senders, receivers, edges)
-    asked: dict[str, Any] = {
-        "senders": _named(senders),
-        "receivers": _named(receivers),
-        "edges": _named(edges),
-        "between": between,
-        "ungrouped": ungrouped,
+    common: dict[str, Any] = {
+        "method": "path_patching",
+        "model": model,
+        "task": task,
+        "metric": metric,
+        "site": "z",
+        "positions": positions,
+        "direction": direction,
+        "normalized": normalized,
+        "engine": engine,
+        "max_memory": max_memory,
     }
+    ends = {"senders": _named(senders), "receivers": _named(receivers), "edges": _named(edges)}
+    _require_one_question(paths is not None, together, between, positions)
+    if paths is not None:
+        chains = _chains(model, paths)
+        asked = {"paths": [name_of(chain) for chain in chains]}
+        study = VariantStudy(job=chains_job, by_layer=True, what=chains, arguments=asked, **common)
+        return split.run(study, checkpoint)
+    choice = chosen(graph_of(model, ungrouped=ungrouped), senders, receivers, edges)
+    if together:
+        asked = {**ends, "together": True, "ungrouped": ungrouped}
+        study = VariantStudy(
+            job=joint_edges_job, by_layer=False, what=choice, arguments=asked, **common
+        )
+        return split.run(study, checkpoint)
+    asked = {**ends, "between": between, "ungrouped": ungrouped}
     study = EdgeStudy(
-        edges_job,
-        "path_patching",
-        True,
-        model,
-        task,
-        metric,
-        "z",
-        positions,
-        direction,
-        normalized,
-        engine,
-        max_memory=max_memory,
+        job=edges_job,
+        by_layer=True,
         choice=choice,
         arguments=asked,
         per_example=per_example,
+        **common,
     )
-    found = split.run(study, checkpoint)
-    assert isinstance(found, EdgeScores)
+    return split.run(study, checkpoint)
+
+
+def _require_one_question(paths: bool, together: bool, between: str, positions: Positions) -> None:
+    """Refuse arguments of two questions at once."""
+    asked = "paths=" if paths else "together=True"
+    if paths and together:
+        raise TaskError("Paths are followed one by one; leave together= or paths= out.")
+    if (paths or together) and between != "frozen":
+        raise TaskError(
+            f"between={between!r} is about single edges; leave it out with {asked}: "
+            + ("all that is off a path is frozen." if paths else "nothing is frozen.")
+        )
+    if (paths or together) and isinstance(positions, str) and positions == "each":
+        raise TaskError(f"{asked} gives one number per example; expected some positions, not each.")
+
+
+def _chains(model: Model, paths: PathName | Sequence[PathName]) -> tuple[tuple[Edge, ...], ...]:
+    """The paths, each as its edges; on one a head may read a shared key alone."""
+    graph = graph_of(model, ungrouped=True)
+    each: Sequence[Any] = [paths] if isinstance(paths, str) else paths
+    found = tuple(parse_path(path) for path in each)
+    if not found:
+        raise ArchError("No paths were given; name one, such as 'L3H2 -> L5H1.k -> logits'.")
+    for edge in (edge for path in found for edge in path):
+        require_edge(graph, edge)
     return found
 
 
