@@ -107,9 +107,10 @@ class RunConfig(Config):
     ``method`` is any method that returns a result; what it reads is a ``task``, or bare
     ``prompts``. ``site``, ``positions``, ``direction``, ``normalized`` and a ``metric``, with its
     ``metric_arguments``, are arguments that many methods have; ``options`` are the others. What is
-    left out is as the method has it (a metric that it needs is LogitDiff). ``output`` is a file for
-    the result, whose ending says the format: ``.safetensors`` for all of it, ``.csv`` for its table
-    alone; ``top`` is how many cells are printed.
+    left out is as the method has it (a metric that it needs is LogitDiff). ``edits`` are those of a
+    result, ``{nnattr: edits, file: before.safetensors}``, and the model runs under them. ``output``
+    is a file for the result, whose ending says the format: ``.safetensors`` for all of it, ``.csv``
+    for its table alone; ``top`` is how many cells are printed.
     """
 
     model: str
@@ -127,5 +128,6 @@ class RunConfig(Config):
     direction: Literal["denoising", "noising"] | None = None
     normalized: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    edits: dict[str, Any] | None = None
     output: str | None = None
     top: int = 10

@@ -1,5 +1,8 @@
-"""What `nnattr.edited` can do to every run of a model: `ablate` parts, `steer` by a vector."""
+"""What `nnattr.edited` can do to every run of a model.
 
-from nnattr.model.edited import Ablation, Steering, ablate, steer
+`ablate` parts, `replace` them by those of another run, `steer` by a vector.
+"""
 
-__all__ = ["Ablation", "Steering", "ablate", "steer"]
+from nnattr.model.edit_kinds import Ablation, Steering, Swap, ablate, replace, steer
+
+__all__ = ["Ablation", "Steering", "Swap", "ablate", "replace", "steer"]

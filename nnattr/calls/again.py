@@ -54,10 +54,10 @@ def call_of(result: Result, path: str) -> Call:
         said = f"it is of {p.method!r}" if p.method else "its file does not say of which"
         raise ResultError(f"This is not the result of one method alone: {said}.")
     method = ANSWERS[p.method]
-    if p.edits:
+    if p.edits and not p.edits_given:
         raise ResultError(
-            f"It was made under edits, whose numbers no file keeps: {'; '.join(p.edits)}. Edit the "
-            f"model again with nnattr.edited, and ask {method.name}."
+            f"The file is of an older nnattr, which kept edits in words: {'; '.join(p.edits)}. "
+            f"Edit the model again with nnattr.edited, and ask {method.name}."
         )
     if "dataset_hash" in p.arguments:
         raise ResultError(
@@ -93,6 +93,8 @@ def run_file(result: Result, path: str) -> RunConfig:
     if "metric" in call.method.arguments:
         said["metric"], said["metric_arguments"] = metric_call(p.metric)
     known = {"model": p.model, **_where(p), "method": p.method, "options": options}
+    if p.edits:
+        known["edits"] = {KIND: "edits", "file": path}
     return RunConfig.model_validate({**known, **said})
 
 
@@ -110,11 +112,15 @@ def python(result: Result, path: str) -> str:
     """
     call, p = call_of(result, path), result.provenance
     long = [key for key in call.arguments if _from_file(call, key)]
+    held = bool(long or p.edits)
     where = "".join(f", {key}={value!r}" for key, value in _where(p).items())
-    lines = ["import nnattr", *(["from nnattr.jobs.plain import restored"] if long else []), ""]
-    if long:
+    lines = ["import nnattr", *(["from nnattr.jobs.plain import restored"] if held else []), ""]
+    if held:
         lines.append(f"before = nnattr.load_result({path!r})")
     lines.append(f"model = nnattr.load({p.model!r}{where})")
+    if p.edits:
+        lines.append("edits = restored(list(before.provenance.edits_given))")
+        lines.append("model = nnattr.edited(model, edits)")
     if "metric" in call.method.arguments:
         own = f"metric = {p.metric}  # a function of your own: import it"
         lines.append(f"metric = nnattr.{p.metric}" if p.metric.endswith(")") else own)

@@ -23,6 +23,7 @@ from nnattr.backend.ndif import Ticket
 from nnattr.calls.registry import named, row_of
 from nnattr.errors import BackendError, ResultError
 from nnattr.jobs.plain import plain, restored
+from nnattr.model.edited import edited
 from nnattr.model.load import load
 from nnattr.model.model import Model
 
@@ -89,6 +90,7 @@ class _Slip(BaseModel):
     method: str
     model: str
     revision: str | None
+    edits: tuple[dict[str, Any], ...] = ()
     arguments: dict[str, Any]
 
 
@@ -161,6 +163,7 @@ class Job:
             method=row_of(self.method).name,
             model=model.name,
             revision=model.revision,
+            edits=tuple(plain(edit.given) for edit in model.edits),
             arguments={name: plain(value) for name, value in given.items()},
         )
         try:
@@ -190,7 +193,10 @@ class Job:
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise ResultError(f"{str(path)!r} is not the file of a submitted job.") from error
         server = backend or NDIF(host=slip.ticket.host)
-        model = model or load(slip.model, revision=slip.revision, backend=server)
+        if model is None:
+            model = load(slip.model, revision=slip.revision, backend=server)
+            edits = [restored(one) for one in slip.edits]
+            model = edited(model, edits) if edits else model
         arguments = {name: restored(value) for name, value in slip.arguments.items()}
         method = named(slip.method).function
         return cls(slip.ticket, slip.job, method, {"model": model, **arguments}, server)

@@ -16,6 +16,7 @@ from nnattr.config import ARGUMENTS, RunConfig, TaskConfig
 from nnattr.errors import ArgumentError, MetricError, TaskError
 from nnattr.jobs.plain import restored
 from nnattr.metrics import METRICS, Metric
+from nnattr.model.edited import edited
 from nnattr.model.load import load
 from nnattr.model.model import Model
 from nnattr.plots import words
@@ -41,6 +42,8 @@ def analyse(config: RunConfig) -> Result:
     given = arguments(config, method)
     where = {key: getattr(config, key) for key in ("backend", "device", "dtype", "revision")}
     model = load(config.model, **where)
+    if config.edits is not None:
+        model = edited(model, restored(config.edits))
     return method.function(model, **_read(config, method, model), **given)
 
 

@@ -99,6 +99,7 @@ def packed_inputs(
         "position_ids": prompts.positions()[:, start:].repeat(1, size),
         "attention_mask": row_mask(prompts.mask, start, size, dtype),
         layout.cache_name: cache,
+        **prompts.reads(start, size=size),
         **{name: value for name, value in layout.options.items() if name != "logits_to_keep"},
     }
 

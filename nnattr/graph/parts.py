@@ -13,6 +13,7 @@ written                        what it is
 ``L3 attn``, ``L3 attn bias``  a whole attention layer, and its output projection's bias
 ``L3N5``                       a neuron
 ``M3``, ``L3 mlp bias``        an MLP, and its output projection's bias
+``L3 steer``                   a vector that an edit adds to the residual stream there
 ``final``                      the residual stream behind the last layer
 ``bias``, ``softcap``          what the final norm and the unembedding add, and what a cap takes
 ``logits``                     the end of the model
@@ -46,6 +47,7 @@ IN_LAYER = {
     "neuron": "L{layer}N{number}",
     "mlp": "M{layer}",
     "mlp bias": "L{layer} mlp bias",
+    "steer": "L{layer} steer",
 }
 AFTER_LAYERS = {"final": "final", "bias": "bias", "softcap": "softcap", "logits": "logits"}
 WRITTEN = {**BEFORE_LAYERS, **IN_LAYER, **AFTER_LAYERS}

@@ -30,6 +30,7 @@ from nnattr.backend import Cost
 from nnattr.errors import BackendError, ResultError
 from nnattr.jobs.found import Found
 from nnattr.jobs.frame import Frame
+from nnattr.jobs.plain import plain
 from nnattr.jobs.study import Study
 from nnattr.metrics import describe
 from nnattr.model.edits import Edit
@@ -168,9 +169,8 @@ def _named(metric: Any) -> str:
 
 
 def _edit(edit: Edit) -> list[Any]:
-    """What an edit does: in words, and its numbers."""
-    given = [*edit.dataset.values(), *(one for *_, one in edit.places), edit.vector]
-    return [edit.said, edit.sites, [one.tolist() for one in given if one is not None]]
+    """What an edit does: in words, with all that it was made of."""
+    return [edit.said, plain(edit.given), edit.prompts and edit.prompts.rows]
 
 
 def _code(metric: Any) -> list[str]:

@@ -2,8 +2,9 @@
 
 A provenance keeps them so, and so does the file of a submitted job. Numbers, texts, lists and
 mappings stay what they are (lists come back as tuples); a task is written whole, prompts that were
-encoded with their ids, and a metric by its name. Reading runs no code: a metric of one's own comes
-back as a `RecordedMetric`, which knows what it was called and what it needs, but cannot measure.
+encoded with their ids, an edit of the model with all that it does, and a metric by its name.
+Reading runs no code: a metric of one's own comes back as a `RecordedMetric`, which knows what it
+was called and what it needs, but cannot measure.
 
 A run file may name an argument that a result was made with rather than hold it:
 ``{nnattr: argument, file: before.safetensors, name: dataset}``.
@@ -21,6 +22,7 @@ import numpy as np
 from nnattr.errors import MetricError, ResultError
 from nnattr.graph import Part
 from nnattr.metrics import METRICS, Metric, describe
+from nnattr.model.edit_kinds import Ablation, Given, Steering, Swap, ablate, replace, steer
 from nnattr.results import Cell, load_result
 from nnattr.tasks import Task
 from nnattr.tasks.file import packed, unpacked
@@ -28,6 +30,8 @@ from nnattr.tokens import Tokens
 
 #: The key under which a written value says that it is more than a mapping.
 KIND = "nnattr"
+#: What makes each kind of edit again, by what a file calls it.
+EDITS = {"ablate": ablate, "replace": replace, "steer": steer}
 
 
 class RecordedMetric:
@@ -69,6 +73,8 @@ def plain(value: Any) -> Any:
         return {KIND: "task", "task": packed(value)}
     if isinstance(value, Tokens):
         return {KIND: "tokens", "ids": value.rows, "strings": list(map(list, value.strings))}
+    if isinstance(value, Given):
+        return _edit(value)
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | range | np.ndarray):
@@ -94,6 +100,8 @@ def restored(value: Any) -> Any:
     readers = {
         "task": lambda v: Task(**unpacked(v["task"], "The call's task")),
         "tokens": lambda v: Tokens.from_rows(v["ids"], v["strings"], 0),
+        **dict.fromkeys(EDITS, _edit_again),
+        "edits": lambda v: restored(list(load_result(v["file"]).provenance.edits_given)),
         "argument": lambda v: restored(load_result(v["file"]).provenance.arguments[v["name"]]),
         "metric": lambda v: named_metric(v["name"]),
         "recorded metric": lambda v: RecordedMetric(
@@ -104,6 +112,25 @@ def restored(value: Any) -> Any:
         return readers[value[KIND]](value)
     except (KeyError, TypeError, ValueError) as error:
         raise ResultError(f"{value!r} is not an argument that nnattr wrote.") from error
+
+
+def _edit(edit: Given) -> dict[str, Any]:
+    """An edit by the name and the arguments of what made it."""
+    kinds = {Ablation: "ablate", Swap: "replace", Steering: "steer"}
+    given = {**vars(edit), "positions": "all" if edit.positions is None else edit.positions}
+    if isinstance(edit, Steering):
+        given["vector"] = edit.vector.tolist()
+    else:
+        given["parts"] = [part.name for part in edit.parts]
+    return {KIND: kinds[type(edit)], **{name: plain(one) for name, one in given.items()}}
+
+
+def _edit_again(written: Mapping[str, Any]) -> Given:
+    """The edit that `_edit` wrote."""
+    given = {name: restored(one) for name, one in written.items() if name != KIND}
+    if "vector" in given:
+        given["vector"] = np.array(given["vector"], dtype=np.float32)
+    return EDITS[written[KIND]](**given)
 
 
 def named_metric(text: str) -> Metric:

@@ -49,6 +49,7 @@ def provenance_of(
         dtype=model.dtype,
         quantization=model.quantization,
         edits=tuple(edit.said for edit in model.edits),
+        edits_given=tuple(plain(edit.given) for edit in model.edits),
         task="" if task is None else task.name,
         task_hash="" if task is None else task.hash,
         examples=None if task is None else packed(task),

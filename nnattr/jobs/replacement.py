@@ -31,10 +31,10 @@ class Fill:
     source: Tokens
     arguments: dict[str, Any]
 
-    def payload(self) -> dict[str, Any]:
+    def payload(self, model: Model, task: Task) -> dict[str, Any]:
         """What travels: the kind, and the dataset where a mean is taken over it."""
         means = self.kind in ("mean", "mean_positional")
-        given = self.dataset.tensors if means else {}
+        given = model.batch(self.dataset, self.arguments["dataset"] or task) if means else {}
         return {"replacement": self.kind, "dataset": given}
 
 

@@ -26,6 +26,7 @@ from nnattr.runs.portions import TOKENS_PER_FORWARD
 from nnattr.tasks import Task
 from nnattr.tasks.contrast import both_readings, uneven
 from nnattr.tasks.positions import Positions, labels, spots
+from nnattr.tokens import Tokens
 
 Direction: TypeAlias = Literal["denoising", "noising"]
 
@@ -129,8 +130,8 @@ class Study:
         layers = list(self.layers if layers is None or self.together else layers)
         tokens, answers = read_tokens(self.metric, answer_fields(task))
         return {
-            "base": runs[order[0]].tensors,
-            "source": runs[order[1]].tensors,
+            "base": self._batch(task, runs[order[0]]),
+            "source": self._batch(task, runs[order[1]]),
             "base_is_clean": order[0] == "clean",
             "answers": answers,
             "read_tokens": tokens,
@@ -150,8 +151,12 @@ class Study:
                 "options": {"logits_to_keep": 1} if keeps else {},
                 "takes_positions": self.model.accepts("position_ids"),
             },
-            **(self.fill.payload() if self.fill else {"replacement": None}),
+            **(self.fill.payload(self.model, self.task) if self.fill else {"replacement": None}),
         }
+
+    def _batch(self, task: Task, tokens: Tokens) -> dict[str, Any]:
+        """What travels of one run of a task, which may be read twice."""
+        return self.model.batch(tokens, task, readings=1 + self.reads_twice)
 
     def frame(self) -> Frame:
         """What the answer's numbers will mean."""

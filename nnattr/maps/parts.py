@@ -45,6 +45,31 @@ class Split:
         self.factor = factor
 
 
+def with_added(
+    seen: dict[str, Tensor],
+    prompts: PromptBatch,
+    added: list[tuple[str, int, Tensor, bool]],
+    columns: Tensor,
+) -> dict[str, Tensor]:
+    """What was read of the residual stream's parts, with vectors that edits add as their own.
+
+    Args:
+        seen: by name [example, pos, d_model]; ``"embed"`` is what enters the first layer.
+        prompts: what was run.
+        added: of each vector the name of its component, the edit's number, the vector [d_model],
+            and whether it is added in front of the first layer, where ``"embed"`` has it in.
+        columns: the positions that were read.
+    """
+    found = dict(seen)
+    for name, edit, vector, first in added:
+        there = prompts.changed(edit)[:, columns, None].to(seen["embed"].device)
+        value = vector.to(there.device) * there
+        found[name] = found[name] + value if name in found else value
+        if first:
+            found["embed"] = found["embed"] - value
+    return found
+
+
 def token_part(
     nn: Any, path: str, prompts: PromptBatch, stream: Tensor, positions: Tensor
 ) -> Tensor:

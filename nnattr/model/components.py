@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from nnattr.arch.spec import Place
 from nnattr.errors import ArchError, TaskError
 from nnattr.graph import Part, parse
@@ -24,11 +26,13 @@ class Plan:
             is of the whole model.
         parts: (name, factor) of what is weighed whole.
         splits: of every layer whose attention or MLP is split, what `decompose.split` needs.
+        added: vectors that edits add to the stream, see `nnattr.maps.parts.with_added`.
     """
 
     reads: tuple[tuple[str, str, str], ...]
     parts: tuple[tuple[str, float], ...]
     splits: tuple[dict[str, Any], ...]
+    added: tuple[tuple[str, int, Tensor, bool], ...] = ()
 
 
 def points(model: Model) -> Plan:
@@ -50,9 +54,10 @@ def components(
     ``layers`` are split into heads or neurons.
 
     Raises:
-        ArchError: an edit of the model changes the residual stream itself.
+        ArchError: an edit of the model replaces the residual stream itself.
     """
     _require_sums(model)
+    added = _added(model, model.n_layers if before is None else before)
     spec, config = model.spec, model.config
     scale = 1.0 if spec.residual_scale is None else getattr(config, spec.residual_scale)
     table = stream_positions(model)
@@ -61,6 +66,7 @@ def components(
     parts = [("embed", 1.0), *([] if table is None else [("pos_embed", 1.0)])]
     splits = []
     for layer in range(model.n_layers if before is None else before):
+        parts += _steered(added, layer)
         for kind in ("attn", "mlp") if spec.mlp_out is not None else ("attn",):
             name = Part(kind, layer).label
             split = layer in layers and kind == ("attn" if unit == "head" else "mlp")
@@ -82,12 +88,33 @@ def components(
             parts.append((name, scale))
     if before is None:
         reads.append(_final(model))
-    return Plan(tuple(reads), tuple(parts), tuple(splits))
+    else:
+        parts += _steered(added, before)
+    return Plan(tuple(reads), tuple(parts), tuple(splits), tuple(added))
+
+
+def _added(model: Model, before: int) -> list[tuple[str, int, Tensor, bool]]:
+    """The vectors that edits add to the residual stream in front of layer ``before``."""
+    found = []
+    for number, edit in enumerate(model.edits):
+        if edit.vector is None or not edit.sites[0].startswith("resid"):
+            continue
+        layer, *_ = edit.places[0]
+        first = edit.sites[0] == "resid_pre" and edit.given.layer == 0
+        if first or layer < before:
+            found.append((Part("steer", edit.given.layer).label, number, edit.vector, first))
+    return found
+
+
+def _steered(added: Sequence[tuple[str, int, Tensor, bool]], layer: int) -> list[tuple[str, float]]:
+    """The component of the vectors that are added at a layer, if there is one."""
+    name = Part("steer", layer).label
+    return [(name, 1.0)] if any(one == name for one, *_ in added) else []
 
 
 def _require_sums(model: Model) -> None:
     for edit in model.edits:
-        if any(site.startswith("resid") for site in edit.sites):
+        if edit.vector is None and any(site.startswith("resid") for site in edit.sites):
             raise ArchError(
                 f"With {edit.said}, the residual stream of {model.name} is not the sum of what its "
                 "parts write; ask activation_patching, or edit attn_out, mlp_out or heads instead."
@@ -128,6 +155,20 @@ def chosen_layers(model: Model, unit: Unit, layers: Sequence[int] | None) -> tup
 def position_table(model: Model) -> str | None:
     """The path of a table of position embeddings, wherever it is added, or None."""
     return model.spec.qk_positions or stream_positions(model)
+
+
+def required_position_table(model: Model) -> str:
+    """`position_table`, which is wanted.
+
+    Raises:
+        ArchError: the model has none.
+    """
+    table = position_table(model)
+    if table is None:
+        raise ArchError(
+            f"{model.name} has no learned position embeddings to ablate (rotary, ALiBi or none)."
+        )
+    return table
 
 
 def stream_positions(model: Model) -> str | None:

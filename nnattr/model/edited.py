@@ -11,23 +11,28 @@ ablations: see `nnattr.ablate`.)
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nnattr.arguments import Natural, checked
+from nnattr.arguments import checked
 from nnattr.errors import ArchError, TaskError
-from nnattr.graph import Part, parse
+from nnattr.graph import Part
+from nnattr.model.components import required_position_table
+from nnattr.model.edit_kinds import Ablation, Given, Steering, Swap
 from nnattr.model.edits import Edit
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
 from nnattr.model.sites import FORWARD_ORDER, SiteName
 from nnattr.runs.portions import TOKENS_PER_FORWARD
+from nnattr.tasks import Task
+from nnattr.tasks.positions import Positions
+from nnattr.tokens import Tokens
 
 #: Where a part is read and written, by its kind; what has a port, by that.
 SITE_OF: dict[str, SiteName] = {
@@ -43,147 +48,137 @@ SITE_OF: dict[str, SiteName] = {
 SUMS = ("attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """Parts replaced in every run; made by `ablate`."""
-
-    parts: tuple[Part, ...]
-    keep: bool
-    replacement: Literal["zero", "mean"]
-    dataset: Prompts | None
-
-
-@dataclass(frozen=True, eq=False)
-class Steering:
-    """A vector added in every run; made by `steer`."""
-
-    site: SiteName
-    layer: int
-    vector: Tensor
-    scale: float
-
-
-Given: TypeAlias = Ablation | Steering
-#: A part: its name, a (layer, head), or a `Part`.
-PartName: TypeAlias = str | tuple[int, int] | Part
-
-
 @checked
-def ablate(
-    parts: PartName | Sequence[PartName],
-    replacement: Literal["zero", "mean"] = "zero",
-    *,
-    dataset: Prompts | None = None,
-    keep: bool = False,
-) -> Ablation:
-    """Parts of the model that no longer say anything about the prompt, at every position.
-
-    Args:
-        parts: one or several: ``(layer, head)`` or ``"L1H0"``, ``"M3"``, ``"L1 attn"``, ``"L1N5"``,
-            ``"L1H0.q"``, ``"L1KV0.k"``, ``"L1 pre"``.
-        replacement: ``"zero"``, or ``"mean"`` over all tokens of the dataset.
-        dataset: prompts for the mean, as texts, a task or tokens.
-        keep: ablate every part of these kinds but these: is this set enough?
-
-    Raises:
-        TaskError: no parts, or a mean without a dataset, or the other way round.
-        ArchError: something that is not the name of a part.
-    """
-    one = isinstance(parts, str | Part) or (
-        len(parts) == 2 and all(isinstance(part, int) for part in parts)
-    )
-    found = tuple(parse(part) for part in ([parts] if one else parts))  # type: ignore[list-item]
-    if not found:
-        raise TaskError("No parts were given to ablate; name at least one.")
-    if (replacement == "mean") != (dataset is not None):
-        raise TaskError(
-            f"replacement is {replacement!r} and dataset is {'' if dataset is None else 'not '}"
-            "None; a mean needs the prompts that it is taken over, and a zero needs none."
-        )
-    return Ablation(found, keep, replacement, dataset)
-
-
-@checked
-def steer(
-    layer: Natural,
-    vector: Tensor | np.ndarray,
-    *,
-    site: SiteName = "resid_pre",
-    scale: float = 1.0,
-) -> Steering:
-    """A vector that is added to an activation, at every position.
-
-    Args:
-        layer: of which layer.
-        vector: what is added [width of the site]; of a difference of two means, for example.
-        site: where; ``"resid_pre"`` is the residual stream that enters the layer.
-        scale: how many times.
-
-    Raises:
-        TaskError: a vector that is not finite numbers in one row, or no longer so when scaled.
-    """
-    if isinstance(vector, np.ndarray) and vector.dtype.kind == "f":
-        vector = torch.from_numpy(vector.astype(np.float64))  # a copy: torch takes no view reversed
-    if not isinstance(vector, Tensor) or vector.ndim != 1 or not vector.is_floating_point():
-        raise TaskError(
-            f"vector has the shape {tuple(vector.shape)} and dtype {vector.dtype}; expected finite "
-            "floating-point numbers [width of the site]."
-        )
-    vector = vector.detach().float().cpu().clone()
-    if not (vector * scale).isfinite().all():
-        raise TaskError(f"vector times scale {scale} is not finite in float32; check both.")
-    return Steering(site, layer, vector, scale)
-
-
-@checked
-def edited(model: Model, edits: Ablation | Steering | Sequence[Ablation | Steering]) -> Model:
+def edited(model: Model, edits: Given | Sequence[Given]) -> Model:
     """The model under edits, in this order; the one given stays as it is, and shares its weights.
 
     Args:
         model: as `nnattr.load` gives it; edits of an edited model come after those it has.
-        edits: one or several, from `nnattr.edit.ablate` and `nnattr.edit.steer`.
+        edits: one or several, from `nnattr.edit.ablate`, `nnattr.edit.replace` and
+            `nnattr.edit.steer`.
 
     Raises:
         ArchError: a part or site that the model does not have.
-        TaskError: no edits, a vector of another width, a dataset that does not fit the model.
+        TaskError: no edits, a vector of another width, a dataset that does not fit the model, or
+            an edit before it.
 
-    Cost: nothing now; each job then takes the means it needs, a forward pass over their dataset.
+    Cost: nothing now; each job then takes the values it needs, a forward pass over their dataset.
     """
-    listed = [edits] if isinstance(edits, Ablation | Steering) else list(edits)
+    listed = [edits] if isinstance(edits, Given) else list(edits)
     if not listed:
         raise TaskError("No edits were given; expected one or more of nnattr.edit.")
-    ready = (_ablation if isinstance(one, Ablation) else _steering for one in listed)
-    made = [make(model, one) for make, one in zip(ready, listed, strict=True)]  # type: ignore[arg-type]
-    return replace(model, edits=(*model.edits, *made))
+    for one in listed:
+        made = _steering(model, one) if isinstance(one, Steering) else _replacing(model, one)
+        model = replace(model, edits=(*model.edits, made))
+    return model
 
 
-def _ablation(model: Model, given: Ablation) -> Edit:
-    """An ablation, with its places in this model."""
+def _replacing(model: Model, given: Ablation | Swap) -> Edit:
+    """An ablation, or a swap, with its places in this model."""
+    if isinstance(given, Ablation) and given.of_positions:
+        return _without_positions(model, given)
+    keep = isinstance(given, Ablation) and given.keep
     chosen: dict[SiteName, list[Part]] = defaultdict(list)
     for part in given.parts:
         chosen[_site(part)].append(part)
     in_order = sorted(chosen, key=list(FORWARD_ORDER).index)
-    masks = {site: _mask(model, site, chosen[site]) ^ given.keep for site in in_order}
+    masks = {site: _mask(model, site, chosen[site]) ^ keep for site in in_order}
     places = [
         _place(model, site, layer, masks[site][layer])
         for layer in range(model.n_layers)
         for site in in_order
         if masks[site][layer].any()
     ]
-    names = ", ".join(part.name for part in given.parts)
-    said = f"{'all but ' * given.keep}{names} ablated ({given.replacement})"
-    tokens = None
-    if given.dataset is not None:
-        tokens = texts_and_tokens(model, given.dataset, what="dataset")[1]
+    names = "all but " * keep + ", ".join(part.name for part in given.parts)
+    values = _swapped(model, given) if isinstance(given, Swap) else _filled(model, given)
+    said = f"{names} {values.pop('said')}{_at(given.positions)}"
     return Edit(
+        given=given,
         said=said,
         sites=tuple(in_order),
         places=tuple(places),
-        vector=None,
-        dataset={} if tokens is None else tokens.tensors,
-        rows=1 if tokens is None else max(1, TOKENS_PER_FORWARD // tokens.ids.shape[1]),
         because=f"{said}, where patches add up" if set(chosen) & set(SUMS) else "",
+        positions=given.positions,
+        **values,
     )
+
+
+def _without_positions(model: Model, given: Ablation) -> Edit:
+    """An ablation of what a table of positions gives, wherever that is added."""
+    path = required_position_table(model)
+    entries = torch.ones(model.module.get_submodule(path).embedding_dim, dtype=torch.bool)
+    values = _filled(model, given)
+    return Edit(
+        given=given,
+        said=f"pos_embed {values.pop('said')}",
+        sites=("pos_embed",),
+        # behind all layers: it is asked in every pass, whatever layers that skips
+        places=((model.n_layers, (path, "output", None), False, entries),),
+        **values,
+    )
+
+
+def _filled(model: Model, given: Ablation) -> dict[str, Any]:
+    """Where an ablation's values come from, as fields of `Edit`, and in words."""
+    kind, dataset = given.replacement, given.dataset
+    if dataset is None:
+        return {"said": f"ablated ({kind})"}
+    tokens = texts_and_tokens(model, dataset, what="dataset", alone=kind != "mean")[1]
+    lengths = {len(row) for row in tokens.strings}
+    if kind == "mean_positional" and len(lengths) > 1:
+        raise TaskError(
+            f"'mean_positional' takes means position by position, and the dataset has prompts of "
+            f"{min(lengths)} to {max(lengths)} tokens. Use prompts of one length, or 'mean'."
+        )
+    drawn = f", seed {given.seed}" if kind == "resample" else ""
+    return {
+        "said": f"ablated ({kind} of {_named(dataset, tokens)}{drawn})",
+        "by": {"mean": "", "mean_positional": "position", "resample": "prompt"}[kind],
+        "seed": given.seed if kind == "resample" else None,
+        **_from(model, dataset, tokens),
+    }
+
+
+def _swapped(model: Model, given: Swap) -> dict[str, Any]:
+    """The same of a swap."""
+    run = "clean" if given.direction == "denoising" else "corrupted"
+    tokens = texts_and_tokens(model, given.task, run, alone=True)[1]
+    return {
+        "said": f"as in the {run} run of {_named(given.task, tokens)}",
+        "by": "prompt",
+        **_from(model, given.task, tokens),
+    }
+
+
+def _from(model: Model, given: Prompts, tokens: Tokens) -> dict[str, Any]:
+    """The prompts that values come from, run under the edits before."""
+    return {
+        "dataset": model.batch(tokens, given),
+        "rows": max(1, TOKENS_PER_FORWARD // tokens.ids.shape[1]),
+        "prompts": tokens,
+    }
+
+
+def _named(given: Prompts, tokens: Tokens) -> str:
+    """Prompts in words: how many, of which task, and a digest that tells them from others."""
+    many = f"{len(tokens)} prompt{'s' * (len(tokens) > 1)}"
+    if isinstance(given, Task):
+        return f"{many} of {given.name.partition('(')[0]} {given.hash[:8]}"
+    return f"{many} {_digest(str(tokens.rows).encode())}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def _at(positions: Positions | None) -> str:
+    """Positions in words; nothing for all."""
+    if positions is None:
+        return ""
+    if isinstance(positions, str):
+        return f" at the {'last position' if positions == 'last' else f'span {positions}'}"
+    many = positions if isinstance(positions, Sequence) else [positions]
+    return f" at position{'s' * (len(many) > 1)} {', '.join(map(str, many))}"
 
 
 def _steering(model: Model, given: Steering) -> Edit:
@@ -195,15 +190,15 @@ def _steering(model: Model, given: Steering) -> Edit:
             f"{count * size}."
         )
     _require_layer(model, given.layer, f"layer {given.layer}")
-    norm = float(given.vector.norm() * abs(given.scale))
+    vector = given.vector * given.scale
+    which = f"a vector {_digest(vector.numpy().tobytes())} of length {float(vector.norm()):.4g}"
     return Edit(
-        said=f"a vector of length {norm:.4g} added to {given.site} of layer {given.layer}",
+        given=given,
+        said=f"{which} added to {given.site} of layer {given.layer}{_at(given.positions)}",
         sites=(given.site,),
         places=(_place(model, given.site, given.layer, None),),
-        vector=given.vector * given.scale,
-        dataset={},
-        rows=1,
-        because="",
+        vector=vector,
+        positions=given.positions,
     )
 
 

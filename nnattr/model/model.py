@@ -19,6 +19,7 @@ from nnattr.errors import TaskError
 from nnattr.model import sites
 from nnattr.model.edits import Edit
 from nnattr.model.loan import on_loan
+from nnattr.model.marks import marked
 from nnattr.model.padding import alone_job, due, padded, require_alike, seen
 from nnattr.runs.edits import edited_job
 from nnattr.runs.logits import prediction_job
@@ -176,6 +177,12 @@ class Model:
         found = (sites.place(self.spec, site, layer) for layer in range(self.n_layers))
         return [(place.path, place.side, part) for place in found]
 
+    def batch(
+        self, tokens: Tokens, given: Any = None, *, room: int = 0, readings: int = 1
+    ) -> dict[str, Any]:
+        """What travels of prompts: see `nnattr.model.marks.marked`."""
+        return marked(self.edits, tokens, given, room, readings)
+
     def portions(
         self, width: int, *, floats: int = 0, max_memory: int | None = None
     ) -> dict[str, Any]:
@@ -215,8 +222,7 @@ class Model:
         here = self.backend.holds_weights
         with on_loan(self.nn, self.name, self._streams) if here else nullcontext():
             self._require_alike({**payload, **{one.said: one.dataset for one in self.edits}})
-            if self.edits:
-                edits = [edit.payload for edit in self.edits]
+            if edits := [edit.payload for edit in self.edits]:
                 job, payload = edited_job, {"job": job, "edits": edits, "asked": payload}
             outcome = self.backend.run(self.nn, job, payload, label=label)
         accepted(outcome.values, said or f"{label} with {self.subject} ({self.architecture})")
@@ -249,7 +255,13 @@ class Model:
 
     @checked
     def predict(
-        self, tokens: Tokens, *, asked: IdGroups = (), top_k: Positive = 5, last: Positive = 1
+        self,
+        tokens: Tokens,
+        *,
+        asked: IdGroups = (),
+        top_k: Positive = 5,
+        last: Positive = 1,
+        task: Any = None,
     ) -> Predictions:
         """The most probable next tokens after each prompt, in one job.
 
@@ -258,6 +270,7 @@ class Model:
             asked: for each prompt further token ids whose logits are wanted.
             top_k: how many of the most probable tokens.
             last: at how many of the last positions.
+            task: whose prompts they are, where edits of the model name its spans.
 
         Raises:
             TaskError: a prompt is longer than the model's context, or has tokens it does not know.
@@ -270,7 +283,7 @@ class Model:
         words = max(map(len, asked), default=0)
         filled = [[*row, *[0] * (words - len(row))] for row in asked] or [[]] * len(tokens)
         payload = {
-            "prompts": tokens.tensors,
+            "prompts": self.batch(tokens, task),
             "asked": torch.tensor(filled, dtype=torch.long),
             "k": top_k,
             "last": last,

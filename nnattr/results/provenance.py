@@ -24,7 +24,7 @@ class Provenance(BaseModel):
     for"`` (empty if all were).
     ``quantization`` says how the weights were rounded before, e.g. ``"dequantized from x.gguf"``
     (empty if they were not). ``edits`` are the edits under which the model ran, in words (see
-    `nnattr.edited`).
+    `nnattr.edited`), and ``edits_given`` is what makes them again (`nnattr.jobs.plain`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +39,7 @@ class Provenance(BaseModel):
     dtype: str
     quantization: str = ""
     edits: tuple[str, ...] = ()
+    edits_given: tuple[dict[str, Any], ...] = Field(default=(), repr=False)
     task: str = ""
     task_hash: str = ""
     examples: dict[str, Any] | None = Field(default=None, repr=False)

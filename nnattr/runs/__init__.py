@@ -9,6 +9,7 @@
 `interface`   what attention is handed, and the pattern that it must give; sinks
 `head_kinds`  the keys that heads of a kind look at, and a pattern's score
 `rotated`     queries and keys as they meet, after any rotary turn
+`marks`       which tokens of a pass each edit changes
 `edits`       a model in whose every run some activations are changed
 `portions`    the way through examples: as many as fit, half where memory runs out; refusals
 `tolerance`   how near two computations of the same numbers must be

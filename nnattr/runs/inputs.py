@@ -8,8 +8,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from nnattr.runs.marks import Marks, Reads, marks_of
 from nnattr.runs.places import raw
 
 #: What releases of transformers call keys and values, given or returned, the newest first.
@@ -22,11 +24,15 @@ class PromptBatch:
     Attributes:
         ids: their tokens [example, pos].
         mask: which of these are not padding [example, pos].
+        marks: which of them each edit of the model changes; None where that needs no telling.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor) -> None:
+    def __init__(
+        self, ids: Tensor, mask: Tensor, marks: Marks | dict[str, Tensor] | None = None
+    ) -> None:
         self.ids = ids
         self.mask = mask
+        self.marks = marks_of(mask, marks) if isinstance(marks, dict) else marks
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,11 +44,30 @@ class PromptBatch:
 
     def take(self, example: Any) -> PromptBatch:
         """Those of these examples: a slice, or indices [row]."""
-        return PromptBatch(self.ids[example], self.mask[example])
+        marks = None if self.marks is None else self.marks.take(example)
+        return PromptBatch(self.ids[example], self.mask[example], marks)
 
     def cut(self, start: int) -> PromptBatch:
         """Their tokens from ``start`` on, as prompts of their own."""
-        return PromptBatch(self.ids[:, start:], self.mask[:, start:])
+        marks = None if self.marks is None else self.marks.cut(start)
+        return PromptBatch(self.ids[:, start:], self.mask[:, start:], marks)
+
+    def alone(self, columns: Tensor) -> PromptBatch:
+        """Each example's tokens at its columns [example, column] as prompts of one token."""
+        ids = self.ids.gather(1, columns).flatten()[:, None]
+        marks = None if self.marks is None else self.marks.alone(columns)
+        return PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), marks)
+
+    def changed(self, edit: int) -> Tensor:
+        """Which tokens an edit of the model changes, by its number [example, pos]."""
+        if self.marks is None:
+            return torch.ones_like(self.mask)
+        return self.marks.chosen[edit][:, : self.width]
+
+    def reads(self, start: int = 0, stop: int | None = None, size: int = 1) -> dict[str, Reads]:
+        """What a model under edits is told of a pass over them; nothing where it needs none."""
+        stop = self.width if stop is None else stop
+        return {} if self.marks is None else {"reads": Reads(self.marks, start, stop, size)}
 
     def positions(self) -> Tensor:
         """Positions counted from each prompt's own first token [example, pos]."""
@@ -87,7 +112,7 @@ def inputs(
         given["use_cache"] = keep_cache
     else:
         given[cache_name] = cache
-    return given | (options or {})
+    return given | prompts.reads(start, stop) | (options or {})
 
 
 def cache_argument(nn: Any) -> str:

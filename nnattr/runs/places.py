@@ -27,6 +27,13 @@ def cut(value: Tensor, part: tuple[int, int, int] | None) -> Tensor:
     return value.unflatten(-1, (groups, -1))[..., first:last].flatten(-2)
 
 
+def folds(nn: Any, where: tuple[Any, ...]) -> bool:
+    """Whether batch and position are one axis of the activation at ``where``, inside a trace."""
+    path, side, _ = where
+    value = nn.get(path).output if side in ("output", "copied") else nn.get(path).input
+    return (value[0] if isinstance(value, tuple) else value).ndim == 2
+
+
 def read(nn: Any, where: tuple[Any, ...], pos: int | None = None) -> Tensor:
     """The activation at ``where``, inside a trace (ask in forward order).
 

@@ -126,7 +126,7 @@ def _said(task: Examples, model: Predictor) -> list[Prediction]:
     asked = [
         right + wrong for right, wrong in zip(task.answer_ids, task.wrong_answer_ids, strict=False)
     ]
-    found = model.predict(task.clean_tokens, asked=tuple(asked), last=last)
+    found = model.predict(task.clean_tokens, asked=tuple(asked), last=last, task=task)
     said = []
     for i, prompt in enumerate(task.clean):
         at = last - 1 - task.appended[i]
@@ -161,7 +161,7 @@ def _other_tokens(
     for said, tokens, texts in zip(keep, sides, prompts, strict=False):
         if said is None:
             continue
-        found = model.predict(tokens, top_k=1, last=last)
+        found = model.predict(tokens, top_k=1, last=last, task=task)
         wanted = _meant(task, model.tokenizer, texts, said)
         after = f" after the {'clean' if texts is task.clean else 'corrupted'} prompt"
         for i, token in enumerate(wanted):
@@ -191,7 +191,7 @@ def _meant(task: Examples, tokenizer: Any, prompts: Sequence[str], said: Said) -
 def _not_said(task: Examples, model: Predictor) -> list[str | None]:
     """For each answer of several tokens, the first that the model would not say, or None."""
     last = max(map(len, task.sequence_ids))
-    found = model.predict(task.clean_tokens, top_k=1, last=last)
+    found = model.predict(task.clean_tokens, top_k=1, last=last, task=task)
     reasons: list[str | None] = []
     for i, wanted in enumerate(task.sequence_ids):
         said = [_best(found, i, at) for at in range(last - len(wanted), last)]

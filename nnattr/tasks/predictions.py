@@ -46,7 +46,13 @@ class Predictor(Protocol):
         ...
 
     def predict(
-        self, tokens: Tokens, *, asked: IdGroups = (), top_k: int = 5, last: int = 1
+        self,
+        tokens: Tokens,
+        *,
+        asked: IdGroups = (),
+        top_k: int = 5,
+        last: int = 1,
+        task: Any = None,
     ) -> Predictions:
         """The most probable next tokens after each prompt."""
         ...

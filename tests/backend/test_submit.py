@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nnattr
-from nnattr import NDIF, LogitDiff
+from nnattr import NDIF, LogitDiff, edit
 from nnattr.cli import app
 from nnattr.errors import BackendError, ResultError
 from tests.backend.common import KEY, remote, task, values
@@ -111,6 +111,18 @@ def test_another_process_fetches_what_was_saved(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, path, out]
         subprocess.run(command, cwd=ROOT, check=True, timeout=120)
         assert nnattr.Scores.load(out).raw.equals(job.result().raw)
+
+
+def test_the_edits_of_the_model_are_kept_with_the_job(tmp_path: Path) -> None:
+    made = edit.ablate("L0H1", positions=[1])
+    with serving(Script()) as script:
+        answers(script)
+        model = replace(remote(), backend=NDIF(host=script.url))
+        given = nnattr.edited(model, made), task(), LogitDiff()
+        path = nnattr.submit(nnattr.activation_patching, *given).save(tmp_path / "job.json")
+        scores = nnattr.Job.load(path).result(timeout=10)
+    assert scores.provenance.edits == ("L0H1 ablated (zero) at position 1",)
+    assert scores.provenance.jobs == 1  # the one that was sent
 
 
 def test_files_that_hold_no_job(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import linecache
 from collections.abc import Iterator
 from itertools import count
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import xarray as xr
 import yaml
 
 import nnattr
-from nnattr import LogitDiff, load_result
+from nnattr import LogitDiff, edit, load_result
 from nnattr.calls import again
 from nnattr.calls.registry import ANSWERS, METHODS
 from nnattr.errors import MetricError, ResultError
@@ -100,6 +102,34 @@ def test_what_is_long_or_more_than_texts_is_read_from_the_file(name: str, more: 
     before = made(name, **{key: kinds.get(str(value), value) for key, value in more.items()})
     is_the_same(ran(before), before)
     is_the_same(executed(again.python(before, "before.safetensors")), before)
+
+
+def test_edits_are_made_again():
+    model = teaching("teaching-gpt2")
+    question = even_ioi(model)
+    vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    edited = nnattr.edited(
+        model,
+        [
+            edit.ablate(["L0H1", "M0"], "mean", dataset=list(question.clean), positions=[1, -1]),
+            edit.ablate("L1H2", "resample", dataset=question, seed=4),
+            edit.replace((2, 1), task=question, direction="noising"),
+            edit.steer(1, vector, site="attn_out", positions="last", scale=0.3),
+        ],
+    )
+    plain = nnattr.activation_patching(model, question, LogitDiff())
+    found = nnattr.activation_patching(edited, question, LogitDiff())
+    assert float(abs(found.raw - plain.raw).max()) > 1e-2
+    found.save("before.safetensors")
+    before = load_result("before.safetensors")
+    assert before.provenance.edits == found.provenance.edits
+    for after in (ran(before), executed(again.python(before, "before.safetensors"))):
+        is_the_same(after, before)
+        assert after.provenance.edits == before.provenance.edits
+    words = before.provenance.model_copy(update={"edits_given": ()})
+    old = dataclasses.replace(before, provenance=words)
+    with pytest.raises(ResultError, match="older nnattr, which kept edits in words"):
+        again.run_file(old, "before.safetensors")
 
 
 def test_the_code_says_what_differs_from_the_defaults():

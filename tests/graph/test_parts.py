@@ -68,6 +68,7 @@ def test_parts_are_ordered_as_the_model_runs() -> None:
             *(f"L{layer}N{neuron}" for neuron in (3, 20, 100)),
             f"M{layer}",
             f"L{layer} mlp bias",
+            f"L{layer} steer",
         ]
         for layer in (0, 2, 11)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from itertools import product
 from typing import Any
 
@@ -15,24 +16,19 @@ from torch import Tensor
 import nnattr
 from nnattr import LogitDiff, Model, edit
 from nnattr.errors import ArchError, ArgumentError, TaskError
-from tests.oracles.metrics import logit_diff
 from tests.oracles.patching import (
-    Pair,
     activations,
     estimate_every_cell,
     logits_of,
     passed_through,
     patch_every_cell,
 )
+from tests.support.edits import pairs_of, unequal, vector
 from tests.support.engine import compared, pair, task
 from tests.support.families import families
 from tests.tiny import tiny_model
 
 HEAD, LAYER, STRENGTH = (0, 1), 1, 0.5
-
-
-def vector(width: int) -> Tensor:
-    return torch.randn(width, generator=torch.Generator().manual_seed(3))
 
 
 def under_edits(model: Model, question: Any) -> Model:
@@ -77,8 +73,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 @pytest.fixture(scope="module")
 def question(model: Model) -> Any:
-    """Pairs of unequal lengths."""
-    return nnattr.tasks.ioi(model.tokenizer, n=3, seed=0)
+    return unequal(model, 3)
 
 
 def test_the_edits_do_something(model: Model, question: Any) -> None:
@@ -114,19 +109,6 @@ def test_generation_token_by_token(model: Model, question: Any) -> None:
             one_by_one.append(model.tokenizer.decode(new, skip_special_tokens=True))
     assert texts == one_by_one
     assert texts != nnattr.generate(model, question, max_new_tokens=6)
-
-
-def pairs_of(question: Any) -> list[Pair]:
-    found = []
-    for i in range(len(question)):
-        right, wrong = list(question.answer_ids[i]), list(question.wrong_answer_ids[i])
-        clean, corrupted = (
-            torch.tensor([tokens.rows[i]])
-            for tokens in (question.clean_tokens, question.corrupted_tokens)
-        )
-        metric = lambda logits, ids, r=right, w=wrong: logit_diff(logits, ids, r, w)  # noqa: E731
-        found.append(Pair(corrupted, clean, metric))
-    return found
 
 
 @pytest.mark.parametrize("engine", ["suffix", "full"])
@@ -223,7 +205,7 @@ def test_edits_are_appended_and_told(model: Model, question: Any) -> None:
     assert twice.edits[0].said == once.edits[0].said == "L1H0 ablated (zero)"
     scores = nnattr.activation_patching(twice, question, LogitDiff())
     assert all(said in repr(twice) for said in scores.provenance.edits)
-    assert "L1H0 ablated (zero)" in scores.plot().layout.title.text
+    assert "L1H0 ablated (zero)" in scores.plot().layout.title.text  # type: ignore[attr-defined]
     assert "L1H0 ablated (zero)" in repr(scores)
 
 
@@ -272,10 +254,6 @@ def test_what_cannot_be_edited(model: Model) -> None:
         edit.ablate("L0H0", "median")  # type: ignore[arg-type]
     with pytest.raises(TaskError, match="cannot be ablated"):
         nnattr.edited(model, edit.ablate("logits"))
-    steered = nnattr.edited(model, edit.steer(1, torch.ones(width)))
-    question = nnattr.tasks.ioi(model.tokenizer, n=1, seed=0)
-    with pytest.raises(ArchError, match="not the sum of what its parts write"):
-        nnattr.direct_logit_attribution(steered, question)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e39])
@@ -298,3 +276,29 @@ def test_grouped_keys_are_named_by_their_group() -> None:
     with pytest.raises(ArchError, match=r"L1KV1\.k"):
         nnattr.edited(model, edit.ablate("L1H3.k"))
     nnattr.edited(model, edit.ablate("L1KV1.k"))
+
+
+def test_positions_zeroed() -> None:
+    """Head scores, patches and shares are those of the same weights without the table."""
+    model = nnattr.load("teaching-gpt2")
+    zeroed = nnattr.edited(model, edit.ablate("pos_embed"))
+    question = unequal(model, 3)
+    without = deepcopy(model.module)
+    with torch.no_grad():
+        without.transformer.wpe.weight.zero_()
+    other = nnattr.load(without, tokenizer=model.tokenizer)
+    for method, given in [
+        (nnattr.activation_patching, (question, LogitDiff())),
+        (nnattr.attribution_patching, (question, LogitDiff())),
+        (nnattr.detect_heads, ()),
+        (nnattr.direct_logit_attribution, (question,)),
+    ]:
+        name = "scores" if method is nnattr.detect_heads else "raw"
+        ours, theirs, plain = (getattr(method(one, *given), name) for one in (zeroed, other, model))
+        assert float(abs(ours - theirs).max()) < 1e-4 < float(abs(ours - plain).max())
+    texts = [nnattr.generate(one, question, max_new_tokens=4) for one in (zeroed, other, model)]
+    assert texts[0] == texts[1] != texts[2]
+    with pytest.raises(ArchError, match="no learned position embeddings"):
+        nnattr.edited(nnattr.load("teaching-llama"), edit.ablate("pos_embed"))
+    with pytest.raises(TaskError, match="of their own"):
+        edit.ablate(["pos_embed", "L0H0"])

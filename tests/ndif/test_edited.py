@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
 
 import nnattr
@@ -20,7 +23,21 @@ def under_edits(model: Model, task: Task) -> Model:
     )
 
 
-def same(remote: Model) -> None:
+def of_single_prompts(model: Model, task: Task) -> Model:
+    """Edits at chosen positions, and such that say another thing of each prompt."""
+    vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    mates = nnattr.tasks.ioi(model.tokenizer, n=12, seed=5)
+    return nnattr.edited(
+        model,
+        [
+            edit.ablate((0, 1), "resample", dataset=mates),
+            edit.replace((2, 1), task=task, direction="noising"),
+            edit.steer(2, vector, positions=[3, -1], scale=64.0),
+        ],
+    )
+
+
+def same(remote: Model, under_edits: Callable[[Model, Task], Model]) -> None:
     local = nnattr.load(NAME)
     task = nnattr.tasks.ioi(local.tokenizer, n=3, seed=1)
     plain = nnattr.activation_patching(local, task, LogitDiff(), normalized=False)
@@ -42,9 +59,14 @@ def same(remote: Model) -> None:
     assert here != nnattr.generate(local, task, max_new_tokens=6)
 
 
-def test_in_the_models_process(server: Server) -> None:
-    same(nnattr.load(NAME, backend=server.url))
+EDITS = pytest.mark.parametrize("edits", [under_edits, of_single_prompts])
 
 
-def test_in_a_sandbox(sandboxed_server: Server) -> None:
-    same(nnattr.load(NAME, backend=sandboxed_server.url))
+@EDITS
+def test_in_the_models_process(server: Server, edits: Callable[[Model, Task], Model]) -> None:
+    same(nnattr.load(NAME, backend=server.url), edits)
+
+
+@EDITS
+def test_in_a_sandbox(sandboxed_server: Server, edits: Callable[[Model, Task], Model]) -> None:
+    same(nnattr.load(NAME, backend=sandboxed_server.url), edits)

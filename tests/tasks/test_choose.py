@@ -25,7 +25,7 @@ class Oracle:
         self.runs = [says, corrupted]
 
     def predict(
-        self, tokens: Any, *, asked: Any = (), top_k: int = 5, last: int = 1
+        self, tokens: Any, *, asked: Any = (), top_k: int = 5, last: int = 1, task: Any = None
     ) -> Predictions:
         says = self.runs.pop(0)
         logits = torch.zeros(len(tokens), last, len(self.tokenizer))

@@ -88,7 +88,7 @@ def attention_patterns(
     order = sorted(picked)
     wanted = [[head for at, head in order if at == layer] for layer in range(model.n_layers)]
     payload = {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts),
         "heads": {
             "paths": attention_paths(model),
             "heads": wanted,

@@ -78,7 +78,7 @@ def copying_score(
     """
     texts, tokens = texts_and_tokens(model, prompts, run)
     at, present = aligned(prompts, texts, tokens, positions)
-    payload = _payload(model, tokens, at, top_k, negative)
+    payload = _payload(model, prompts, tokens, at, top_k, negative)
     outcome = model.run(copying_job, payload, label="copying score")
     values = outcome.values
     known = values["copied"].masked_fill(~present[:, None, None], float("nan"))
@@ -124,7 +124,7 @@ def name_mover_score(
     tokens = texts_and_tokens(model, task)[1]
     where = _answers_in(task, tokens)
     last = where.shape[1] - 1 - where.int().flip(1).argmax(1)
-    payload = _payload(model, tokens, last[:, None], top_k, negative)
+    payload = _payload(model, task, tokens, last[:, None], top_k, negative)
     payload["looked_at"] = where
     outcome = model.run(copying_job, payload, label="name mover score")
     values = outcome.values
@@ -140,7 +140,7 @@ def name_mover_score(
 
 
 def _payload(
-    model: Model, tokens: Tokens, at: Tensor, top_k: int, negative: bool
+    model: Model, prompts: Prompts, tokens: Tokens, at: Tensor, top_k: int, negative: bool
 ) -> dict[str, Any]:
     """What travels."""
     spec, width = model.spec, tokens.ids.shape[1]
@@ -149,7 +149,7 @@ def _payload(
     scale = getattr(model.config, spec.logit_scale) if spec.logit_scale else 1.0
     logits = at.shape[1] * model.vocab_size
     return {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts),
         "columns": at,
         "looked_at": None,
         "paths": attention_paths(model),

@@ -69,32 +69,32 @@ def copying_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     for some in portions:
         with portions.attempt():
             prompts, at = every.take(some), columns[some]
-            streams, ids = left_by_layer_0(nn, question, prompts, at)
-            alone = copied_alone(nn, question, streams, ids)
+            streams, tokens = left_by_layer_0(nn, question, prompts, at), prompts.alone(at)
+            alone = copied_alone(nn, question, streams, tokens)
             values = {"copied": alone.unflatten(0, at.shape).permute(0, 2, 3, 1)}
             if looked_at is not None:
                 looks = (payload["paths"], looked_at[some], question.options)
                 values["attention"] = last_looks(nn, prompts, *looks)
-            portions.keep(values, rows=max(len(prompts), len(ids)))
+            portions.keep(values, rows=max(len(prompts), len(tokens)))
             portions.tick(1, 1)
     return portions.joined()
 
 
-def left_by_layer_0(
-    nn: Any, question: CopyingQuestion, prompts: PromptBatch, at: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What layer 0 leaves at each token [token, d_model], and the tokens' ids."""
+def left_by_layer_0(nn: Any, question: CopyingQuestion, prompts: PromptBatch, at: Tensor) -> Tensor:
+    """What layer 0 leaves at each token [token, d_model]."""
     with nn.trace(**inputs(prompts, question.options)):
         with torch.no_grad():
             stream = take(read(nn, question.after, prompts.width), at).clone()
-    return stream.flatten(0, 1), prompts.ids.gather(1, at).flatten()
+    return stream.flatten(0, 1)
 
 
-def copied_alone(nn: Any, question: CopyingQuestion, streams: Tensor, ids: Tensor) -> Tensor:
+def copied_alone(
+    nn: Any, question: CopyingQuestion, streams: Tensor, tokens: PromptBatch
+) -> Tensor:
     """Whether each head, looking at each token alone, predicts it [token, layer, head]."""
     found: list[Tensor] = []
-    alone = PromptBatch(ids[:, None], torch.ones_like(ids, dtype=torch.bool)[:, None])
-    with nn.trace(**inputs(alone, question.options)):
+    ids = tokens.ids[:, 0]
+    with nn.trace(**inputs(tokens, question.options)):
         with torch.no_grad():
             for layer, where in enumerate(question.before):
                 live = read(nn, where, 1)

@@ -75,7 +75,7 @@ def decompose_attention(
     kept = pairs if isinstance(pairs, int) else [_known(pair, names) for pair in pairs]
     texts, tokens = texts_and_tokens(model, prompts)
     payload = {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts),
         "question": {
             "form": form,
             "head": number,
@@ -83,6 +83,7 @@ def decompose_attention(
             "reads": list(plan.reads),
             "parts": list(plan.parts),
             "splits": list(plan.splits),
+            "added": list(plan.added),
             "names": names,
         },
         "pairs": kept,

@@ -26,7 +26,7 @@ from nnattr.maps.attention import (
 )
 from nnattr.maps.heads import Proof
 from nnattr.maps.norm import apply, per_unit
-from nnattr.maps.parts import Split, by_head, output_map, token_part
+from nnattr.maps.parts import Split, by_head, output_map, token_part, with_added
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions, RefusedError
@@ -46,6 +46,7 @@ class HeadQuestion:
         reads: (name, path, side) of the parts of the residual stream, in forward order.
         parts: (name, factor) of what the stream is the sum of.
         splits: by name, those that fall apart into heads.
+        added: vectors that edits add to the stream, see `nnattr.maps.parts.with_added`.
         names: of all components, those of the splits in the order of their heads, and the constant.
     """
 
@@ -58,6 +59,7 @@ class HeadQuestion:
         reads: list[tuple[str, str, str]],
         parts: list[tuple[str, float]],
         splits: list[dict[str, Any]],
+        added: list[tuple[str, int, Tensor, bool]],
         names: list[str],
     ) -> None:
         self.form = Form(**form)
@@ -66,6 +68,7 @@ class HeadQuestion:
         self.reads = reads
         self.parts = parts
         self.splits = {one["part"]: Split(**one) for one in splits}
+        self.added = added
         self.names = names
 
 
@@ -148,6 +151,7 @@ def taken_apart(
                 name: read(nn, (path, side, None), prompts.width).float()
                 for name, path, side in question.reads
             }
+            parts = with_added(parts, prompts, question.added, torch.arange(prompts.width))
             if "pos_embed" in parts:
                 stream, positions = parts["embed"], parts["pos_embed"]
                 own = token_part(nn, question.embed, prompts, stream, positions)

@@ -98,7 +98,7 @@ def detect_heads(
     width = tokens.ids.shape[1]
     pattern, vocab = model.n_heads * width**2, model.vocab_size
     payload = {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts),
         "paths": attention_paths(model),
         "options": {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {},
         "portions": model.portions(width, floats=max(pattern, 3 * width * vocab)),

@@ -145,7 +145,7 @@ def capture(
         result = len(chosen) * len(units["head"][1]) * model.config.hidden_size
         floats += 2 * at.shape[1] * result
     payload = {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts),
         "columns": {"at": at, "present": present},
         "wanted": wanted,
         "reduce": reduce,

@@ -76,8 +76,8 @@ def compare_runs(
     at, present = columns([*left, *right], [*left, *right], both, positions)
     logits = at.shape[1] * model.vocab_size
     payload = {
-        "a": {"ids": both.ids[:n], "mask": both.mask[:n]},
-        "b": {"ids": both.ids[n:], "mask": both.mask[n:]},
+        "a": model.batch(Tokens(both.ids[:n], both.mask[:n], both.strings[:n]), a),
+        "b": model.batch(Tokens(both.ids[n:], both.mask[n:], both.strings[n:]), b),
         "columns": at[:n],
         "top_k": top_k,
         "portions": model.portions(both.ids.shape[1], floats=6 * logits),  # of both sides

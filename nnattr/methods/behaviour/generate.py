@@ -11,6 +11,7 @@ from nnattr.arguments import Between, Positive, Seed, Share, checked
 from nnattr.errors import TaskError
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts, texts_and_tokens
+from nnattr.runs.edits import generating
 from nnattr.runs.inputs import PromptBatch
 from nnattr.runs.logits import require_numbers
 from nnattr.runs.portions import Portions
@@ -124,7 +125,7 @@ def generate(
     if not (model.accepts("past_key_values") or model.accepts("cache")):
         options["use_cache"] = False  # transformers would hand on the newest token alone
     payload = {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts, room=max_new_tokens),
         "options": options,
         "head": model.spec.unembed,
         "seed": seed,
@@ -167,6 +168,7 @@ def continued(nn: Any, prompts: PromptBatch, options: dict[str, Any], head: str)
     it generates, but what is inside of it.
     """
     given = {"input_ids": prompts.ids, "attention_mask": prompts.mask.long()}
+    generating(nn, prompts)
     with nn.generate(given, **options) as tracer:
         first = nn.get(head).output[:, -1].amax(-1).cpu()  # NaN if one of them is
         text = tracer.result.cpu()

@@ -59,9 +59,10 @@ def inspect_prompt(
         added = _added(model, texts[0], answer)
     texts_and_tokens(model, tokens, room=len(added))
     ids = torch.cat([tokens.ids, torch.tensor([added], dtype=torch.long)], 1)
+    whole = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
     start = tokens.ids.shape[1] - 1
     payload = {
-        "ids": ids,
+        "prompts": model.batch(tokens, prompt, room=len(added)) | whole,
         "start": start,
         "answer": torch.tensor(added) if added else None,
         "top_k": top_k,
@@ -78,9 +79,8 @@ def inspect_prompt(
 
 def inspect_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """The reduced distribution at each token that is followed by one of the answer."""
-    ids = payload["ids"]
+    prompts = PromptBatch(**payload["prompts"])
     count = 1 if payload["answer"] is None else len(payload["answer"])
-    prompts = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     with nn.trace(**inputs(prompts)):
         with torch.no_grad():
             logits = nn.output.logits[0, payload["start"] : payload["start"] + count]

@@ -65,7 +65,7 @@ def most_frequent_answers(
         asked = as_prompts("prompts", prompts)
         texts = form.written(asked)
         tokens = encode(model.tokenizer, encodable(asked, texts), verbatim=chat)
-    found = model.predict(tokens, top_k=1)
+    found = model.predict(tokens, top_k=1, task=prompts)
     probs: dict[int, list[float]] = defaultdict(list)
     for token, prob in zip(
         found.ids[:, -1, 0].tolist(), found.probs[:, -1, 0].tolist(), strict=True

@@ -54,13 +54,14 @@ def decomposition(
     held = (2 * len(plan.reads) + model.n_heads) * model.config.hidden_size
     held *= int(chosen.any(0).any(0).sum())
     return {
-        "run": _prompts(here),
-        "other": _prompts(there),
+        "run": _prompts(model, task, here),
+        "other": _prompts(model, task, there),
         "direction": {"tokens": words[0], "weights": words[1], "cells": chosen},
         "parts": {
             "reads": list(plan.reads),
             "parts": list(plan.parts),
             "splits": list(plan.splits),
+            "added": list(plan.added),
             "heads": model.n_heads if unit == "head" else 0,
             "end": {
                 "norm": model.spec.final_norm,
@@ -140,5 +141,5 @@ def _reads_both(task: Task, run: Run) -> bool:
     return task.paired or run == "corrupted"
 
 
-def _prompts(tokens: Tokens | None) -> dict[str, Tensor] | None:
-    return None if tokens is None else tokens.tensors
+def _prompts(model: Model, task: Task, tokens: Tokens | None) -> dict[str, Any] | None:
+    return None if tokens is None else model.batch(tokens, task)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nnattr.maps.norm import apply, per_unit, transpose
-from nnattr.maps.parts import Split, by_head, output_map, token_part
+from nnattr.maps.parts import Split, by_head, output_map, token_part, with_added
 from nnattr.methods.direct.direction import Direction, Head, View, final_view
 from nnattr.runs.inputs import PromptBatch, inputs
 from nnattr.runs.logits import require_number
@@ -37,6 +37,7 @@ class Parts:
             residual stream.
         parts: (name, factor) of what it is the sum of.
         splits: the parts that fall apart further.
+        added: vectors that edits add to the stream, see `nnattr.maps.parts.with_added`.
         heads: into how many heads; 0 means neurons.
         end: what stands behind it.
         embed: the path of the token embedding.
@@ -51,6 +52,7 @@ class Parts:
         reads: list[tuple[str, str, str]],
         parts: list[tuple[str, float]],
         splits: list[dict[str, Any]],
+        added: list[tuple[str, int, Tensor, bool]],
         heads: int,
         end: dict[str, Any],
         embed: str,
@@ -61,6 +63,7 @@ class Parts:
         self.reads = reads
         self.parts = parts
         self.splits = [Split(**one) for one in splits]
+        self.added = added
         self.heads = heads
         self.end = Head(**end)
         self.embed = embed
@@ -172,6 +175,7 @@ def read_parts(nn: Any, parts: Parts, prompts: PromptBatch, columns: Tensor) -> 
     for name, path, side in parts.reads:
         value = read(nn, (path, side, None), prompts.width)
         seen[name] = value[:, columns.to(value.device)].expand(len(prompts), -1, -1)
+    seen = with_added(seen, prompts, parts.added, columns)
     if "pos_embed" in seen:
         these = PromptBatch(prompts.ids[:, columns], prompts.mask[:, columns])
         stream, positions = seen["embed"], seen["pos_embed"]

@@ -80,7 +80,7 @@ def logit_lens(
     multiplier, cap = logit_constants(model)
     logits = at.shape[1] * model.vocab_size
     payload = {
-        "prompts": tokens.tensors,
+        "prompts": model.batch(tokens, prompts),
         "columns": at,
         "answers": torch.tensor(ids) if ids else None,
         "question": {

@@ -77,7 +77,7 @@ def next_token_attribution(
     plan = components(model, unit, wanted)
     chosen = _positions(task)
     payload = decomposition(model, task, plan, chosen, _next(task), unit)
-    payload["other"] = None
+    payload |= {"run": model.batch(task.clean_tokens, prompts), "other": None}
     said = f"{METRIC} on {model.name} ({model.architecture})"
     outcome = model.run(decomposition_job, payload, label="next-token attribution", said=said)
     made = provenance_of(

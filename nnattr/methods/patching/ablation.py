@@ -24,13 +24,13 @@ from typing import Literal
 
 from nnattr.arguments import Folder, Positive, Seed, checked
 from nnattr.engine import ablation_job, together_job
-from nnattr.errors import ArchError, TaskError
+from nnattr.errors import TaskError
 from nnattr.jobs import split
 from nnattr.jobs.asked import Asked, Cells, Layers, Naming, asked_cells
 from nnattr.jobs.replacement import Fill, Replacement, chosen
 from nnattr.jobs.study import Study
 from nnattr.metrics import Metric
-from nnattr.model.components import position_table
+from nnattr.model.components import required_position_table
 from nnattr.model.heads import Head
 from nnattr.model.model import Model
 from nnattr.model.prompts import Prompts
@@ -193,11 +193,7 @@ def _of_clean_run(scores: Scores) -> Scores:
 
 def _position_embeddings(model: Model, replacement: str, positions: Positions) -> Asked:
     """The learned position embeddings, if the model has them."""
-    table = position_table(model)
-    if table is None:
-        raise ArchError(
-            f"{model.name} has no learned position embeddings to ablate (rotary, ALiBi or none)."
-        )
+    table = required_position_table(model)
     if replacement not in ("zero", "mean") or positions != "all":
         raise TaskError("Position embeddings are ablated with 'zero' or 'mean', at all positions.")
     return Asked(pos_embed=table, said={"parts": "pos_embed"})

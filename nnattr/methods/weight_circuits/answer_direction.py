@@ -14,6 +14,7 @@ run to run. `nnattr.direct_logit_attribution` takes it into account for you.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ def answer_direction(model: Model, task: Task, metric: Metric | None = None) -> 
         "tokens": torch.tensor(tokens),
         "weights": torch.tensor(counts) * logit_constants(model)[0],
     }
+    model = replace(model, edits=())  # they leave the unembedding as it is
     values = model.run(answer_direction_job, payload, label="answer direction").values
     found = values["direction"].numpy()
     coords = {"example": np.arange(len(found))}
