@@ -30,8 +30,7 @@ from nnattr.engine.patches import Entry, of_base_run
 from nnattr.engine.question import Layout, Question, question_of
 from nnattr.engine.receivers import Graphed
 from nnattr.engine.rows import Rows, effort
-from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing
-from nnattr.engine.sums import require_sums
+from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing, require_sums
 from nnattr.engine.sweep import DISAGREES, batches
 from nnattr.engine.through_mlps import Sending, carried, stages
 from nnattr.runs.as_built import touched
@@ -196,7 +195,7 @@ def prepared(
             if isinstance(error, RefusedError) or ran_out(error):
                 raise
             because = reason(error)
-    base, _ = summed(nn, question, edges, full=True)
+    base, _ = base_run(nn, question, True, *steps(edges))
     kinds = kinds_of(nn, question, edges, base, budget)
     for kind in kinds:
         kind.mode = Mode(full=True, because=because)
@@ -209,7 +208,7 @@ def by_engine(
     """What rows need that the engine runs; None if it does not give what full passes give."""
     into = set(edges.ends.port.tolist())
     short = into == {PORTS.index("logits")} and not worth_sharing(question)
-    base, whole = summed(nn, question, edges, full=False, whole_runs=short)
+    base, whole = base_run(nn, question, False, *steps(edges), whole_runs=short)
     kinds = kinds_of(nn, question, edges, base, budget)
     hooked = touched(nn, question.layout.layers)
     for kind in kinds:
@@ -232,18 +231,6 @@ def worth_sharing(question: Question) -> bool:
     return len(question) * (2 * shared - question.base.width) > PASS
 
 
-def summed(
-    nn: Any, question: Question, edges: Asking, full: bool, whole_runs: bool = False
-) -> tuple[BaseRun, Tensor]:
-    """Both plain runs, see `base_run`; refused where the stream is no sum of what parts write."""
-    base, whole = base_run(nn, question, full, *steps(edges), whole_runs=whole_runs)
-    attention = base.more.get("added", base.more["projected"])
-    mask, mlp = question.base.mask[:, base.start :], base.more.get("mlp", [])
-    scale, edited = question.layout.scale, edited_layers(nn)
-    require_sums(mask, base.streams, attention, mlp, scale=scale, edited=edited)
-    return base, whole
-
-
 def steps(edges: Asking) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is read of the base run, and of the other run, besides z."""
     read = [PORTS[port] for port in edges.ends.port.unique().tolist()]
@@ -255,6 +242,7 @@ def kinds_of(
     nn: Any, question: Question, edges: Asking, base: BaseRun, budget: Budget
 ) -> list[Kind]:
     """The rows of edges into what reads the stream, and into heads, where there are any."""
+    require_sums(base, question.layout.scale)
     ends, parts, mid = edges.ends, edges.parts, edges.mid
     known = Graphed(nn, question, base, ends, parts, mid, edges.by_mlps)
     differs = differing(known.writes, edges.ends, question.layout.sizes.heads)

@@ -291,7 +291,7 @@ def test_a_stream_that_is_no_sum_is_refused(done, engine):
     module = tiny_module("llama")
     DONE[done](module)
     model = nnattr.load(module, tokenizer=tiny_tokenizer())
-    with pytest.raises(ArchError, match="not the sum of what parts write"):
+    with pytest.raises(ArchError, match="not the sum of what its parts write"):
         measured(model, ragged_tiny(model), engine=engine)
 
 
