@@ -59,3 +59,27 @@ def test_soft_attention_against_the_oracle(name, tmp_path):
         assert abs(found[edge] - value) < EXACT, edge
     largest = sorted(found, key=lambda edge: abs(found[edge]))[-len(circuit.edges) :]
     assert set(largest) == set(circuit.edges)
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_sets_of_edges(name, direction, tmp_path):
+    circuit = known(name)
+    sets = circuit.together if direction == "denoising" else circuit.noising_together
+    if not sets:
+        pytest.skip("no sets are worked out for this one")
+    model, options = circuit.load(tmp_path), {"together": True, "direction": direction}
+    for some, value in sets.items():
+        found = nnattr.path_patching(
+            model, circuit.task(model), LogitDiff(), edges=list(some), **options
+        )
+        assert float(found.values.squeeze()) == pytest.approx(value, abs=EXACT), some
+
+
+@pytest.mark.parametrize("name", [name for name in CIRCUITS if known(name).paths])
+def test_paths(name, tmp_path):
+    circuit = known(name)
+    model = circuit.load(tmp_path)
+    for path, value in circuit.paths.items():
+        found = nnattr.path_patching(model, circuit.task(model), LogitDiff(), paths=[path])
+        assert float(found.values.squeeze()) == pytest.approx(value, abs=EXACT), path
