@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nnattr.cli.console import Block, table
 from nnattr.graph import Part, parse
 from nnattr.graph.choice import require_names
+from nnattr.jobs.layout import PatchSite
 from nnattr.methods.patching.activation_patching import activation_patching
 from nnattr.methods.patching.path_patching import path_patching
 from nnattr.metrics import LogitDiff
@@ -23,7 +24,7 @@ from nnattr.results.edge_scores import extent
 from nnattr.tasks import Task
 
 #: Where all that a sender writes is patched, by its kind.
-SITES = {"head": "z", "mlp": "mlp_out", "input": "resid_pre"}
+SITES: dict[str, PatchSite] = {"head": "z", "mlp": "mlp_out", "input": "resid_pre"}
 
 
 @dataclass(frozen=True)

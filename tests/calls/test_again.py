@@ -27,8 +27,11 @@ from tests.support.command_line import call
 FILES: Iterator[int] = count()
 #: Arguments that no provenance keeps: what is asked, where parts are kept, code that runs there.
 APART = ("task", "metric", "checkpoint", "max_memory", "reduce")
-#: Arguments that narrow the question, or ask one of a set: kept where they are given.
-WHERE_GIVEN = ("cells", "layers", "heads", "together", "paths")
+#: Arguments that narrow the question, ask of a set, or are one estimator's: kept where given.
+WHERE_GIVEN = (
+    *("cells", "layers", "heads", "together", "paths"),
+    *("rules", "temperature", "steps", "points", "along"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +97,9 @@ def test_every_argument_is_kept(name: str):
         ("activation_patching", {"cells": ["M0", "M2"]}),
         ("activation_patching", {"layers": [1], "together": True}),
         ("attribution_patching", {"heads": [(0, 1), "L1H0"]}),
+        ("attribution_patching", {"estimator": "gim", "temperature": 1.5}),
+        ("attribution_patching", {"estimator": "relp", "rules": ["norms"]}),
+        ("attribution_patching", {"estimator": "integrated", "steps": 2, "along": "activations"}),
         ("ablate", {"layers": 1}),
         ("path_patching", {"senders": "all", "receivers": "logits", "edges": [((0, 1), "M2")]}),
         ("path_patching", {"between": "mlps", "ungrouped": True}),
