@@ -37,6 +37,18 @@ Nothing is believed. Every job holds the base run that goes on from its keys and
 one pass, and two rows of the engine against full passes (`forward.run_full`, the patch written at
 its site, every layer run). A model that fails either is served by full passes, and says so.
 
+an estimate                                         where
+==================================================  ====================================
+which gradients, and what becomes of them           `estimators`, `estimates.attribute`
+rules of the backward pass                          `rules`
+shown to act on this model                          `proven_rules.require_proven`
+one run, forwards and backwards                     `gradients.differentiated`
+along the way to the other run                      `integrated`
+without a layer at a time                           `graddrop.magnitudes`
+queries and keys through their softmax              `qk_fix`
+gradients and changes become cells                  `contributions.contributions`
+==================================================  ====================================
+=======
 `edges_job` measures every edge from what one part writes to what another reads, alone, with all
 between frozen (`edges`). Its rows are those above, and enter at their receiver's layer:
 
@@ -65,8 +77,21 @@ parts that read them.
 `variants`     several sets, or paths, of every example in passes that fit
 =============  ==================================================================================
 
+`attribution_job` estimates all cells from gradients:
+
+==================================================  ==============================================
+which gradients, and what becomes of them           `estimators`, `estimates.attribute`
+rules of the backward pass                          `rules`
+shown to act on this model                          `proven_rules.require_proven`
+one run, forwards and backwards                     `gradients.differentiated`
+along the way to the other run                      `integrated`
+without a layer at a time                           `graddrop.magnitudes`
+queries and keys through their softmax              `qk_fix`
+gradients and changes become cells                  `contributions.contributions`
+==================================================  ==============================================
+
 Methods use seven jobs: `patching_job` and `ablation_job` patch every cell by itself, as above
-(`cells`); `attribution_job` estimates all cells from one backward pass (`gradients`);
+(`cells`); `attribution_job` estimates all cells (`estimates`);
 `together_job` replaces several parts in one run (`together`); `edges_job`, `joint_edges_job` and
 `chains_job` patch edges. All of this runs inside a job: torch and plain values only.
 """
@@ -75,7 +100,7 @@ from __future__ import annotations
 
 from nnattr.engine.chains import chains_job
 from nnattr.engine.edges import edges_job
-from nnattr.engine.gradients import attribution_job
+from nnattr.engine.estimates import attribution_job
 from nnattr.engine.joint_edges import joint_edges_job
 from nnattr.engine.sweep import ablation_job, patching_job
 from nnattr.engine.together import together_job

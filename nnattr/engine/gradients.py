@@ -1,4 +1,4 @@
-"""Every cell of a site to first order: two plain runs and one backward pass.
+"""The base run with its gradients at a site, and the source run beside it.
 
 Only the positions from the first one at which the runs differ are differentiated: before it there
 is no difference to multiply a gradient with. The source run has a pass of its own: in one batch
@@ -9,6 +9,7 @@ Inside a job: torch and plain values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from nnattr.engine.base import SITE, first_difference, observe
 from nnattr.engine.cache import fork, inputs_from, prefix
-from nnattr.engine.measure import measure, measured, require_own_numbers
-from nnattr.engine.memory import portions_for
+from nnattr.engine.measure import measured, require_own_numbers
 from nnattr.engine.mode import reason
-from nnattr.engine.pattern_patch import patched_by_patterns
-from nnattr.engine.question import Question, every_example, question_of, sandboxed
+from nnattr.engine.question import Question, every_example, sandboxed
+from nnattr.engine.rules import Column, needs_patterns, ruled
 from nnattr.engine.shortcuts import read_logits
 from nnattr.runs.as_built import touched
+from nnattr.runs.patterns import go_back, go_eager
 from nnattr.runs.places import cut, raw, read
 from nnattr.runs.portions import RefusedError
 from nnattr.runs.tolerance import same_logits
@@ -31,30 +32,33 @@ from nnattr.runs.tolerance import same_logits
 WORTH_SHARING = 256
 #: Why runs begin at the first token though they share more than that.
 DISAGREES = "an example's logits are others when it goes on from its keys and values"
+#: Steps of a run (see `nnattr.engine.base.observe`) that read the residual stream between layers.
+STREAMS = ("stream", "end")
 
 
-def attribution_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
-    """Both baselines and the estimated change for every cell."""
-    question = question_of(nn, payload)
-    portions = portions_for(nn, tick, payload, question, backward=True)
-    for some in portions:
-        with portions.attempt():
-            portions.keep(attribute(nn, question.take(some)))
-            portions.tick(1, 1)
-    return portions.joined()
-
-
-class Differentiated:
-    """The base run with its gradients, from ``start`` on.
+class Backward:
+    """The model as its gradients are taken.
 
     Attributes:
-        start: the position at which both runs begin.
+        nn: the nnsight model, under the rules of the backward pass.
+        eager: whether these need attention's plain implementation.
+    """
+
+    def __init__(self, nn: Any, columns: list[Column]) -> None:
+        self.nn = ruled(nn, columns)
+        self.eager = needs_patterns(columns)
+
+
+class SourceRun:
+    """The source run, and where both runs begin.
+
+    Attributes:
+        start: that position.
         because: why that is the first one, though it would pay to begin later.
-        own: the site in the base run, by layer [example, pos, width].
-        other: the site in the source run, by layer [example, pos, width].
-        slopes: the gradient of the metric there, by layer [example, pos, width].
-        metric, source_metric: of both runs [example].
-        dtype: of the logits.
+        cache: the base run's keys and values before it.
+        before: the base run's logits there, if the metric reads them, else None.
+        site: the site in each asked layer [example, pos, width].
+        logits: of the source run [example, pos, token], from position 0 on if the metric reads all.
     """
 
     def __init__(
@@ -62,73 +66,135 @@ class Differentiated:
         *,
         start: int,
         because: str,
-        own: dict[int, Tensor],
-        other: dict[int, Tensor],
-        slopes: dict[int, Tensor],
-        metric: Tensor,
-        source_metric: Tensor,
-        dtype: torch.dtype,
+        cache: Any,
+        before: Tensor | None,
+        site: list[Tensor],
+        logits: Tensor,
     ) -> None:
         self.start = start
         self.because = because
+        self.cache = cache
+        self.before = before
+        self.site = site
+        self.logits = self.whole(logits)
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """Logits from ``start`` on, behind those before it."""
+        return logits if self.before is None else torch.cat([self.before, logits], 1)
+
+
+class Differentiated:
+    """A run of the base prompts with its gradients, from the source run's ``start`` on.
+
+    Attributes:
+        own: the site, by asked layer [example, pos, width].
+        slopes: the gradient of the metric there, by layer [example, pos, width].
+        entered: the gradient at the token embeddings that it was given [example, pos, d_model].
+        taken: what was made of the gradients while the run could be differentiated.
+        metric: of the run [example].
+        logits: of the run, from position 0 on if the metric reads all.
+        clean: the clean run's logits at the last position [example, token].
+    """
+
+    def __init__(
+        self,
+        *,
+        own: list[Tensor],
+        slopes: list[Tensor],
+        entered: Tensor,
+        taken: Any,
+        metric: Tensor,
+        logits: Tensor,
+        clean: Tensor,
+    ) -> None:
         self.own = own
-        self.other = other
         self.slopes = slopes
+        self.entered = entered
+        self.taken = taken
         self.metric = metric
-        self.source_metric = source_metric
-        self.dtype = dtype
+        self.logits = logits
+        self.clean = clean
 
 
-def attribute(nn: Any, question: Question) -> dict[str, Any]:
-    """Both baselines and the estimated change for every cell of a portion of the examples."""
-    run = differentiated(nn, question)
-    spots = question.spots[:, :, run.start :]
-    change = [
-        contribution(slope, run.other[layer], run.own[layer], spots, question.units).cpu()
-        for layer, slope in run.slopes.items()
-    ]
-    return {
-        "change": torch.stack(change, 1),
-        "base": run.metric,
-        "source": run.source_metric,
-        "engine": "suffix" if run.start else "full",
-        "fell_back": run.because,
-        "dtype": str(run.dtype),
-    }
-
-
-def differentiated(nn: Any, question: Question) -> Differentiated:
-    """Both runs, and the gradients of the base run's metric."""
-    layout = question.layout
+def source_run(nn: Any, question: Question) -> SourceRun:
+    """The source run, from where both runs have to begin."""
     start, because = resumable(nn, question)
     cache, before = prefix(nn, question, start)
     every = every_example(question)
     theirs = observe(nn, question, question.source, SITE, start, fork(cache, every))
-    source_logits = theirs.logits
-    require_passed_back(nn, layout.embed)
-    with nn.trace(**inputs_from(layout, question.base, start, fork(cache, every))):
-        nn.get(layout.embed).output.requires_grad_(True)  # opens the graph: the weights are frozen
+    require_passed_back(nn, question.layout.embed)
+    return SourceRun(
+        start=start,
+        because=because,
+        cache=cache,
+        before=before,
+        site=theirs.site,
+        logits=theirs.logits,
+    )
+
+
+def differentiated(
+    backward: Backward,
+    question: Question,
+    source: SourceRun,
+    *,
+    entering: Tensor | None = None,
+    clean: Tensor | None = None,
+    take: Callable[[Tensor, list[Tensor], list[Tensor]], Any] | None = None,
+) -> Differentiated:
+    """A run of the base prompts, and the gradients of its metric.
+
+    Args:
+        backward: the model whose gradients are taken.
+        question: what is asked.
+        source: the source run.
+        entering: token embeddings in the place of the base run's own [example, pos, d_model].
+        clean: the clean run's logits at the last position, if this run may be neither of the two.
+        take: is told the metric, the site in each asked layer and the residual stream between
+            layers, while these can be differentiated.
+    """
+    before = go_eager(backward.nn) if backward.eager else []
+    try:
+        found = run_back(backward.nn, question, source, entering, clean, take)
+    finally:
+        go_back(before)
+    if clean is None:
+        require_own_numbers(question, found.logits, found.clean, found.metric)
+    return found
+
+
+def run_back(
+    nn: Any,
+    question: Question,
+    source: SourceRun,
+    entering: Tensor | None,
+    clean: Tensor | None,
+    take: Callable[[Tensor, list[Tensor], list[Tensor]], Any] | None,
+) -> Differentiated:
+    """The pass of `differentiated`, forwards and backwards."""
+    layout, start, taken = question.layout, source.start, None
+    slopes: list[Tensor] = []
+    cache = fork(source.cache, every_example(question))
+    parts = [layout.places[layer][2] for layer in question.layers]
+    with nn.trace(**inputs_from(layout, question.base, start, cache)):
+        entered = enter(nn.get(layout.embed), entering)
+        live, versions, streams = read_live(nn, question, start, take is not None)
         # of a part of an output there is no gradient: take it of the whole, and cut
-        width = question.base.width - start
-        places = [layout.places[layer] for layer in question.layers]
-        live, versions = [], []
-        for path, side, _ in places:
-            live.append(read(nn, (path, side, None), width))
-            versions.append(live[-1]._version)
-        parts = [part for *_, part in places]
         own = [cut(value.detach(), part).clone() for value, part in zip(live, parts, strict=True)]
         logits = read_logits(nn, question)
         written = [value._version for value in live] != versions
         # a sandbox, which has no weights, gives copies that lead nowhere
         tracked = logits.grad_fn is not None and not sandboxed(nn, layout)
-        if before is not None:
-            logits = torch.cat([before, logits], 1)
-            source_logits = torch.cat([before, source_logits], 1)
-        clean = (logits.detach() if question.base_is_clean else source_logits)[:, -1]
+        logits = source.whole(logits)
+        if clean is None:
+            clean = (logits.detach() if question.base_is_clean else source.logits)[:, -1]
         metric, problem = measured(question, question.base, logits, clean)
-        slopes = ()
         if tracked and metric.requires_grad and not problem:
-            slopes = torch.autograd.grad(metric.sum(), live)
+            asked = live if entering is None else [*live, entered]
+            keep = take is not None
+            slopes = list(torch.autograd.grad(metric.sum(), asked, retain_graph=keep))
+            if take is not None:
+                taken = take(metric.sum(), live, streams)
     if written and touched(nn, layout.layers) is not None:
         raise RefusedError(
             "arch",
@@ -138,23 +204,42 @@ def differentiated(nn: Any, question: Question) -> Differentiated:
         )
     if problem:
         raise RefusedError("metric", problem)
-    require_own_numbers(question, logits, clean, metric)
     require_gradients(tracked, slopes)
-    by_layer = dict(zip(question.layers, own, strict=True))
-    other = dict(zip(question.layers, theirs.site, strict=True))
-    if layout.pattern_paths:
-        other = patched_by_patterns(nn, question, by_layer, start)
-    slopes = [cut(slope, part) for slope, part in zip(slopes, parts, strict=True)]
     return Differentiated(
-        start=start,
-        because=because,
-        own=by_layer,
-        other=other,
-        slopes=dict(zip(question.layers, slopes, strict=True)),
+        own=own,
+        slopes=[cut(slope, part) for slope, part in zip(slopes, parts, strict=False)],
+        entered=slopes[-1],
+        taken=taken,
         metric=metric.detach(),
-        source_metric=measure(question, question.source, source_logits, clean),
-        dtype=logits.dtype,
+        logits=logits.detach(),
+        clean=clean,
     )
+
+
+def enter(embed: Any, entering: Tensor | None) -> Tensor:
+    """Open the graph at the token embeddings, whose weights are frozen, inside a trace."""
+    if entering is None:
+        embed.output.requires_grad_(True)
+    else:
+        embed.output = entering.detach().to(embed.output).requires_grad_(True)
+    return embed.output
+
+
+def read_live(
+    nn: Any, question: Question, start: int, with_streams: bool
+) -> tuple[list[Tensor], list[int], list[Tensor]]:
+    """The whole of what the site is a part of, its version then, and the residual stream."""
+    live: list[Tensor] = []
+    versions: list[int] = []
+    streams: list[Tensor] = []
+    for layer, there in enumerate(question.layout.steps):
+        for name, where in there:
+            if name == "site" and layer in question.layers:
+                live.append(read(nn, (*where[:2], None), question.base.width - start))
+                versions.append(live[-1]._version)
+            elif with_streams and name in STREAMS:
+                streams.append(read(nn, where, question.base.width - start))
+    return live, versions, streams
 
 
 def require_passed_back(nn: Any, embed: str) -> None:
@@ -190,7 +275,7 @@ def passes_back(part: Any, probe: Tensor) -> bool:
     return torch.autograd.grad(made, probe, allow_unused=True)[0] is not None
 
 
-def require_gradients(tracked: bool, slopes: tuple[Tensor, ...]) -> None:
+def require_gradients(tracked: bool, slopes: list[Tensor]) -> None:
     """Refuse where the logits, or the metric, lead nowhere back."""
     instead = "use activation_patching, which needs none"
     if not tracked:
@@ -216,10 +301,3 @@ def resumable(nn: Any, question: Question) -> tuple[int, str]:
     except Exception as error:  # whatever the model's own code has against a cache
         return 0, reason(error)
     return (start, "") if same_logits(resumed[:, -1], whole[:, -1]) else (0, DISAGREES)
-
-
-def contribution(slope: Tensor, other: Tensor, own: Tensor, spots: Tensor, units: int) -> Tensor:
-    """First-order change [example, unit, spot] of one layer, in float32."""
-    moved = (slope.float() * (other.float() - own.float())).unflatten(-1, (units, -1)).sum(-1)
-    where = spots.to(moved.device).float()
-    return (moved[None] * where[..., None]).sum(2).permute(1, 2, 0)

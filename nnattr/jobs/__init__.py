@@ -6,6 +6,7 @@
 `edge_study`   the same of edges: what travels, and what the answer means
 `edge_runs`    the same of a set of edges together, and of single paths
 `layout`       where the engine finds things in this model, and how a patch of a site enters it
+`estimating`   which estimator stands for patching, and its settings
 `wiring`       where parts of this model read and write, for patches of edges
 `replacement`  what an ablation puts in the place of an activation
 `split`        as few jobs as the backend's limits allow

@@ -38,6 +38,9 @@ class Frame(BaseModel):
         direction: which run was patched into.
         normalized: whether values are divided by the gap between the runs.
         contrast: whether every example was read twice, see `nnattr.tasks.contrast`.
+        complete: along which way a completeness error was taken (see `nnattr.engine.integrated`):
+            ``"inputs"`` or, of each layer, ``"activations"``; empty if none was.
+        magnitudes: whether the numbers are magnitudes, without a sign.
         prompts: the clean prompts, for messages.
         provenance: everything but the cost.
     """
@@ -57,6 +60,8 @@ class Frame(BaseModel):
     direction: Literal["denoising", "noising"]
     normalized: bool
     contrast: bool = False
+    complete: Literal["", "inputs", "activations"] = ""
+    magnitudes: bool = False
     prompts: tuple[str, ...]
     provenance: Provenance
 
@@ -81,7 +86,9 @@ class Frame(BaseModel):
         if self.by_position:
             runs = [raw.copy(data=values[key].double().numpy()) for key in self._order]
             by_position = xr.concat(runs, baselines["run"])
-        return Scores.from_arrays(raw, baselines, scale, provenance, by_position=by_position)
+        error = self._completeness(values)
+        more = {"by_position": by_position, "completeness": error}
+        return Scores.from_arrays(raw, baselines, scale, provenance, **more)
 
     @property
     def _order(self) -> tuple[str, str]:
@@ -109,6 +116,7 @@ class Frame(BaseModel):
             coords={"run": ["clean", "corrupted"], "example": np.arange(len(base))},
         )
         scale = self._gap(base, source) if self.normalized else 1.0
+        scale = abs(scale) if self.magnitudes else scale
         arguments = {**self.provenance.arguments, "engine": values["engine"]}
         doubt = caution(baselines, self.provenance.metric) if self.normalized else ""
         update = {**ran(values, cost), "arguments": arguments, "caution": doubt}
@@ -124,7 +132,8 @@ class Frame(BaseModel):
         n = len(self.prompts) * (2 if self.contrast else 1)
         layers = self.layers if layers is None else layers
         plain = (n, self.cells) if self.by_position else (n,)
-        return {"base": plain, "source": plain, "change": (n, layers, self.units, self.cells)}
+        shapes = {"base": plain, "source": plain, "change": (n, layers, self.units, self.cells)}
+        return {**shapes, "completeness": (n, layers)} if self.complete else shapes
 
     def refuse(self, values: dict[str, Any], layers: int | None = None) -> None:
         """Raise what the job refused with, or if these are not values that it returns.
@@ -150,8 +159,20 @@ class Frame(BaseModel):
         if not self.contrast:
             return values
         n = len(self.prompts)
-        both = {key: values[key].double() for key in ("base", "source", "change")}
+        known = ("base", "source", "change", *(["completeness"] if self.complete else []))
+        both = {key: values[key].double() for key in known}
         return {**values, **{key: value[:n] - value[n:] for key, value in both.items()}}
+
+    def _completeness(self, values: dict[str, Any]) -> xr.DataArray | None:
+        if not self.complete:
+            return None
+        error = values["completeness"].float().numpy()
+        example = np.arange(len(error))
+        if self.complete == "inputs":
+            whole = np.nanmean(error, 1)  # the same for every layer
+            return xr.DataArray(whole, dims=("example",), coords={"example": example})
+        coords = {"example": example, "layer": np.arange(self.layers)}
+        return xr.DataArray(error, dims=("example", "layer"), coords=coords)
 
     def _unasked(self, base: torch.Tensor) -> torch.Tensor:
         """The cells without a number [example, layer, unit, cell]: absent, or not asked for."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from nnattr.backend import JobFunction
 from nnattr.errors import MetricError, TaskError
 from nnattr.jobs.asked import EVERYTHING, Asked
+from nnattr.jobs.estimating import Estimating
 from nnattr.jobs.frame import Frame
 from nnattr.jobs.layout import PatchSite, layout, units
 from nnattr.jobs.record import provenance_of
@@ -37,9 +38,9 @@ class Study:
 
     ``job`` computes ``method``; ``by_layer`` says whether one job may cover only some of the
     layers, ``jobs_of`` what messages call these. With a ``fill`` the source is not the task's other
-    run but what an ablation puts in. ``asked`` says which cells are asked about, and ``together``
-    whether they are replaced at once, which gives one number for each example, or one for each of
-    its positions.
+    run but what an ablation puts in; with an ``estimating`` cells are not patched but estimated.
+    ``asked`` says which cells are asked about, and ``together`` whether they are replaced at once,
+    which gives one number for each example, or one for each of its positions.
     """
 
     jobs_of: ClassVar[str] = "layers"
@@ -59,12 +60,14 @@ class Study:
     max_memory: int | None = None
     asked: Asked = EVERYTHING
     together: bool = False
+    estimating: Estimating | None = None
 
     def __post_init__(self) -> None:
         fits(self.model, self.task)
         check(self.metric, self.task)
         if self.reads_twice:
             self._require_even()
+            self._require_signs()
         if self.by_position and not self.together:
             raise MetricError(
                 f"{describe(self.metric)} is a number for every position, and {self.method} gives "
@@ -113,6 +116,15 @@ class Study:
                 "numbers, and for an ablation replacement='mean'."
             )
 
+    def _require_signs(self) -> None:
+        """Refuse the difference of two magnitudes, which is none."""
+        if self.estimating is not None and self.estimating.magnitudes:
+            raise TaskError(
+                f"{describe(self.metric)} compares two readings of each prompt, and "
+                f"estimator={self.estimating.name!r} gives magnitudes, whose difference says "
+                "nothing. Use another estimator."
+            )
+
     def payload(self, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """What travels to the job, for these layers: tensors, plain values and the metric.
 
@@ -147,12 +159,24 @@ class Study:
             "max_memory": self.max_memory,
             "engine": self.engine,
             "layout": {
-                **layout(self.model, self.site),
+                **layout(self.model, "pattern" if self._softens else self.site),
                 "options": {"logits_to_keep": 1} if keeps else {},
                 "takes_positions": self.model.accepts("position_ids"),
             },
             **(self.fill.payload(self.model, self.task) if self.fill else {"replacement": None}),
+            **self._estimate,
         }
+
+    @property
+    def _softens(self) -> bool:
+        """Whether queries or keys are estimated by what they do to patterns."""
+        return self.estimating is not None and self.estimating.through(self.site) != ""
+
+    @property
+    def _estimate(self) -> dict[str, Any]:
+        if self.estimating is None:
+            return {}
+        return {"estimate": self.estimating.payload(self.model, self.site)}
 
     def _batch(self, task: Task, tokens: Tokens) -> dict[str, Any]:
         """What travels of one run of a task, which may be read twice."""
@@ -178,6 +202,8 @@ class Study:
             direction=self.direction,
             normalized=self.normalized,
             contrast=self.reads_twice,
+            complete=self.estimating.complete if self.estimating else "",
+            magnitudes=bool(self.estimating and self.estimating.magnitudes),
             prompts=self.task.clean,
             provenance=self._provenance(),
         )
@@ -207,6 +233,7 @@ class Study:
                 "site": self.site,
                 "positions": self.positions,
                 **(self.fill.arguments if self.fill else self._normed_direction()),
+                **(self.estimating.arguments(self.model) if self.estimating else {}),
                 **({} if self.max_memory is None else {"max_memory": self.max_memory}),
                 **self.asked.said,
             },

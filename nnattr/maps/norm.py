@@ -55,12 +55,15 @@ def frozen(norm: Any, x: Tensor) -> Frozen:
     if width % 2:
         swing[-2] = -2  # the mean must be zero
     probes = torch.stack([torch.zeros_like(swing), swing, torch.ones_like(swing)])
-    bias, swung, level = norm(probes[None].to(x.dtype))[0].float()
+    probes = probes.view(3, *(1 for _ in x.shape[1:-1]), width)  # a norm may have heads in between
+    made = norm(probes.to(x.dtype)).float()
+    bias, swung, level = made if x.ndim == 2 else made[:, 0]
     gain = (swung - bias) / swing
     centred = bool((level - bias).norm() < 0.1 * (swung - bias).norm())
     target = norm(x).float() - bias
     shape = gain * without_mean(x.float(), centred)
     scale = (shape * target).sum(-1, keepdim=True) / (shape * shape).sum(-1, keepdim=True)
+    scale = scale.nan_to_num()  # of nothing, as attention makes of padding, any number does
     error = (scale * shape - target).abs().amax(-1) / target.abs().amax(-1)
     return Frozen(gain, bias, centred, scale, error)
 

@@ -19,6 +19,7 @@
 `prompts`         prompts encoded and checked against the model, and their positions
 `heads`           which heads are meant
 `graph`           which parts write and read, and which edges a model has
+`rules`           where rules of the backward pass have something to act on
 `edit_kinds`      changes of every run as values: parts ablated or replaced, vectors added
 `edits`           one of these made ready for a model, as it travels and in words
 `edited`          a model under edits

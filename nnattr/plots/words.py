@@ -78,7 +78,8 @@ def unit(scores: Scores) -> str:
         whole = scores.provenance.arguments.get("unit") == "accumulated"
         return metric if whole else f"contribution to {metric}"
     normalised = scores.provenance.arguments.get("normalized", False)
-    return f"{'normalised change' if normalised else 'change'} of {metric}"
+    what = "magnitude" if scores.provenance.arguments.get("estimator") == "atp*" else "change"
+    return f"{'normalised ' if normalised else ''}{what} of {metric}"
 
 
 def title(scores: Scores) -> str:
@@ -95,6 +96,7 @@ def subtitle(scores: Scores) -> str:
     arguments = scores.provenance.arguments
     parts = [
         REPLACED.get(arguments.get("replacement", ""), arguments.get("direction")),
+        _estimator(arguments.get("estimator")),
         BETWEEN.get(scores.between, scores.between) if isinstance(scores, EdgeScores) else None,
         _positions(arguments["positions"]) if "positions" in arguments else None,
         scores.provenance.asked,
@@ -102,6 +104,11 @@ def subtitle(scores: Scores) -> str:
         f"n = {scores.baselines.sizes['example']}",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _estimator(name: str | None) -> str | None:
+    """Which estimator, if it is not the plain gradient."""
+    return None if name in (None, "gradient") else f"estimator {name}"
 
 
 def caution(result: Result) -> str:

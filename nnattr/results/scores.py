@@ -47,7 +47,7 @@ class Scores(Result):
     #: What a cell is called.
     NOUN: ClassVar[str] = "cell"
     #: The variables that it may have besides.
-    OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest", "by_position")
+    OTHERS: ClassVar[tuple[str, ...]] = ("error", "rest", "by_position", "completeness")
 
     scale: float = 1.0
 
@@ -135,6 +135,17 @@ class Scores(Result):
         return self._array("rest")
 
     @property
+    def completeness(self) -> xr.DataArray | None:
+        """How far an estimate along a way between the runs is from the whole of it, else None.
+
+        In the metric's own units. Along the inputs, per example: what the embeddings' own part adds
+        up to, less the gap between the runs. Along activations, per example and layer: what the
+        layer's cells add up to, less what replacing all of them at once changes. It falls with the
+        number of steps.
+        """
+        return self._array("completeness")
+
+    @property
     def by_position(self) -> xr.DataArray | None:
         """The metric of the plain runs at every position, dims ``("run", "example", "pos")``.
 
@@ -164,10 +175,9 @@ class Scores(Result):
         """The average over examples, with its standard error kept in ``error``."""
         if "example" not in self.raw.dims:
             return self
-        rest = None if self.rest is None else self.rest.mean("example")
-        return self.with_arrays(
-            raw=self.raw.mean("example"), error=statistics.standard_error(self.raw), rest=rest
-        )
+        known = {name: self._array(name) for name in ("raw", "rest", "completeness")}
+        means = {name: one.mean("example") for name, one in known.items() if one is not None}
+        return self.with_arrays(error=statistics.standard_error(self.raw), **means)
 
     @checked
     def stderr(self) -> xr.DataArray:

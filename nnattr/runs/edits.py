@@ -113,6 +113,34 @@ class Edited:
         return change.layer >= self.first
 
 
+class Further:
+    """A model under edits, in whose traces something more is replayed.
+
+    Attributes:
+        model: the model under edits, which is told what a pass reads.
+        nn: the model whose traces replay all of it.
+    """
+
+    def __init__(self, model: Edited, nn: Any) -> None:
+        self.model = model
+        self.nn = nn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.nn, name)
+
+    def trace(self, *given: Any, reads: Reads | None = None, **named: Any) -> Any:
+        """A trace of a pass that reads this: see `Edited.trace`."""
+        self.model.reads = reads
+        return self.nn.trace(*given, **named)
+
+
+def further(model: Any, nn: Any) -> Any:
+    """The model of `model` with ``nn``'s traces: the latter, unless there are edits."""
+    if isinstance(model, Edited):
+        return Further(model, nn)
+    return Further(model.model, nn) if isinstance(model, Further) else nn
+
+
 def edited_job(nn: Any, tick: Any, **payload: Any) -> dict[str, Any]:
     """Another job, under edits."""
     with warnings.catch_warnings():

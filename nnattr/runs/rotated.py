@@ -10,6 +10,7 @@ All of this travels: torch and plain values only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,20 +36,19 @@ def rotated(
     prompts: PromptBatch,
     paths: list[list[str]],
     options: dict[str, Any] | None,
-    scores: bool = False,
+    kept: Callable[[Handed], Any],
 ) -> list[Any]:
-    """One pass: each layer's queries and keys as they meet, or their scores.
+    """One pass: what is kept of each layer's queries and keys as they meet.
 
     Args:
         nn: the nnsight model.
         prompts: what is run.
         paths: of the layers wanted; see `nnattr.model.patterns.attention_paths`.
         options: further arguments of the pass.
-        scores: whether scores are wanted.
+        kept: what is kept of what attention is handed: `pair`, or `scores`, say.
 
     Returns:
-        for each layer q [example, head, pos, d_head] and k [example, kv_head, pos, d_head]; or
-        what the softmax gets [example, head, query_pos, key_pos], -inf where a query does not look.
+        that, for each layer.
 
     Raises:
         RefusedError: they cannot be read, or are not what the model multiplies.
@@ -72,8 +72,7 @@ def rotated(
                     if problem is not None:
                         problems.append(problem)
                         break
-                    pair = handed.q.clone(), handed.k.clone()
-                    found.append(unmasked(handed.scores()) if scores else pair)
+                    found.append(kept(handed))
                 logits = nn.output.logits[:, -1]
     finally:
         go_back(before)
@@ -84,9 +83,18 @@ def rotated(
     return found
 
 
-def unmasked(scores: Tensor) -> Tensor:
-    """The scores with -inf for the very low number that a mask adds, whatever it is."""
-    return scores.masked_fill(scores < LOWEST, float("-inf"))
+def pair(handed: Handed) -> tuple[Tensor, Tensor]:
+    """Queries [example, head, pos, d_head] and keys [example, kv_head, pos, d_head]."""
+    return handed.q.clone(), handed.k.clone()
+
+
+def scores(handed: Handed) -> Tensor:
+    """What the softmax gets [example, head, query_pos, key_pos], -inf where a query looks not.
+
+    A mask adds some very low number there, whatever it is.
+    """
+    found = handed.scores()
+    return found.masked_fill(found < LOWEST, float("-inf"))
 
 
 def explains(handed: Handed, pattern: Any, prompts: PromptBatch) -> bool:

@@ -43,6 +43,7 @@ from nnattr.errors import ArchError
 from nnattr.model.load import load
 from nnattr.model.verify import verify
 from tests.conformance.oracle import disagreement, traceable
+from tests.conformance.rules import acting
 from tests.conformance.shrink import tiny_config
 from tests.tiny import randomise, tiny_tokenizer
 
@@ -53,6 +54,8 @@ INTRODUCTION = (
     "Which causal language models of Hugging Face transformers nnattr can analyse, found out by",
     "building each from a shrunken configuration with random weights and proving its structure.",
     "*Proven*: every check of `nnattr.model.verify` passes, and plain PyTorch hooks agree.",
+    "The rules of the backward pass that act on it (`nnattr.engine.rules`) stand beside it; one",
+    "with a question mark has something to act on that nnattr cannot place.",
     "*Refused*: `nnattr.load` raises the error given. *Not tried*: no small model of the class",
     "could be built here. A model that is not listed is discovered and proven when it is loaded.",
 )
@@ -67,6 +70,7 @@ class Outcome:
         verdict: one of `VERDICTS`.
         route: ``"table"`` or ``"discovered"``.
         reason: for all but "proven", why; for "proven", a fact that was not available.
+        rules: of those proven, the rules of the backward pass that act (see `acting`).
     """
 
     model_type: str
@@ -74,6 +78,7 @@ class Outcome:
     verdict: str
     route: str = ""
     reason: str = ""
+    rules: tuple[str, ...] = ()
 
 
 def judge(model_type: str) -> Outcome:
@@ -105,7 +110,8 @@ def judge(model_type: str) -> Outcome:
     except ArchError as error:
         return Outcome(model_type, name, "refused", route, _reason(error))
     verdict = "proven" if problem is None else "wrong"
-    return Outcome(model_type, name, verdict, route, problem or blind)
+    rules = acting(model) if problem is None else ()
+    return Outcome(model_type, name, verdict, route, problem or blind, rules)
 
 
 def judge_apart(model_type: str, seconds: float = SECONDS) -> Outcome:
@@ -145,7 +151,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         if chosen:
             last = "how its parts are known" if verdict == "proven" else "reason"
             lines += ["", f"## {verdict.capitalize()}", "", f"| model type | class | {last} |"]
-            lines += ["|---|---|---|", *map(_row, chosen)]
+            lines[-1] += " rules that act |" if verdict == "proven" else ""
+            lines += ["|---|---|---|" + "---|" * (verdict == "proven"), *map(_row, chosen)]
     return "\n".join(lines) + "\n"
 
 
@@ -167,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcomes.append(outcome)
         seconds = time.perf_counter() - started
         head = f"[{number}/{len(names)}] {outcome.verdict:9} {model_type:28} {seconds:5.1f} s"
-        print(f"{head}  {outcome.route} {outcome.reason}".rstrip(), flush=True)
+        print(f"{head}  {outcome.route} {outcome.reason} {' '.join(outcome.rules)}".rstrip())
+        sys.stdout.flush()
     counts = Counter(outcome.verdict for outcome in outcomes)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
     if options.write is not None:
@@ -220,7 +228,8 @@ def _row(outcome: Outcome) -> str:
     last = outcome.reason.replace("|", "\\|")
     if outcome.verdict == "proven":
         last = "; ".join(filter(None, (outcome.route, last)))
-    return f"| {outcome.model_type} | {outcome.name} | {last} |"
+    rules = f" {' '.join(outcome.rules)} |" if outcome.verdict == "proven" else ""
+    return f"| {outcome.model_type} | {outcome.name} | {last} |{rules}"
 
 
 if __name__ == "__main__":

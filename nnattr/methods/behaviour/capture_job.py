@@ -17,7 +17,7 @@ from nnattr.runs.logits import take
 from nnattr.runs.patterns import patterns
 from nnattr.runs.places import read
 from nnattr.runs.portions import Portions, RefusedError
-from nnattr.runs.rotated import rotated
+from nnattr.runs.rotated import pair, rotated, scores
 from nnattr.runs.tolerance import weights_tolerance
 
 #: Both sides of a projection, in the order in which it is run.
@@ -111,11 +111,11 @@ def captured(nn: Any, wanted: Wanted, prompts: PromptBatch, columns: Columns) ->
         every = patterns(nn, prompts, paths, heads, wanted.options)
         found["pattern"] = query_rows(every, prompts.mask, columns)
     if wanted.rotated:
-        pairs = rotated(nn, prompts, wanted.rotated_paths, wanted.options)
+        pairs = rotated(nn, prompts, wanted.rotated_paths, wanted.options, pair)
         for name, which, heads in wanted.rotated:
-            found[name] = chosen_heads([pair[which] for pair in pairs], heads, columns)
+            found[name] = chosen_heads([both[which] for both in pairs], heads, columns)
     if wanted.scores is not None:
-        before = rotated(nn, prompts, wanted.rotated_paths, wanted.options, scores=True)
+        before = rotated(nn, prompts, wanted.rotated_paths, wanted.options, scores)
         chosen = [one[:, wanted.scores] for one in before]
         found["attn_scores"] = query_rows(chosen, prompts.mask, columns)
     if wanted.embed is not None or wanted.results:
