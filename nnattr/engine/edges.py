@@ -30,7 +30,7 @@ from nnattr.engine.patches import Entry, of_base_run
 from nnattr.engine.question import Layout, Question, question_of
 from nnattr.engine.receivers import Graphed
 from nnattr.engine.rows import Rows, effort
-from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing
+from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing, require_sums
 from nnattr.engine.sweep import DISAGREES, batches
 from nnattr.engine.through_mlps import Sending, carried, stages
 from nnattr.runs.as_built import touched
@@ -242,6 +242,7 @@ def kinds_of(
     nn: Any, question: Question, edges: Asking, base: BaseRun, budget: Budget
 ) -> list[Kind]:
     """The rows of edges into what reads the stream, and into heads, where there are any."""
+    require_sums(base, question.layout.scale)
     ends, parts, mid = edges.ends, edges.parts, edges.mid
     known = Graphed(nn, question, base, ends, parts, mid, edges.by_mlps)
     differs = differing(known.writes, edges.ends, question.layout.sizes.heads)

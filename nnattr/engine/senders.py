@@ -29,10 +29,12 @@ from nnattr.engine.ends import KINDS, Ends, Parts
 from nnattr.engine.projection import projected
 from nnattr.engine.question import Question
 from nnattr.runs.as_built import call_inside
+from nnattr.runs.portions import RefusedError
+from nnattr.runs.tolerance import pass_tolerance
 
 #: Steps of the base run, and of the other run, that this is made of (see `observe`).
-BASE_STEPS = ("input", "projected", "mlp")
-OTHER_STEPS = ("input", "mlp")
+BASE_STEPS = ("entering", "projected", "added", "mlp", "leaving")
+OTHER_STEPS = ("entering", "added", "mlp", "leaving")
 
 
 class Writes:
@@ -54,12 +56,35 @@ class Writes:
         self.z = base.own
         self.other_z = base.other
         self.projected = ours["projected"]
-        self.input = theirs["input"][0].float() - ours["input"][0].float()
-        self.mlp = [
-            other.float() - own.float()
-            for own, other in zip(ours.get("mlp", []), theirs.get("mlp", []), strict=True)
-        ]
+        self.input = theirs["entering"][0].float() - ours["entering"][0].float()
+        self.mlp = gains(base, "mlp")
         self.scale = scale
+
+
+def gains(base: BaseRun, step: str) -> list[Tensor]:
+    """What the other run has more at a step, by layer, in float32 [example, pos, d]."""
+    both = zip(base.more.get(step, []), base.other_more.get(step, []), strict=True)
+    return [other.float() - own.float() for own, other in both]
+
+
+def require_sums(base: BaseRun, scale: float) -> None:
+    """Refuse a model whose stream is not the sum of what its parts write, in what the runs differ.
+
+    Somebody's hook may scale a layer's output, say: what is read behind it is then another sum.
+    """
+    streams = [*gains(base, "entering"), *gains(base, "leaving")]
+    mlps = gains(base, "mlp") or [torch.zeros(())] * len(streams)
+    size = base.more["leaving"][0].abs().max()
+    for layer, added in enumerate(gains(base, "added")):
+        written = scale * (added + mlps[layer].to(added))
+        gap = float((streams[layer + 1] - streams[layer] - written).abs().max() / size)
+        if gap > pass_tolerance(base.more["leaving"][0]):
+            raise RefusedError(
+                "arch",
+                f"behind layer {layer} the residual stream is not the sum of what its parts write "
+                f"(off by {gap:.1e} of the largest), so it has no edges. Does a hook change what "
+                "leaves it, or its attention? activation_patching needs no sum.",
+            )
 
 
 def differing(writes: Writes, ends: Ends, heads: int) -> Tensor:

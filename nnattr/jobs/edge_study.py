@@ -219,19 +219,23 @@ def _steps(model: Model, plain: dict[str, Any]) -> dict[str, Any]:
         ports = [(name, places[layer]) for name, places in parts["ports"].items()]
         mlp = [("mlp", parts["mlp"][layer])] if parts["mlp"] else []
         arity = by_name.get("arity", [])
-        entering = [("input", (plain["layers"][0], "input", None))] if layer == 0 else []
+        path, behind_norm = plain["layers"][layer], bool(parts["behind"])
+        added = ("added", parts["added"][layer])
         found.append(
             [
                 *by_name["stream"],
-                *entering,
+                ("entering", (path, "input", None)),
                 *ports,
                 *by_name["site"],
                 ("projected", (parts["projections"][layer], "output", None)),
+                *([] if behind_norm else [added]),
                 *by_name["attention"],
                 *arity[:1],
+                *([added] if behind_norm else []),
                 *by_name.get("gelu", []),
                 *mlp,
                 *arity[1:],
+                *([("leaving", (path, "output", None))] if "end" in by_name else []),
                 *by_name.get("end", []),
             ]
         )
@@ -244,4 +248,4 @@ def _kept(model: Model) -> int:
     See `nnattr.engine.memory.bytes_per_example`, which counts three sites.
     """
     z, keys = model.n_heads * model.d_head, model.n_kv_heads * model.d_head
-    return (3 * z + 2 * keys + 3 * model.config.hidden_size) // 3 + 1
+    return (3 * z + 2 * keys + 8 * model.config.hidden_size) // 3 + 1

@@ -50,9 +50,9 @@ def test_the_plan_of_a_pass_is_what_it_takes(family, site, width, differs, monke
 
     changes = passes.changes
 
-    def measured(nn, question, base, mode, rows, start, size):
+    def measured(nn, question, base, mode, patch, rows, start, size):
         found = []
-        given = nn, question, base, mode, rows, start, size
+        given = nn, question, base, mode, patch, rows, start, size
         taken = allocated(lambda: found.append(changes(*given)))
         below = int((rows.layer < model.n_layers - 1).sum())
         if below > 2:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 from nnattr import (
     LogitDiff,
@@ -35,7 +34,7 @@ from tests.methods.common import (
     teaching,
 )
 from tests.support.paths import needs_stories
-from tests.support.peers import bridge
+from tests.support.peers import bridge, difference
 
 patching = pytest.importorskip("transformer_lens.patching", reason="needs transformer-lens")
 
@@ -64,19 +63,6 @@ def ours(name: str) -> tuple[Model, Task]:
         [f" {one}" for one in corrupted],
         tokenizer=model.tokenizer,
     )
-
-
-def difference(task: Task) -> Any:
-    right, wrong = (
-        torch.tensor([row[0] for row in side]) for side in (task.answer_ids, task.wrong_answer_ids)
-    )
-
-    def metric(logits: Tensor) -> Tensor:
-        last = logits[:, -1]
-        rows = torch.arange(len(last))
-        return last[rows, right[: len(last)]] - last[rows, wrong[: len(last)]]
-
-    return metric
 
 
 def theirs(name: str, task: Task, sweep: Any, direction: str, **options: Any) -> np.ndarray:

@@ -6,6 +6,10 @@ import warnings
 from functools import cache
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from nnattr import Task
 from nnattr.teaching import folder
 from tests.methods.common import TEACHING
 from tests.support.paths import STORIES
@@ -34,3 +38,17 @@ def _booted(name: str) -> Any:
         found = TransformerBridge.boot_transformers(str(path), device="cpu")
     found.eval()
     return found
+
+
+def difference(task: Task) -> Any:
+    """The difference of logits of each pair, as TransformerLens takes a metric."""
+    right, wrong = (
+        torch.tensor([row[0] for row in side]) for side in (task.answer_ids, task.wrong_answer_ids)
+    )
+
+    def metric(logits: Tensor) -> Tensor:
+        last = logits[:, -1]
+        rows = torch.arange(len(last))
+        return last[rows, right[: len(last)]] - last[rows, wrong[: len(last)]]
+
+    return metric
