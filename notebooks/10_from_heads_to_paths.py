@@ -33,17 +33,10 @@ direct
 
 # %%
 strongest = total.top(8)
-table = pd.DataFrame(
-    {
-        "total": total.mean().values.to_series(),
-        "direct": [
-            float(direct.mean().values.sel(sender=f"L{layer}H{head}", receiver="logits"))
-            for layer in range(model.n_layers)
-            for head in range(model.n_heads)
-        ],
-    }
-)
-table.loc[strongest.indices].round(3)
+names = [cell.label for cell in strongest]
+written = direct.mean().values.sel(sender=names, receiver="logits")
+effects = {"total": [cell.value for cell in strongest], "direct": written}
+pd.DataFrame(effects, names).round(3)
 
 # %%
 direct.plot(receiver="logits")
@@ -103,7 +96,7 @@ together = nnattr.path_patching(
 value = nnattr.activation_patching(model, task, metric, site="v", cells=[(20, 0)])
 print(f"one at a time, summed  {float(alone):+.3f}")
 print(f"all at once            {float(together.mean().values):+.3f}")
-print(f"the value itself       {float(value.mean().values.sel(layer=20, kv_head=0)):+.3f}")
+print(f"the value itself       {value.top(1)[0].value:+.3f}")
 
 # %% [markdown]
 # The sum over single edges is two thirds of it. What a norm, a softmax and later layers make of several
