@@ -47,3 +47,19 @@ def test_a_device_and_a_dtype_that_are_not() -> None:
     with pytest.raises(nnattr.errors.BackendError, match="dtype is 'fp16'; expected 'float32'"):
         nnattr.load("teaching-gpt2", dtype="fp16")
     assert nnattr.load("teaching-gpt2", device="cpu", dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_edges_are_named_in_one_way(model: nnattr.Model, task: nnattr.Task) -> None:
+    asked = model, task, nnattr.LogitDiff()
+    for ways, named in (
+        ({"edges": "M0->M1", "senders": "M0"}, "senders= and edges= were"),
+        ({"edges": "M0->M1", "receivers": ["M1"]}, "receivers= and edges= were"),
+        ({"edges": "M0->M1", "senders": (0, 1), "receivers": "q"}, "senders= and receivers= and"),
+        ({"paths": "M0->logits", "senders": "M0"}, "senders= and paths= were"),
+        ({"edges": "M0->M1", "paths": "M0->logits"}, "edges= and paths= were"),
+        ({"edges": "M0->M1", "receivers": "M1", "together": True}, "receivers= and edges= were"),
+    ):
+        with pytest.raises(nnattr.errors.ArgumentError, match=named):
+            nnattr.path_patching(*asked, **ways)
+    ends = {"senders": "all", "receivers": "logits"}  # as by default, as a provenance has them
+    assert nnattr.path_patching(*asked, edges="M0->M1", **ends).n_cells == 1

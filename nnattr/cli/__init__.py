@@ -1,4 +1,4 @@
-"""The command line: ``nnattr demo | run | report | lens | dla | doctor | models``."""
+"""The command line: ``nnattr demo | run | report | lens | dla | edges | doctor | models``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: ``nnattr demo | run | report | lens | dla | doctor | models``.
+"""The command line: ``nnattr demo | run | report | lens | dla | edges | doctor | models``.
 
 Commands import what they need when they run, so that ``nnattr --help`` is quick. Every
 `NnattrError` ends as one message on stderr and exit status 1, without a traceback (``nnattr --debug
@@ -85,6 +85,11 @@ BackendName = Annotated[
         help="local, simulated, ndif, or the http(s) address of a server; otherwise "
         "NNATTR_BACKEND, then your configuration file, then local."
     ),
+]
+ModelName = Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")]
+Top = Annotated[int, typer.Option(help="How many to print.", min=1)]
+ScoresFile = Annotated[
+    Path | None, typer.Option(help="Keep the scores in this file, .safetensors or .csv.")
 ]
 
 
@@ -218,7 +223,7 @@ def report(
 
 @app.command(cls=Working)
 def lens(
-    model: Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")],
+    model: ModelName,
     prompt: Annotated[str, typer.Argument(help="The prompt to read.")],
     answer: Annotated[
         str | None, typer.Option(help="A word to follow, with its leading space: ' Mary'.")
@@ -242,17 +247,15 @@ def lens(
 
 @app.command(cls=Working)
 def dla(
-    model: Annotated[str, typer.Argument(help="A teaching model, a Hugging Face id, or a folder.")],
+    model: ModelName,
     prompt: Annotated[str, typer.Argument(help="The prompt to take apart.")],
     answer: Annotated[str, typer.Argument(help="The right next word, with its leading space.")],
     wrong: Annotated[str, typer.Argument(help="The word that it competes with.")],
     unit: Annotated[
         str, typer.Option(help="component, head, neuron or accumulated.")
     ] = "component",
-    top: Annotated[int, typer.Option(help="How many to print.", min=1)] = 10,
-    output: Annotated[
-        Path | None, typer.Option(help="Keep the scores in this file, .safetensors or .csv.")
-    ] = None,
+    top: Top = 10,
+    output: ScoresFile = None,
     backend: BackendName = None,
 ) -> None:
     """Show which parts of the model write the answer rather than the wrong one."""
@@ -270,6 +273,40 @@ def dla(
     typer.echo(repr(scores.top(top)))
     if output is not None:
         typer.echo(f"Wrote {scores.save(output)}")
+
+
+@app.command(cls=Working)
+def edges(
+    model: ModelName,
+    clean: Annotated[str, typer.Argument(help="The prompt that has the answer.")],
+    corrupted: Annotated[str, typer.Argument(help="The same with one thing changed.")],
+    answer: Annotated[str, typer.Option(help="The right next word, with its leading space.")],
+    wrong: Annotated[str, typer.Option(help="The right next word of the corrupted prompt.")],
+    senders: Annotated[
+        str, typer.Option(help="Parts that write: all, heads, mlps, or L3H2,M3,input.")
+    ] = "all",
+    receivers: Annotated[
+        str,
+        typer.Option(help="Parts that read: logits, all, heads, mlps, q, or L5H1.q,M5."),
+    ] = "logits",
+    top: Top = 10,
+    output: ScoresFile = None,
+    backend: BackendName = None,
+) -> None:
+    """Show which parts act on the logits, or on other parts, directly, and how much in all."""
+    _check_output("output", output, "ResultFile")
+    from nnattr.cli.console import say
+    from nnattr.cli.edges import measure, parts, summary
+    from nnattr.model.load import load
+    from nnattr.tasks import Task
+
+    ends = {"senders": parts("senders", senders), "receivers": parts("receivers", receivers)}
+    loaded = load(model, backend=backend)
+    task = Task.from_pairs([clean], [corrupted], [answer], [wrong], tokenizer=loaded.tokenizer)
+    found = measure(loaded, task, top, **ends)
+    say(*summary(found))
+    if output is not None:
+        typer.echo(f"Wrote {found.scores.save(output)}")
 
 
 @app.command(cls=Working)

@@ -21,9 +21,10 @@ from nnattr.model.load import load
 from nnattr.model.model import Model
 from nnattr.plots import words
 from nnattr.report.values import measured
-from nnattr.results import Result, Scores
+from nnattr.results import EdgeScores, Result, Scores
 from nnattr.results.baselines import spelled
 from nnattr.results.cells import cautioned
+from nnattr.results.edge_scores import extent
 from nnattr.tasks import GENERATORS
 
 #: The fields of `TaskConfig` of which exactly one describes the task.
@@ -197,6 +198,7 @@ def _scores(scores: Scores, top: int) -> list[Block]:
         spelled(scores.baselines, scores.provenance.metric),
         *cautioned(scores.provenance.caution),
         *([f"{scores.provenance.asked}."] if scores.provenance.asked else []),
+        *([f"{extent(scores)}."] if isinstance(scores, EdgeScores) else []),
         "",
         f"The {len(ranking)} strongest of {cells}{error}:",
         table(

@@ -134,13 +134,32 @@ def _asked(graph: Graph, role: str, given: Any) -> dict[Part, bool]:
     return {part: found[part] for part in sorted(found, key=_column)}
 
 
-def _named(graph: Graph, role: str, given: Any) -> Sequence[Part]:
-    """What a part means that is named by itself."""
+def require_names(role: str, given: Any) -> None:
+    """Refuse what is neither a class of parts nor a part of any model.
+
+    Args:
+        role: ``"senders"`` or ``"receivers"``.
+        given: one name or several.
+
+    Raises:
+        ArchError: saying which.
+    """
+    for one in _each(given, is_one(given)):
+        if not (isinstance(one, str) and one in CLASSES[role]):
+            _parsed(role, one)
+
+
+def _parsed(role: str, given: Any) -> Part:
     try:
-        part = parse(given)
+        return parse(given)
     except ArchError as error:
         classes = ", ".join(map(repr, CLASSES[role]))
         raise ArchError(f"{error} As {role} also {classes} are known.") from None
+
+
+def _named(graph: Graph, role: str, given: Any) -> Sequence[Part]:
+    """What a part means that is named by itself."""
+    part = _parsed(role, given)
     parts = _ports(graph, part) if role == "receivers" else [part]
     for one in parts:
         require_part(graph, role, one)

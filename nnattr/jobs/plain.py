@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nnattr.errors import MetricError, ResultError
-from nnattr.graph import Part
+from nnattr.graph import Edge, Part
 from nnattr.metrics import METRICS, Metric, describe
 from nnattr.model.edit_kinds import Ablation, Given, Steering, Swap, ablate, replace, steer
 from nnattr.results import Cell, load_result
@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Path | Part):
+    if isinstance(value, Path | Part | Edge):
         return str(value)
     if isinstance(value, Cell):
         return plain(value.index)

@@ -143,9 +143,14 @@ class EdgeScores(Scores):
         sizes = ", ".join(f"{dim} {size}" for dim, size in self.raw.sizes.items())
         head = f"EdgeScores({p.method} of {p.metric})"
         size = wrap(f"{p.subject}, {p.task}: {sizes}", WIDTH)
-        n, unknown = self.n_cells, self.n_untestable
-        each = " at single positions" if "pos" in self.raw.dims else ""
-        said = f"{counted(n, self.NOUN)}{each}; {BETWEEN.get(self.between, self.between)}"
-        said += f"; {unknown} not testable with this counterfactual" if unknown else ""
-        lines = [head, *size, spelled(self.baselines, p.metric), *wrap(said, WIDTH)]
+        lines = [head, *size, spelled(self.baselines, p.metric), *wrap(extent(self), WIDTH)]
         return "\n".join([*lines, repr(self.top(5))])
+
+
+def extent(scores: EdgeScores) -> str:
+    """How many edges, what lies between their ends, and how many could not be tested."""
+    unknown = scores.n_untestable
+    each = " at single positions" if "pos" in scores.raw.dims else ""
+    said = f"{counted(scores.n_cells, scores.NOUN)}{each}; "
+    said += BETWEEN.get(scores.between, scores.between)
+    return said + (f"; {unknown} not testable with this counterfactual" if unknown else "")

@@ -27,6 +27,11 @@ from tests.support.command_line import call
 FILES: Iterator[int] = count()
 #: Arguments that no provenance keeps: what is asked, where parts are kept, code that runs there.
 APART = ("task", "metric", "checkpoint", "max_memory", "reduce")
+#: Arguments that narrow the question, ask of a set, or are one estimator's: kept where given.
+WHERE_GIVEN = (
+    *("cells", "layers", "heads", "together", "paths"),
+    *("rules", "temperature", "steps", "points", "along"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +86,36 @@ def test_the_file_and_the_code_make_the_same_result(name: str):
 def test_every_argument_is_kept(name: str):
     row, p = ANSWERS[name], made(name).provenance
     read = {row.reads} if p.examples is not None else set()
-    assert {key for key in row.arguments if key not in APART} - read <= set(p.arguments)
+    assert {key for key in row.arguments if key not in (*APART, *WHERE_GIVEN)} - read <= set(
+        p.arguments
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("activation_patching", {"cells": ["M0", "M2"]}),
+        ("activation_patching", {"layers": [1], "together": True}),
+        ("attribution_patching", {"heads": [(0, 1), "L1H0"]}),
+        ("attribution_patching", {"estimator": "gim", "temperature": 1.5}),
+        ("attribution_patching", {"estimator": "relp", "rules": ["norms"]}),
+        ("attribution_patching", {"estimator": "integrated", "steps": 2, "along": "activations"}),
+        ("ablate", {"layers": 1}),
+        ("path_patching", {"senders": "all", "receivers": "logits", "edges": [((0, 1), "M2")]}),
+        ("path_patching", {"between": "mlps", "ungrouped": True}),
+        ("path_patching", {"together": True}),
+        (
+            "path_patching",
+            {"senders": "all", "receivers": "logits", "paths": ["L0H1 -> L2H2.k -> logits"]},
+        ),
+    ],
+)
+def test_what_is_asked_for_alone_is_kept(name: str, more: dict[str, Any]):
+    before = made(name, **more)
+    given = {key for key, value in more.items() if value not in ("all", "logits")}
+    assert given <= set(before.provenance.arguments)
+    is_the_same(ran(before), before)
+    is_the_same(executed(again.python(before, "before.safetensors")), before)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from typing import Any, Literal, TypeAlias
 
 from nnattr.arguments import Folder, Positive, checked
 from nnattr.engine import chains_job, edges_job, joint_edges_job
-from nnattr.errors import ArchError, TaskError
+from nnattr.errors import ArchError, ArgumentError, TaskError
 from nnattr.graph import Edge, Part, chosen, parse_path
 from nnattr.graph.missing import require_edge
 from nnattr.jobs import split
@@ -122,6 +122,7 @@ def path_patching(
         ``paths`` `Scores` with dims ``(example, path)``, with ``together`` with ``(example,)``.
 
     Raises:
+        ArgumentError: two of edges, paths, and senders or receivers.
         ArchError: parts or edges that this model does not have, or edits under which its stream is
             no sum of what parts write.
         TaskError: the runs do not differ, or task, positions and model do not fit together.
@@ -148,6 +149,7 @@ def path_patching(
         "max_memory": max_memory,
     }
     ends = {"senders": _named(senders), "receivers": _named(receivers), "edges": _named(edges)}
+    _require_one_way(senders, receivers, edges, paths)
     _require_one_question(paths is not None, together, between, positions)
     if paths is not None:
         chains = _chains(model, paths)
@@ -171,6 +173,22 @@ def path_patching(
         **common,
     )
     return split.run(study, checkpoint)
+
+
+def _require_one_way(senders: Any, receivers: Any, edges: Any, paths: Any) -> None:
+    """Refuse edges that are named in two ways; ends as they are by default name none."""
+    by_default = {"senders": "all", "receivers": "logits", "edges": None, "paths": None}
+    values = (senders, receivers, edges, paths)
+    given = [
+        f"{name}="
+        for (name, default), value in zip(by_default.items(), values, strict=True)
+        if value != default
+    ]
+    if {"edges=", "paths="} & set(given) and len(given) > 1:
+        raise ArgumentError(
+            f"path_patching: {' and '.join(given)} were given; name the edges by senders= and "
+            "receivers=, or by edges=, or by paths=, and leave the others out."
+        )
 
 
 def _require_one_question(paths: bool, together: bool, between: str, positions: Positions) -> None:
