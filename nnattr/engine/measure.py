@@ -142,7 +142,8 @@ def _require_own_positions(
 ) -> None:
     """Refuse a metric that reads padding: it would be another one for each batch.
 
-    The prompt with the most padding, which stands on the left, is to have its number without it.
+    The prompt with the most padding, which stands on the left, is to have its number without it, or
+    with other logits there.
     Numbers for every position are not tried: where they stand is said in columns of the batch.
     """
     padding = (~question.base.mask).sum(1)
@@ -150,8 +151,11 @@ def _require_own_positions(
     pad = int(padding[most])
     if not pad or logits.shape[1] != question.base.width or question.places is not None:
         return
-    row = logits.detach()[most.to(logits.device), pad:]
-    alone = measure(question, question.base.cut(pad), row, clean, most)
+    row = logits.detach()[most.to(logits.device)]
+    alone, problem = measured(question, question.base.cut(pad), row[:, pad:], clean, most)
+    if problem:  # it needs the width of the batch, as answers of several tokens do
+        row = torch.cat([row[:, :pad].flip(-1), row[:, pad:]], 1)
+        alone = measure(question, question.base, row, clean, most)
     beside = metric.detach()[most.to(metric.device)]
     if not torch.allclose(alone, beside, rtol=0, atol=near, equal_nan=True):
         raise RefusedError(

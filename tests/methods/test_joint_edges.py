@@ -20,7 +20,7 @@ from tests.tiny import tiny_model
 LAYOUTS = ("olmo2", "olmoe", "granite", "gpt_bigcode", "qwen3")
 EACH = [*families(without=LAYOUTS), *LAYOUTS]
 #: Families whose projection makes keys and values for several heads in a way the oracle knows not.
-FUSED = ("falcon", "falcon-new", "gpt_bigcode")
+FUSED = ("falcon", "falcon-new", "falcon-serial", "gpt_bigcode")
 
 
 def close(found, expected, size=1.0):
@@ -181,7 +181,8 @@ PATHS = {
 def test_a_path_is_what_literal_passes_give(family):
     model = tiny(family)
     task = ragged_tiny(model)
-    paths = [[parse(part) for part in path] for path in PATHS.values()]
+    every = [[parse(part) for part in path] for path in PATHS.values()]
+    paths = [path for path in every if max(p.layer or 0 for p in path) < model.n_layers]
     found = along(model, task, paths)["change"]
     pair, example = pairs(model, task)[0], 0
     for column, path in enumerate(paths):

@@ -26,6 +26,7 @@ CELLS: dict[str, Callable[..., nnattr.Scores]] = {
     "attribution_patching": partial(nnattr.attribution_patching, metric=LogitDiff()),
     "ablate": partial(nnattr.ablate, metric=LogitDiff(), replacement="mean"),
     "direct_logit_attribution": nnattr.direct_logit_attribution,
+    "path_patching": partial(nnattr.path_patching, metric=LogitDiff(), receivers="mlps"),
 }
 #: The others that take positions, each tested by itself below.
 READERS = {"logit_lens", "capture", "copying_score", "compare_runs", "ablate_together"}

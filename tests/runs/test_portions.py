@@ -126,7 +126,9 @@ def test_a_refusal_ends_the_way():
     model = tiny_model("llama")
     with room_for(model, 9) as seen, pytest.raises(nnattr.errors.MetricError, match="9 is refused"):
         ask(model, rows=1, refuses=9)
-    assert len(seen) == 3, "prompts behind the one that is refused are not run"
+    # two passes hold a padded prompt against itself, once for a model
+    assert seen[-3:] == [1, 1, 1]
+    assert len(seen) <= 5, "prompts behind the one that is refused are not run"
 
 
 def test_plans_by_what_an_example_needs():

@@ -12,6 +12,7 @@ from nnattr import Model
 from nnattr.errors import ArchError, BackendError
 from nnattr.model.patterns import attention_paths
 from nnattr.runs.inputs import PromptBatch, inputs
+from nnattr.runs.logits import NO_NUMBERS
 from nnattr.runs.patterns import flaw, go_back, go_eager, patterns
 from nnattr.runs.places import read
 from nnattr.runs.portions import answered
@@ -159,10 +160,11 @@ def test_what_is_no_pattern_is_refused() -> None:
     leaky[0, 1, 2] = torch.tensor([0.2, 0.2, 0.3, 0.3, 0])
     scores[0, 0, 3, 1] += 0.1
     padded[1, 2, 4] = torch.tensor([0.3, 0, 0.3, 0.4, 0])
-    for bad in (leaky, scores, padded, torch.full_like(good, float("nan"))):
+    for bad in (leaky, scores, padded):
         kind, reason = flaw(bad, mask, "a") or ("", "")
         assert kind == "arch"
         assert "not a causal attention pattern" in reason
+    assert flaw(torch.full_like(good, float("nan")), mask, "a") == ("backend", NO_NUMBERS)
     assert "is [2, head, 5, 5]" in (flaw(good[:, :, :4], mask, "a") or ("", ""))[1]
 
 
