@@ -103,22 +103,7 @@ without = nnattr.ablate(small, repeated, nnattr.LogProb(), site="z", replacement
 without.top(4)
 
 # %% [markdown]
-# Both are needed, and L0H2 as well, to which we come back at the end. Where are they needed? Take the
-# two away at once, and look at the loss of every token, at the position that predicts it:
-
-# %%
-lost = nnattr.ablate_together(
-    small,
-    repeated,
-    nnattr.Loss(per_position=True),
-    [previous, induction],
-    replacement="mean",
-)
-lost.plot(title="The loss without the two heads, less the loss with them")
-
-# %% [markdown]
-# The first copy, of which nothing can be known, loses nothing without them. The second cannot be known
-# any more. Compare with what each part of the model *writes* toward the right token. In the first copy there is nothing to know. In the second, one head
+# Both are needed, and L0H2 as well, to which we come back at the end. Compare with what each part of the model *writes* toward the right token. In the first copy there is nothing to know. In the second, one head
 # stands out among the heads, position after position, and the MLPs above it make more of it:
 
 # %%
