@@ -15,7 +15,8 @@ import pandas as pd
 
 import nnattr
 
-model = nnattr.load("smollm2-135m")
+MODEL, BACKEND = "smollm2-135m", "local"  # on NDIF: "meta-llama/Llama-3.1-8B", "ndif"
+model = nnattr.load(MODEL, backend=BACKEND)
 task = nnattr.tasks.ioi(model.tokenizer, n=8, seed=0)
 metric = nnattr.LogitDiff()
 
