@@ -31,10 +31,10 @@ from nnattr.engine.question import Layout, Question, question_of
 from nnattr.engine.receivers import Graphed
 from nnattr.engine.rows import Rows, effort
 from nnattr.engine.senders import BASE_STEPS, OTHER_STEPS, differing, require_sums
-from nnattr.engine.sweep import DISAGREES, batches
+from nnattr.engine.sweep import DISAGREES, batches, why_full
 from nnattr.engine.through_mlps import Sending, carried, stages
 from nnattr.runs.as_built import touched
-from nnattr.runs.edits import edited_layers, why_whole
+from nnattr.runs.edits import edited_layers
 from nnattr.runs.inputs import cache_argument
 from nnattr.runs.portions import Budget, RefusedError, ran_out
 from nnattr.runs.tolerance import same_logits
@@ -182,7 +182,7 @@ def prepared(
     nn: Any, question: Question, edges: Asking, budget: Budget
 ) -> tuple[BaseRun, list[Kind]]:
     """What rows need, by the engine if it serves this model, else for full passes."""
-    because = why_whole(nn)
+    because = why_full(nn, question)
     if edges.by_mlps and edited_layers(nn):
         raise RefusedError("arch", EDITED)
     if not question.full_passes and not because:

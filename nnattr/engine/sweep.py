@@ -111,6 +111,11 @@ def cells(question: Question, rows: Rows) -> tuple[Tensor, ...]:
     return rows.example, column[rows.layer], rows.unit, rows.spot
 
 
+def why_full(nn: Any, question: Question) -> str:
+    """Why rows of this model have to be full passes, whatever these say; empty if they do not."""
+    return why_whole(nn) or why_unnumbered(nn, question.layout.layers)
+
+
 class Prepared:
     """What patched rows need.
 
@@ -128,7 +133,7 @@ class Prepared:
 
 def prepared(nn: Any, question: Question, budget: Budget) -> Prepared:
     """What rows need, by the engine if it serves this model, else for full passes."""
-    because = why_whole(nn) or why_unnumbered(nn, question.layout.layers)
+    because = why_full(nn, question)
     if not question.full_passes and not because:
         try:
             found = by_engine(nn, question, budget)

@@ -127,6 +127,22 @@ def test_rows_do_not_go_on_from_another_layers_keys(change: Any, site: Any) -> N
     assert_same(found.raw, expected("activation", model, task, site=site, positions="each"))
 
 
+@pytest.mark.parametrize("change", [llama_swapped, gpt2_swapped, llama_popped_and_told])
+def test_edges_do_not_go_on_from_another_layers_keys(change: Any) -> None:
+    module = tiny_module(change.__name__.partition("_")[0])
+    change(module)
+    with pytest.warns(UserWarning, match="number themselves"):
+        model = load(module, tokenizer=tiny_tokenizer())
+    asked = {"receivers": "all", "normalized": False}
+    found, whole = (
+        nnattr.path_patching(model, ragged_tiny(model), nnattr.LogitDiff(), engine=engine, **asked)
+        for engine in ("suffix", "full")
+    )
+    assert found.provenance.arguments["engine"] == "full"
+    np.testing.assert_allclose(found.raw, whole.raw, atol=2e-5)
+    assert np.nanmax(np.abs(whole.raw)) > 1e-3
+
+
 def test_an_unknown_family_without_its_last_layer_is_discovered() -> None:
     module = tiny_module("llama")
     module.config.model_type = "unheard-of"
